@@ -1,0 +1,57 @@
+// nnops._C: importing it registers the operators under torch.ops.nnops; its functions only look.
+//
+// Nothing here lies on the path of an operator call.
+#include <omp.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/dispatch.h"
+#include "core/isa.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Loads nnops's operators and tells how they were built and what ran.";
+
+  module.def(
+      "build_info",
+      [] {
+        return std::map<std::string, std::string>{
+            {"version", NNOPS_VERSION}, {"torch", NNOPS_BUILT_WITH_TORCH},
+            {"compiler", __VERSION__},  {"openmp", std::to_string(_OPENMP)},
+            {"cuda", "not built"},
+        };
+      },
+      "Version, torch at build time, compiler, OpenMP date, CUDA.");
+  module.def(
+      "available_isas",
+      [] {
+        std::vector<std::string> names;
+        for (const nnops::Isa isa : nnops::available_isas()) names.emplace_back(isa_name(isa));
+        return names;
+      },
+      "ISA levels that are compiled in and that this CPU runs, lowest first.");
+  module.def(
+      "active_isa", [] { return nnops::isa_name(nnops::active_isa()); }, "The ISA level in use.");
+  module.def("set_active_isa", &nnops::set_active_isa, py::arg("name"),
+             "Switches the ISA level of the process; ValueError for an unavailable one.");
+  module.def(
+      "last_choice",
+      [] {
+        const nnops::Choice& choice = nnops::last_choice();
+        return py::make_tuple(choice.op, choice.algorithm, isa_name(choice.isa));
+      },
+      "(operator, algorithm, ISA) of the calling thread's last kernel call.");
+  module.def(
+      "algorithms",
+      [] {
+        std::map<std::string, std::vector<std::string>> lists;
+        for (const auto& list : nnops::algorithm_lists()) lists[list.op] = list.algorithms;
+        return lists;
+      },
+      "Operator to its algorithms, in the order in which they are tried.");
+}

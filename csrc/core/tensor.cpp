@@ -1,0 +1,197 @@
+#include "core/tensor.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "core/check.h"
+#include "core/dispatch.h"
+
+namespace nnops {
+namespace {
+
+int32_t dtype_code(const Tensor& tensor) {
+  int32_t code = 0;
+  aoti_torch_get_dtype(tensor.get(), &code);
+  return code;
+}
+
+int32_t device_type(const Tensor& tensor) {
+  int32_t type = 0;
+  aoti_torch_get_device_type(tensor.get(), &type);
+  return type;
+}
+
+// torch's dtype code of each nnops DType, in the enum's order.
+const std::array<int32_t, kDTypeCount>& dtype_codes() {
+  static const std::array<int32_t, kDTypeCount> codes = {
+      aoti_torch_dtype_float32(), aoti_torch_dtype_float64(), aoti_torch_dtype_bfloat16(),
+      aoti_torch_dtype_float16(), aoti_torch_dtype_uint8(),   aoti_torch_dtype_int8(),
+      aoti_torch_dtype_int16(),   aoti_torch_dtype_int32(),   aoti_torch_dtype_int64()};
+  return codes;
+}
+
+std::string dtype_text(int32_t code) {
+  const auto& codes = dtype_codes();
+  for (int i = 0; i < kDTypeCount; ++i) {
+    if (codes[i] == code) return dtype_name(static_cast<DType>(i));
+  }
+  if (code == aoti_torch_dtype_bool()) return "bool";
+  if (code == aoti_torch_dtype_complex64()) return "complex64";
+  if (code == aoti_torch_dtype_complex128()) return "complex128";
+  return concat("of code ", code);
+}
+
+}  // namespace
+
+DType dtype_of(const char* op, const Tensor& tensor) {
+  const int32_t code = dtype_code(tensor);
+  const auto& codes = dtype_codes();
+  for (int i = 0; i < kDTypeCount; ++i) {
+    if (codes[i] == code) return static_cast<DType>(i);
+  }
+  NNOPS_CHECK_NOT_IMPLEMENTED(false, op, ": not implemented for dtype ", dtype_text(code));
+  return DType::kFloat32;
+}
+
+void check_device(const char* op, const char* name, const Tensor& tensor) {
+  NNOPS_CHECK_NOT_IMPLEMENTED(device_type(tensor) == aoti_torch_device_type_cpu(), op, ": ", name,
+                              " must be a CPU tensor, other devices are not implemented yet");
+  int32_t layout = 0;
+  aoti_torch_get_layout(tensor.get(), &layout);
+  NNOPS_CHECK_NOT_IMPLEMENTED(layout == aoti_torch_layout_strided(), op, ": ", name,
+                              " must be a strided tensor, other layouts are not implemented");
+}
+
+void check_same_type(const char* op, const char* name, const Tensor& tensor, const char* like_name,
+                     const Tensor& like) {
+  const int32_t code = dtype_code(tensor);
+  const int32_t like_code = dtype_code(like);
+  NNOPS_CHECK(code == like_code, op, ": ", name, " and ", like_name,
+              " must have the same dtype, but got ", dtype_text(code), " and ",
+              dtype_text(like_code));
+  NNOPS_CHECK(device_type(tensor) == device_type(like) &&
+                  tensor.get_device_index() == like.get_device_index(),
+              op, ": ", name, " and ", like_name, " must be on the same device");
+}
+
+int64_t checked_numel(const char* op, Sizes sizes) {
+  constexpr int64_t kLargestElement = 8;
+  int64_t bytes = kLargestElement;
+  bool fits = true;
+  for (const int64_t size : sizes) fits = fits && !__builtin_mul_overflow(bytes, size, &bytes);
+  // A zero anywhere makes the tensor empty, however large the other sizes are.
+  if (std::find(sizes.begin(), sizes.end(), 0) != sizes.end()) return 0;
+  NNOPS_CHECK(fits, op, ": a tensor of sizes ", tuple_text(sizes), " is too large to address");
+  return bytes / kLargestElement;
+}
+
+bool same_sizes(const Tensor& a, const Tensor& b) {
+  const Sizes x = a.sizes();
+  const Sizes y = b.sizes();
+  return std::equal(x.begin(), x.end(), y.begin(), y.end());
+}
+
+std::vector<int64_t> contiguous_strides(Sizes sizes) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(sizes[i], 1);
+  }
+  return strides;
+}
+
+std::vector<int64_t> channels_last_strides(Sizes sizes) {
+  std::vector<int64_t> strides(4);
+  int64_t stride = 1;
+  for (const size_t i : {size_t{1}, size_t{3}, size_t{2}, size_t{0}}) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(sizes[i], 1);
+  }
+  return strides;
+}
+
+bool suggests_channels_last(const Tensor& tensor) {
+  if (tensor.dim() != 4) return false;
+  const Sizes sizes = tensor.sizes();
+  const Sizes strides = tensor.strides();
+  if (strides[1] == 0) return false;
+  int64_t least = 0;
+  for (const size_t i : {size_t{1}, size_t{3}, size_t{2}, size_t{0}}) {
+    if (sizes[i] == 0) return false;
+    if (strides[i] < least) return false;
+    // A tensor of strides N11W or NC11 fits both orders; row-major wins, as in torch.
+    if (i == 0 && least == strides[1]) return false;
+    least = strides[i] * std::max<int64_t>(sizes[i], 1);
+  }
+  return true;
+}
+
+bool is_dense(const Tensor& tensor) {
+  if (tensor.is_contiguous()) return true;
+  const Sizes sizes = tensor.sizes();
+  const Sizes strides = tensor.strides();
+  std::vector<size_t> order(sizes.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    if (sizes[a] < 2) return false;
+    if (sizes[b] < 2) return true;
+    return strides[a] < strides[b];
+  });
+  int64_t expected = 1;
+  for (const size_t i : order) {
+    if (sizes[i] < 2) break;
+    if (strides[i] != expected) return false;
+    expected *= sizes[i];
+  }
+  return true;
+}
+
+Tensor empty_strided(Sizes sizes, Sizes strides, DType dtype, const Tensor& like) {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+      dtype_codes()[static_cast<int>(dtype)], device_type(like), like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+Tensor empty_as(const Tensor& like) {
+  AtenTensorHandle handle = nullptr;
+  const Sizes sizes = like.sizes();
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), like.strides().data(), dtype_code(like),
+      device_type(like), like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+Tensor empty_contiguous(Sizes sizes, DType dtype, const Tensor& like) {
+  return empty_strided(sizes, contiguous_strides(sizes), dtype, like);
+}
+
+Tensor empty_image(Sizes sizes, bool channels_last, DType dtype, const Tensor& like) {
+  return empty_strided(
+      sizes, channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes), dtype, like);
+}
+
+Tensor dense(const Tensor& tensor) {
+  if (is_dense(tensor)) return tensor;
+  // torch's preserve_format: packed, with the dimensions in the order of the strides.
+  Tensor copy = torch::stable::empty_like(tensor);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+Tensor with_strides_of(const Tensor& tensor, const Tensor& like) {
+  const Sizes sizes = tensor.sizes();
+  const Sizes mine = tensor.strides();
+  const Sizes wanted = like.strides();
+  bool same = true;
+  for (size_t i = 0; i < sizes.size(); ++i) same = same && (sizes[i] < 2 || mine[i] == wanted[i]);
+  if (same) return tensor;
+  Tensor copy = empty_as(like);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+}  // namespace nnops

@@ -1,0 +1,59 @@
+// Tensor helpers of csrc/ops: dtype, layout and allocation on LibTorch's stable ABI.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+
+namespace nnops {
+
+using torch::stable::Tensor;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+// The tensor's dtype; NotImplementedError for one that no nnops kernel knows (bool, complex, ...).
+DType dtype_of(const char* op, const Tensor& tensor);
+
+// RuntimeError unless both tensors have the same dtype and lie on the same device.
+void check_same_type(const char* op, const char* name, const Tensor& tensor, const char* like_name,
+                     const Tensor& like);
+
+// NotImplementedError unless the tensor lies on a device that nnops has kernels for.
+void check_device(const char* op, const char* name, const Tensor& tensor);
+
+// The product of `sizes`; RuntimeError when it, times the size of the largest element type, does
+// not fit into int64.
+int64_t checked_numel(const char* op, Sizes sizes);
+
+bool same_sizes(const Tensor& a, const Tensor& b);
+
+// Strides of a packed tensor: row-major, or channels_last for four sizes (N, C, H, W).
+std::vector<int64_t> contiguous_strides(Sizes sizes);
+std::vector<int64_t> channels_last_strides(Sizes sizes);
+
+// torch's rule for a 4-D tensor whose strides suggest channels_last (Tensor.suggest_memory_format).
+bool suggests_channels_last(const Tensor& tensor);
+
+// Whether the elements fill one block of memory without gaps or overlap, in any dimension order.
+bool is_dense(const Tensor& tensor);
+
+// Uninitialised, on the device of `like`.
+Tensor empty_strided(Sizes sizes, Sizes strides, DType dtype, const Tensor& like);
+// Like the dense tensor `like`: its sizes, strides and dtype.
+Tensor empty_as(const Tensor& like);
+Tensor empty_contiguous(Sizes sizes, DType dtype, const Tensor& like);
+// (N, C, H, W) in channels_last or row-major order.
+Tensor empty_image(Sizes sizes, bool channels_last, DType dtype, const Tensor& like);
+
+// `tensor` itself if dense, else a dense copy with the same dimension order.
+Tensor dense(const Tensor& tensor);
+// `tensor` itself if its strides are those of the dense tensor `like` (same sizes), else a copy.
+Tensor with_strides_of(const Tensor& tensor, const Tensor& like);
+
+}  // namespace nnops

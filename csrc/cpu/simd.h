@@ -1,0 +1,319 @@
+// SIMD for the CPU kernels: GCC/Clang vector extensions behind one small set of names.
+//
+// A vector is 64 bytes on every ISA: 16 lanes of float, 8 of double (the compiler splits it where
+// registers are shorter), so that lane-wise reductions have the same order, and the same bits,
+// everywhere. bfloat16 and float16 are storage types: they load to and store from float vectors.
+//
+// Included by kernels that are compiled once per ISA: everything lives in that ISA's namespace and
+// has internal linkage, so that no copy for a newer CPU can be linked into code for an older one.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#define NNOPS_INLINE static inline __attribute__((always_inline))
+
+// NNOPS_ISA is cpu_default, cpu_avx2 or cpu_avx512; the build defines it.
+#define NNOPS_BEGIN_KERNELS \
+  namespace nnops {         \
+  namespace NNOPS_ISA {     \
+  namespace {
+#define NNOPS_END_KERNELS \
+  }                       \
+  }                       \
+  }
+
+NNOPS_BEGIN_KERNELS
+
+struct bfloat16 {
+  uint16_t bits;
+};
+using float16 = _Float16;
+
+// The type that arithmetic on T is done in.
+template <typename T>
+struct AccumulateType {
+  using type = T;
+};
+template <>
+struct AccumulateType<bfloat16> {
+  using type = float;
+};
+template <>
+struct AccumulateType<float16> {
+  using type = float;
+};
+template <typename T>
+using acc_t = typename AccumulateType<T>::type;
+
+template <typename T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(64)));
+  typedef int32_t mask __attribute__((vector_size(64)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(64)));
+  typedef int64_t mask __attribute__((vector_size(64)));
+};
+template <typename T>
+using Vec = typename VectorOf<T>::type;
+template <typename T>
+using Mask = typename VectorOf<T>::mask;
+
+template <typename T>
+constexpr int64_t kLanes = 64 / sizeof(T);
+
+// --- scalar conversions -------------------------------------------------------------------------
+
+template <typename T>
+NNOPS_INLINE acc_t<T> to_acc(T value) {
+  return value;
+}
+template <>
+inline __attribute__((always_inline)) float to_acc<bfloat16>(bfloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+template <>
+inline __attribute__((always_inline)) float to_acc<float16>(float16 value) {
+  return static_cast<float>(value);
+}
+
+template <typename T>
+NNOPS_INLINE T from_acc(acc_t<T> value) {
+  return static_cast<T>(value);
+}
+// Round to nearest, ties to even; a NaN stays a (quiet) NaN.
+template <>
+inline __attribute__((always_inline)) bfloat16 from_acc<bfloat16>(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  if (value != value) return bfloat16{0x7fc0};
+  return bfloat16{static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+// --- load and store -----------------------------------------------------------------------------
+
+template <typename T>
+NNOPS_INLINE Vec<T> broadcast(T value) {
+  return value - Vec<T>{};
+}
+
+template <typename T>
+NNOPS_INLINE Vec<T> load(const T* pointer) {
+  Vec<T> result;
+  std::memcpy(&result, pointer, sizeof(result));
+  return result;
+}
+template <typename T>
+NNOPS_INLINE void store(T* pointer, Vec<T> value) {
+  std::memcpy(pointer, &value, sizeof(value));
+}
+
+NNOPS_INLINE Vec<float> load(const bfloat16* pointer) {
+  typedef uint16_t u16x16 __attribute__((vector_size(32)));
+  typedef uint32_t u32x16 __attribute__((vector_size(64)));
+  u16x16 bits;
+  std::memcpy(&bits, pointer, sizeof(bits));
+  return reinterpret_cast<Vec<float>>(__builtin_convertvector(bits, u32x16) << 16);
+}
+NNOPS_INLINE void store(bfloat16* pointer, Vec<float> value) {
+  typedef uint16_t u16x16 __attribute__((vector_size(32)));
+  typedef uint32_t u32x16 __attribute__((vector_size(64)));
+  const u32x16 bits = reinterpret_cast<u32x16>(value);
+  const u32x16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const u32x16 quiet = u32x16{} + 0x7fc0;
+  const u16x16 result = __builtin_convertvector(value != value ? quiet : rounded, u16x16);
+  std::memcpy(pointer, &result, sizeof(result));
+}
+
+NNOPS_INLINE Vec<float> load(const float16* pointer) {
+  Vec<float> result;
+#if defined(__AVX512F__)
+  result = reinterpret_cast<Vec<float>>(
+      _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(pointer))));
+#elif defined(__F16C__)
+  for (int half = 0; half < 2; ++half) {
+    const __m256 lanes =
+        _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pointer + 8 * half)));
+    std::memcpy(reinterpret_cast<float*>(&result) + 8 * half, &lanes, sizeof(lanes));
+  }
+#else
+  for (int i = 0; i < 16; ++i) result[i] = static_cast<float>(pointer[i]);
+#endif
+  return result;
+}
+NNOPS_INLINE void store(float16* pointer, Vec<float> value) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(pointer),
+                      _mm512_cvtps_ph(reinterpret_cast<__m512>(value), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  for (int half = 0; half < 2; ++half) {
+    __m256 lanes;
+    std::memcpy(&lanes, reinterpret_cast<const float*>(&value) + 8 * half, sizeof(lanes));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(pointer + 8 * half),
+                     _mm256_cvtps_ph(lanes, _MM_FROUND_TO_NEAREST_INT));
+  }
+#else
+  for (int i = 0; i < 16; ++i) pointer[i] = static_cast<float16>(value[i]);
+#endif
+}
+
+// The first `count` lanes (0 < count < lanes); the others are `fill` in the loaded vector and stay
+// untouched in memory.
+template <typename T>
+NNOPS_INLINE Vec<acc_t<T>> load_first(const T* pointer, int64_t count, T fill = T{}) {
+  T buffer[kLanes<acc_t<T>>];
+  for (T& lane : buffer) lane = fill;
+  std::memcpy(buffer, pointer, static_cast<size_t>(count) * sizeof(T));
+  return load(buffer);
+}
+template <typename T>
+NNOPS_INLINE void store_first(T* pointer, Vec<acc_t<T>> value, int64_t count) {
+  T buffer[kLanes<acc_t<T>>];
+  store(buffer, value);
+  std::memcpy(pointer, buffer, static_cast<size_t>(count) * sizeof(T));
+}
+
+// --- reductions ---------------------------------------------------------------------------------
+
+// Pairwise, in the same order on every ISA.
+template <typename V>
+NNOPS_INLINE auto sum_lanes(V value) {
+  using T = std::remove_reference_t<decltype(value[0])>;
+  constexpr int kCount = sizeof(V) / sizeof(T);
+  T lanes[kCount];
+  std::memcpy(lanes, &value, sizeof(value));
+  for (int width = kCount / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
+// --- exp, log, log1p ----------------------------------------------------------------------------
+// float: stated errors are the largest seen over a dense sweep (tests/test_simd_math.py).
+// double: the C library's functions, lane by lane.
+
+// exp(x), at most 1.2 ulp off. Range reduction x = n ln2 + r with |r| <= ln2/2, Taylor series of
+// degree 7 (remainder below 7e-9), scaling in two steps so that subnormal results are right.
+NNOPS_INLINE Vec<float> vexp(Vec<float> x) {
+  typedef int32_t i32x16 __attribute__((vector_size(64)));
+  // Below -104 the result rounds to 0, above 89 it is infinite; a NaN passes both selections.
+  x = x < -104.0f ? broadcast(-104.0f) : x;
+  x = x > 89.0f ? broadcast(89.0f) : x;
+  const Vec<float> kRound = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to integer
+  const Vec<float> n = (x * 1.44269504088896341f + kRound) - kRound;
+  Vec<float> r = x - n * 0.693359375f;
+  r = r - n * -2.12194440054690583e-4f;
+  Vec<float> p = broadcast(1.0f / 5040.0f);
+  p = p * r + 1.0f / 720.0f;
+  p = p * r + 1.0f / 120.0f;
+  p = p * r + 1.0f / 24.0f;
+  p = p * r + 1.0f / 6.0f;
+  p = p * r + 0.5f;
+  p = (p * r) * r + r + 1.0f;
+  const Vec<float> safe_n = n == n ? n : Vec<float>{};
+  const i32x16 exponent = __builtin_convertvector(safe_n, i32x16);
+  const i32x16 first = exponent >> 1;
+  const i32x16 second = exponent - first;
+  const Vec<float> scale1 = reinterpret_cast<Vec<float>>((first + 127) << 23);
+  const Vec<float> scale2 = reinterpret_cast<Vec<float>>((second + 127) << 23);
+  return p * scale1 * scale2;
+}
+
+// log(x), at most 2 ulp off, -inf at 0, NaN below. x = 2^e m with m in [sqrt(1/2), sqrt(2)) and
+// log m = 2 atanh(s), s = (m - 1) / (m + 1), by its series up to s^11.
+NNOPS_INLINE Vec<float> vlog(Vec<float> x) {
+  typedef int32_t i32x16 __attribute__((vector_size(64)));
+  const Vec<float> infinity = broadcast(std::numeric_limits<float>::infinity());
+  const Mask<float> subnormal = x < std::numeric_limits<float>::min();
+  const Vec<float> scaled = subnormal ? x * 8388608.0f : x;
+  const i32x16 bits = reinterpret_cast<i32x16>(scaled);
+  // Exponent relative to sqrt(1/2) = 0x3f3504f3, so that m lies around 1.
+  const i32x16 e = (bits - 0x3f3504f3) >> 23;
+  const Vec<float> m = reinterpret_cast<Vec<float>>(bits - (e << 23));
+  const Vec<float> exponent =
+      __builtin_convertvector(e, Vec<float>) - (subnormal ? broadcast(23.0f) : Vec<float>{});
+  const Vec<float> f = m - 1.0f;
+  const Vec<float> s = f / (f + 2.0f);
+  const Vec<float> z = s * s;
+  Vec<float> p = broadcast(2.0f / 11.0f);
+  p = p * z + 2.0f / 9.0f;
+  p = p * z + 2.0f / 7.0f;
+  p = p * z + 2.0f / 5.0f;
+  p = p * z + 2.0f / 3.0f;
+  // log m = f - s (f - z p), the form whose leading term is exact.
+  const Vec<float> small = s * (z * p - f) + exponent * -2.12194440054690583e-4f;
+  Vec<float> result = exponent * 0.693359375f + (f + small);
+  result = x == 0.0f ? -infinity : result;
+  result = x == infinity ? infinity : result;
+  const Vec<float> nan = broadcast(std::numeric_limits<float>::quiet_NaN());
+  return (x < 0.0f || x != x) ? nan : result;
+}
+
+// log(1 + u) for u >= 0: the rounding error of 1 + u is put back to first order.
+NNOPS_INLINE Vec<float> vlog1p(Vec<float> u) {
+  const Vec<float> v = u + 1.0f;
+  const Vec<float> correction = (u - (v - 1.0f)) / v;
+  return vlog(v) + (u == std::numeric_limits<float>::infinity() ? Vec<float>{} : correction);
+}
+
+#define NNOPS_DOUBLE_LANES(vector_name, scalar_function)                       \
+  NNOPS_INLINE Vec<double> vector_name(Vec<double> x) {                        \
+    for (int64_t i = 0; i < kLanes<double>; ++i) x[i] = scalar_function(x[i]); \
+    return x;                                                                  \
+  }
+NNOPS_DOUBLE_LANES(vexp, std::exp)
+NNOPS_DOUBLE_LANES(vlog, std::log)
+NNOPS_DOUBLE_LANES(vlog1p, std::log1p)
+#undef NNOPS_DOUBLE_LANES
+
+// --- loops --------------------------------------------------------------------------------------
+
+template <typename T>
+constexpr bool kIsFloating = false;
+template <>
+constexpr bool kIsFloating<float> = true;
+template <>
+constexpr bool kIsFloating<double> = true;
+template <>
+constexpr bool kIsFloating<bfloat16> = true;
+template <>
+constexpr bool kIsFloating<float16> = true;
+
+// output[i] = function(inputs[i]...) for i in [0, n); `function` takes and returns vectors of
+// acc_t<T>. The output may be one of the inputs.
+template <typename T, typename Function, typename... Inputs>
+NNOPS_INLINE void map_vectors(T* output, int64_t n, Function function, const Inputs*... inputs) {
+  constexpr int64_t kWidth = kLanes<acc_t<T>>;
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(output + i, function(load(inputs + i)...));
+  if (i < n) store_first(output + i, function(load_first(inputs + i, n - i)...), n - i);
+}
+
+// Splits [0, n) into chunks of fixed size and runs body(begin, end) on each, on `threads` threads.
+template <typename Body>
+NNOPS_INLINE void parallel_chunks(int64_t n, int64_t chunk, int threads, Body body) {
+  const int64_t chunks = (n + chunk - 1) / chunk;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < chunks; ++i) {
+    const int64_t begin = i * chunk;
+    body(begin, begin + chunk < n ? begin + chunk : n);
+  }
+}
+
+// Elements a chunk of an elementwise loop; a multiple of every vector width.
+constexpr int64_t kElementwiseChunk = 16384;
+
+NNOPS_END_KERNELS

@@ -1,0 +1,11 @@
+"""nnops: conv2d, max_pool2d, ReLU and the losses for PyTorch, compiled, verified, drop-in.
+
+Replace `import torch.nn as nn` by `import nnops.nn as nn`.
+"""
+
+from __future__ import annotations
+
+from nnops import _library, nn
+
+__version__ = _library._C.build_info()["version"]
+__all__ = ["nn"]

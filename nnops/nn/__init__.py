@@ -1,0 +1,24 @@
+"""torch.nn with nnops's modules in place of torch's; every other name is torch's own.
+
+Each module is a subclass of torch's of the same name that overrides `forward` only: constructor,
+parameters, state_dict, repr and pickling are torch's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn as _torch_nn
+
+from nnops.nn import functional
+from nnops.nn.activation import ReLU
+
+__all__ = ["ReLU", "functional"]
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(_torch_nn, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_torch_nn)})

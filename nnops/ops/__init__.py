@@ -1,0 +1,1 @@
+"""The operators: one file per family, each with its formulas and its mounted routers."""

@@ -1,0 +1,188 @@
+"""From one class of formulas to everything that differentiates: the autograd plumbing of all ops.
+
+An operator `nnops::name` exists twice in C++: as `nnops::name`, the public operator, and as
+`nnops::_name`, the same function on which no autograd is mounted. In Python one subclass of
+`Formulas` says how it differentiates. `mount` derives from that class
+
+* the registrations on the public operator (fake kernel, autograd, vmap), for torch.compile,
+  torch.export and callers of `torch.ops.nnops`;
+* a light `torch.autograd.Function`, old style, for ordinary eager calls: `setup_context` of the
+  new style makes torch inspect signatures on every call and costs about four times as much;
+* a full `torch.autograd.Function` with `setup_context`, `jvp` and `vmap`, for torch.func transforms
+  and forward-mode AD, where a registration alone would lose the tangent;
+
+and returns the router, a plain function that picks the right one for each call.
+
+The two private names of torch that this needs are used here and nowhere else;
+tests/test_router.py fails when torch changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from nnops import _library  # noqa: F401  (registers torch.ops.nnops)
+
+_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+
+# Filled by `mount`: public operator name to its formulas.
+FORMULAS: dict[str, type[Formulas]] = {}
+
+
+class Formulas:
+    """How one operator of torch.ops.nnops differentiates. All methods are static.
+
+    `setup_context(ctx, inputs, output)` saves what the derivatives need, the least of it:
+    it may read `ctx.needs_input_grad`. `backward(ctx, *grad_outputs)` returns one gradient per
+    input; it must itself be made of differentiable calls (other mounted operators, or torch's
+    elementwise functions), so that derivatives of every order follow.
+    """
+
+    name: ClassVar[str]
+    # Positions of the inputs that can need a gradient.
+    differentiable: ClassVar[tuple[int, ...]]
+
+    @staticmethod
+    def fake(*inputs: Any) -> Any:
+        """Outputs of the right shape, strides and dtype, without data (symbolic sizes allowed)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        raise NotImplementedError
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Tangent of the output(s), from one tangent (or None) per input."""
+        raise NotImplementedError
+
+    # vmap(info, in_dims, *inputs) -> (outputs, out_dims); None: one call per slice, then stacked.
+    vmap: ClassVar[Callable[..., Any] | None] = None
+
+
+Router = Callable[..., Any]
+
+
+def mount(formulas: type[Formulas]) -> Router:
+    """Registers `formulas` with torch and returns the function that calls the operator."""
+    name = formulas.name
+    public = getattr(torch.ops.nnops, name).default
+    raw = getattr(torch.ops.nnops, f"_{name}").default
+    class_name = f"{formulas.__name__}Function"
+    light = _light_function(class_name, formulas, raw)
+    full = _full_function(class_name, formulas, raw)
+    differentiable = formulas.differentiable
+
+    def route(*inputs: Any) -> Any:
+        if _is_compiling():
+            return public(*inputs)
+        if _transforms_active() or forward_ad._current_level >= 0:
+            return full.apply(*inputs)
+        if _is_grad_enabled():
+            for position in differentiable:
+                tensor = inputs[position]
+                if tensor is not None and tensor.requires_grad:
+                    return light.apply(*inputs)
+        return raw(*inputs)
+
+    route.__name__ = route.__qualname__ = name
+    route.__doc__ = f"torch.ops.nnops.{name}, differentiable in every way that torch offers."
+    full.router = route
+
+    for operator in (f"nnops::{name}", f"nnops::_{name}"):
+        torch.library.register_fake(operator, formulas.fake)
+    torch.library.register_autograd(
+        f"nnops::{name}", formulas.backward, setup_context=_keyword_setup(formulas)
+    )
+    torch.library.register_vmap(f"nnops::{name}", _vmap_rule(formulas, route))
+    FORMULAS[name] = formulas
+    return route
+
+
+def register_fake_only(name: str, fake: Callable[..., Any]) -> Router:
+    """For an operator that is not differentiable: its fake kernel, and the operator itself."""
+    torch.library.register_fake(f"nnops::{name}", fake)
+    operator: Router = getattr(torch.ops.nnops, name).default
+    return operator
+
+
+def _keyword_setup(formulas: type[Formulas]) -> Callable[..., None]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        formulas.setup_context(ctx, inputs, output)
+
+    return setup_context
+
+
+def _light_function(
+    class_name: str, formulas: type[Formulas], raw: Callable[..., Any]
+) -> type[torch.autograd.Function]:
+    setup_context = formulas.setup_context
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = raw(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
+
+    body = {"forward": staticmethod(forward), "backward": staticmethod(formulas.backward)}
+    return type(class_name, (torch.autograd.Function,), body)
+
+
+def _full_function(class_name: str, formulas: type[Formulas], raw: Callable[..., Any]) -> Any:
+    def forward(*inputs: Any) -> Any:
+        return raw(*inputs)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        formulas.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*(getattr(ctx, "to_save", None) or ()))
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+        return _vmap_rule(formulas, full.router)(info, in_dims, *inputs)
+
+    body = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(formulas.backward),
+        "jvp": staticmethod(formulas.jvp),
+        "vmap": staticmethod(vmap),
+        "router": None,
+    }
+    full: Any = type(class_name, (torch.autograd.Function,), body)
+    return full
+
+
+def _vmap_rule(formulas: type[Formulas], route: Router) -> Callable[..., Any]:
+    if formulas.vmap is not None:
+        return formulas.vmap
+
+    def one_call_per_slice(info: Any, in_dims: Sequence[Any], *inputs: Any) -> Any:
+        results = []
+        for index in range(info.batch_size):
+            slices = [
+                value.select(dim, index) if isinstance(dim, int) else value
+                for value, dim in zip(inputs, in_dims, strict=True)
+            ]
+            results.append(route(*slices))
+        if isinstance(results[0], tuple):
+            stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+            return stacked, (0,) * len(stacked)
+        return torch.stack(results), 0
+
+    return one_call_per_slice
+
+
+def batch_first(tensor: Tensor, dim: int | None, batch_size: int) -> Tensor:
+    """`tensor` with the vmapped dimension in front, expanded where it had none."""
+    if dim is None:
+        return tensor.expand(batch_size, *tensor.shape)
+    return tensor.movedim(dim, 0)

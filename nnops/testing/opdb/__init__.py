@@ -1,0 +1,19 @@
+"""The operator database: every function of nnops with its samples, errors and work.
+
+Tests and benchmarks are generated from it. Adding an operator family is one line here.
+"""
+
+from __future__ import annotations
+
+from nnops.testing.opdb import relu
+from nnops.testing.samples import OpCase
+
+CASES: tuple[OpCase, ...] = (*relu.CASES,)
+
+
+def case(name: str) -> OpCase:
+    """The case of the function `name`; KeyError if there is none."""
+    for candidate in CASES:
+        if candidate.name == name:
+            return candidate
+    raise KeyError(f"no case named {name!r}, there are {[known.name for known in CASES]}")

@@ -1,0 +1,145 @@
+"""What the operator database is made of: cases, samples and the maker of their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One valid call: function(*args, **kwargs). Tensors that need a gradient say so."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ErrorSample:
+    """One call that must raise `error`, with a message that matches the regex `match`."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    error: type[Exception]
+    match: str
+    # Whether torch raises the same class; where it does not, why is said in `differs`.
+    differs: str = ""
+
+
+class Maker:
+    """Makes the tensors of samples: reproducible, on one device, of one dtype."""
+
+    def __init__(
+        self, dtype: torch.dtype, device: str = "cpu", seed: int = 0, requires_grad: bool = False
+    ) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.requires_grad = requires_grad and dtype.is_floating_point
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def tensor(
+        self, *shape: int, low: float = -2.0, high: float = 2.0, grad: bool = True
+    ) -> Tensor:
+        """Uniform in [low, high); whole numbers in [2 low, 2 high] for integer dtypes."""
+        if self.dtype.is_floating_point:
+            uniform = torch.rand(shape, generator=self._generator, dtype=torch.float64)
+            values = uniform * (high - low) + low
+        else:
+            lowest = 0 if self.dtype == torch.uint8 else int(2 * low)
+            values = torch.randint(
+                lowest, int(2 * high) + 1, shape, generator=self._generator
+            ).double()
+        result = values.to(self.dtype).to(self.device)
+        return result.requires_grad_(self.requires_grad and grad)
+
+    def integer_valued(self, *shape: int, magnitude: int = 3, grad: bool = True) -> Tensor:
+        """Small whole numbers in any dtype: sums of products of them are exact, ties abound."""
+        low = 0 if self.dtype == torch.uint8 else -magnitude
+        values = torch.randint(low, magnitude + 1, shape, generator=self._generator)
+        result = values.to(self.dtype).to(self.device)
+        return result.requires_grad_(self.requires_grad and grad)
+
+    def distinct(self, *shape: int, grad: bool = True) -> Tensor:
+        """All values different and far apart: finite differences never change a maximum."""
+        count = 1
+        for size in shape:
+            count *= size
+        values = torch.randperm(count, generator=self._generator).double().reshape(shape)
+        result = ((values - count / 2) * (8 / max(count, 1))).to(self.dtype).to(self.device)
+        return result.requires_grad_(self.requires_grad and grad)
+
+    def indices(self, *shape: int, high: int) -> Tensor:
+        """int64 in [0, high)."""
+        return torch.randint(high, shape, generator=self._generator).to(self.device)
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One function of nnops.nn.functional, held against torch.nn.functional's of the same name."""
+
+    name: str
+    # Names under torch.ops.nnops that its forward, backward and double backward reach.
+    operators: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    samples: Callable[[Maker], Iterator[Sample]]
+    # Small samples, smooth at their inputs, for gradcheck and gradgradcheck in float64.
+    gradcheck_samples: Callable[[Maker], Iterator[Sample]]
+    error_samples: Callable[[], Iterator[ErrorSample]]
+    # The result must equal torch's bit for bit (selection, not arithmetic).
+    exact: bool = False
+    # Work of one forward call, for benchmarks.
+    flops: Callable[[Sample], int] = lambda sample: 0
+    bytes: Callable[[Sample], int] = lambda sample: 0
+
+    def ours(self, sample: Sample) -> Any:
+        import nnops.nn.functional as functional
+
+        return getattr(functional, self.name)(*sample.args, **sample.kwargs)
+
+    def torchs(self, sample: Sample) -> Any:
+        return getattr(torch.nn.functional, self.name)(*sample.args, **sample.kwargs)
+
+
+def map_tensors(sample: Sample, change: Callable[[Tensor], Tensor]) -> Sample:
+    """A copy of `sample` with `change` applied to each of its tensors."""
+
+    def convert(value: Any) -> Any:
+        return change(value) if isinstance(value, Tensor) else value
+
+    return Sample(
+        sample.name,
+        tuple(convert(value) for value in sample.args),
+        {key: convert(value) for key, value in sample.kwargs.items()},
+    )
+
+
+def tensors_of(sample: Sample) -> list[Tensor]:
+    values = [*sample.args, *sample.kwargs.values()]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def detached(sample: Sample, dtype: torch.dtype | None = None) -> Sample:
+    """A copy whose tensors are leaves of their own; floating ones are cast to `dtype`."""
+
+    def change(tensor: Tensor) -> Tensor:
+        copy = tensor.detach()
+        if dtype is not None and copy.dtype.is_floating_point:
+            copy = copy.to(dtype)
+        if copy is tensor or copy.data_ptr() == tensor.data_ptr():
+            copy = copy.clone()
+        return copy.requires_grad_(tensor.requires_grad)
+
+    return map_tensors(sample, change)
+
+
+def bytes_of(*tensors: Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,73 @@
+"""The tolerance policy, all of it.
+
+* Selection (max_pool2d, relu) and sums of small whole numbers are compared bit for bit.
+* Everything else is held against torch's own function in float64: the largest error may be at most
+  twice that of torch in the dtype under test, plus two units in the last place of the largest
+  value (torch's error may happen to be zero).
+* NaN and infinities must stand where torch's stand.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ERROR_RATIO = 2.0
+FLOOR_ULPS = 2.0
+
+
+def largest_error(actual: Tensor, reference: Tensor) -> float:
+    """max |actual - reference| over the elements that are finite in both."""
+    difference = (actual.detach().double() - reference.detach().double()).abs()
+    finite = difference[difference.isfinite()]
+    return float(finite.max()) if finite.numel() else 0.0
+
+
+def assert_same_non_finite(actual: Tensor, expected: Tensor, what: str) -> None:
+    for name, test in (
+        ("NaN", torch.isnan),
+        ("+inf", torch.isposinf),
+        ("-inf", torch.isneginf),
+    ):
+        ours, theirs = test(actual), test(expected)
+        assert torch.equal(ours, theirs), (
+            f"{what}: {name} at {ours.nonzero().tolist()[:5]}, "
+            f"torch has it at {theirs.nonzero().tolist()[:5]}"
+        )
+
+
+def assert_same_type(actual: Tensor, expected: Tensor, what: str) -> None:
+    assert actual.dtype == expected.dtype, f"{what}: {actual.dtype=}, torch {expected.dtype}"
+    assert actual.shape == expected.shape, f"{what}: {actual.shape=}, torch {expected.shape}"
+
+
+def assert_equal(actual: Tensor, expected: Tensor, what: str) -> None:
+    """Bit for bit the same values (any NaN equals any NaN)."""
+    assert_same_type(actual, expected, what)
+    same = (
+        torch.equal(actual.nan_to_num(), expected.nan_to_num())
+        if (actual.dtype.is_floating_point)
+        else torch.equal(actual, expected)
+    )
+    assert same, f"{what}: not equal to torch's, {largest_error(actual, expected)=}"
+    if actual.dtype.is_floating_point:
+        assert_same_non_finite(actual, expected, what)
+
+
+def assert_accurate(actual: Tensor, expected: Tensor, reference: Tensor, what: str) -> None:
+    """`expected` is torch's result in the dtype under test, `reference` torch's in float64."""
+    assert_same_type(actual, expected, what)
+    if not actual.dtype.is_floating_point:
+        assert torch.equal(actual, expected), f"{what}: integers differ from torch's"
+        return
+    assert_same_non_finite(actual, expected, what)
+    if not actual.numel():
+        return
+    finite = reference[reference.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    info = torch.finfo(actual.dtype)
+    floor = FLOOR_ULPS * max(info.eps * scale, info.smallest_normal)
+    ours, theirs = largest_error(actual, reference), largest_error(expected, reference)
+    assert ours <= ERROR_RATIO * theirs + floor, (
+        f"{what}: largest error {ours:.3g}, torch's {theirs:.3g}, {scale=:.3g}, {floor=:.3g}"
+    )
