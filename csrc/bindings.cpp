@@ -46,6 +46,8 @@ PYBIND11_MODULE(_C, module) {
         return py::make_tuple(choice.op, choice.algorithm, isa_name(choice.isa));
       },
       "(operator, algorithm, ISA) of the calling thread's last kernel call.");
+  module.def("force_algorithm", &nnops::force_algorithm, py::arg("op"), py::arg("algorithm"),
+             "Makes `op` take this algorithm in the whole process; an empty name ends it.");
   module.def(
       "algorithms",
       [] {

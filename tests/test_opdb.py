@@ -17,7 +17,10 @@ from nnops.testing.samples import Maker, OpCase, Sample, detached, map_tensors, 
 from nnops.testing.tolerances import assert_accurate, assert_equal
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:Using a target size", "ignore:reduction. 'mean' divides"
+    "ignore:Using a target size",
+    "ignore:reduction. 'mean' divides",
+    "ignore:Using padding='same' with even kernel",
+    "ignore:`torch.jit.script` is deprecated",
 )
 
 BY_DTYPE = [

@@ -1,13 +1,23 @@
 #include "core/dispatch.h"
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 
 namespace nnops {
 namespace {
 
 thread_local Choice t_last_choice;
+
+std::atomic<bool> g_any_forced{false};
+std::mutex g_forced_mutex;
+std::map<std::string, std::string>& forced_algorithms() {
+  static std::map<std::string, std::string> forced;
+  return forced;
+}
 
 }  // namespace
 
@@ -36,6 +46,19 @@ bool verbose_dispatch() {
 
 void print_rejected(const char* op, const char* algorithm, const std::string& reason) {
   std::fprintf(stderr, "nnops: %s: not %s: %s\n", op, algorithm, reason.c_str());
+}
+
+void force_algorithm(const std::string& op, const std::string& algorithm) {
+  const std::lock_guard<std::mutex> lock(g_forced_mutex);
+  forced_algorithms()[op] = algorithm;
+  g_any_forced.store(true);
+}
+
+std::string forced_algorithm(const char* op) {
+  if (!g_any_forced.load(std::memory_order_relaxed)) return "";
+  const std::lock_guard<std::mutex> lock(g_forced_mutex);
+  const auto entry = forced_algorithms().find(op);
+  return entry == forced_algorithms().end() ? "" : entry->second;
 }
 
 std::vector<AlgorithmList>& algorithm_lists() {

@@ -57,26 +57,35 @@ Function kernel_for(const char* op, const char* algorithm, const PerDType<Functi
   return function;
 }
 
-template <typename Kernels, typename Geometry, typename Function>
+// The algorithm that choose_algorithm must take for `op` ("" for none): for tests and benchmarks.
+void force_algorithm(const std::string& op, const std::string& algorithm);
+std::string forced_algorithm(const char* op);
+
+template <typename Kernels, typename Entry, typename Geometry>
 struct Algorithm {
   const char* name;
+  // "" if the algorithm can do it, else the reason why not. Never throws.
   std::string (*supports)(const Geometry& geometry, DType dtype);
-  PerDType<Function> Kernels::* kernels;
+  // Where the algorithm's kernels stand in the operator's kernel struct.
+  Entry Kernels::* entry;
 };
 
 // The first algorithm of `list` that accepts the problem.
-template <typename Kernels, typename Geometry, typename Function, size_t kSize>
-Function choose_kernel(const char* op, const Algorithm<Kernels, Geometry, Function> (&list)[kSize],
-                       const KernelTable<Kernels>& table, const Geometry& geometry, DType dtype) {
+template <typename Kernels, typename Entry, typename Geometry, size_t kSize>
+const Algorithm<Kernels, Entry, Geometry>& choose_algorithm(
+    const char* op, const Algorithm<Kernels, Entry, Geometry> (&list)[kSize],
+    const Geometry& geometry, DType dtype) {
+  const std::string forced = forced_algorithm(op);
   for (const auto& algorithm : list) {
-    const std::string reason = algorithm.supports(geometry, dtype);
-    if (reason.empty()) {
-      return kernel_for(op, algorithm.name, active_kernels(table).*algorithm.kernels, dtype);
-    }
+    std::string reason = algorithm.supports(geometry, dtype);
+    if (!forced.empty() && forced != algorithm.name) reason = "'" + forced + "' is forced";
+    if (reason.empty()) return algorithm;
     if (verbose_dispatch()) print_rejected(op, algorithm.name, reason);
   }
+  NNOPS_CHECK(forced.empty(), op, ": the forced algorithm '", forced,
+              "' cannot compute this problem in ", dtype_name(dtype));
   NNOPS_CHECK_NOT_IMPLEMENTED(false, op, ": not implemented for dtype ", dtype_name(dtype));
-  return nullptr;
+  return list[kSize - 1];
 }
 
 }  // namespace nnops

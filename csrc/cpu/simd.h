@@ -8,6 +8,8 @@
 // has internal linkage, so that no copy for a newer CPU can be linked into code for an older one.
 #pragma once
 
+#include <omp.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -312,6 +314,9 @@ NNOPS_INLINE void parallel_chunks(int64_t n, int64_t chunk, int threads, Body bo
     body(begin, begin + chunk < n ? begin + chunk : n);
   }
 }
+
+// Index of the calling thread in its parallel region, 0 outside of one.
+NNOPS_INLINE int64_t thread_index() { return omp_get_thread_num(); }
 
 // Elements a chunk of an elementwise loop; a multiple of every vector width.
 constexpr int64_t kElementwiseChunk = 16384;

@@ -12,6 +12,7 @@ import torch.nn.functional as _torch_functional
 from torch import Tensor
 
 from nnops.nn import _arguments
+from nnops.ops import conv2d as _conv2d
 from nnops.ops import relu as _relu
 
 
@@ -46,3 +47,88 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 def relu_(input: Tensor) -> Tensor:
     """relu(input, inplace=True)."""
     return relu(input, inplace=True)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: _arguments.IntOrPair = 1,
+    padding: str | _arguments.IntOrPair = 0,
+    dilation: _arguments.IntOrPair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Cross-correlates a batch of images with a bank of filters.
+
+    output[n, o, y, x] = bias[o] + sum over c, i, j of weight[o, c, i, j]
+        * input[n, c, y * stride + i * dilation - padding, x * stride + j * dilation - padding]
+
+    Args:
+        input (Tensor[N, C_in, H, W] or Tensor[C_in, H, W]): float32, float64, bfloat16, float16 or
+            an integer dtype; contiguous, channels_last or any other strides.
+        weight (Tensor[C_out, C_in / groups, K_h, K_w]): same dtype.
+        bias (Tensor[C_out]): same dtype, or None.
+        stride: pixels from one output to the next, one number or (height, width).
+        padding: pixels of zeros on each side, one number or (height, width); 'valid' is none,
+            'same' keeps the size (stride 1 only; an odd total puts the extra row or column at the
+            bottom or right).
+        dilation: pixels from one tap of the filter to the next; 1 is dense.
+        groups: channels are split into this many groups that do not see each other.
+
+    Returns:
+        Tensor[N, C_out, H_out, W_out] (or without N), channels_last if input or weight is.
+        H_out = floor((H + 2 padding - dilation (K_h - 1) - 1) / stride) + 1, W_out alike.
+        bfloat16 and float16 accumulate in float32; integers wrap around.
+
+    Raises:
+        RuntimeError: for sizes, strides, paddings, dilations or groups that do not fit.
+        TypeError: for arguments of a wrong type.
+        NotImplementedError: for bool and complex dtypes.
+
+    Differences from torch: an input with zero channels raises RuntimeError.
+
+    Source: torch.nn.functional.conv2d.
+    """
+    op = "conv2d"
+    _arguments.check_tensor(op, "input", input)
+    _arguments.check_tensor(op, "weight", weight)
+    if bias is not None:
+        _arguments.check_tensor(op, "bias", bias)
+    strides = _arguments.pair(op, "stride", stride)
+    dilations = _arguments.pair(op, "dilation", dilation)
+    paddings: tuple[int, ...]
+    if isinstance(padding, str):
+        paddings = _named_padding(padding, weight, strides, dilations)
+    else:
+        paddings = _arguments.pair(op, "padding", padding)
+    group_count = _arguments.whole_number(op, "groups", groups)
+    batched = input.dim() != 3
+    output: Tensor = _conv2d.conv2d(
+        input if batched else input.unsqueeze(0),
+        weight,
+        bias,
+        strides,
+        paddings,
+        dilations,
+        group_count,
+    )
+    return output if batched else output.squeeze(0)
+
+
+def _named_padding(
+    padding: str, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, ...]:
+    """(height, width), or (top, bottom, left, right), of padding 'valid' or 'same'."""
+    if padding == "valid":
+        return 0, 0
+    if padding != "same":
+        raise RuntimeError(
+            f"nnops::conv2d: padding must be 'valid', 'same' or numbers, but got {padding!r}"
+        )
+    if stride != (1, 1):
+        raise RuntimeError(f"nnops::conv2d: padding='same' needs stride 1, but got stride={stride}")
+    if weight.dim() != 4:
+        return 0, 0  # the operator rejects such a weight
+    total = [dilation[i] * (weight.shape[2 + i] - 1) for i in (0, 1)]
+    top, left = total[0] // 2, total[1] // 2
+    return top, total[0] - top, left, total[1] - left

@@ -40,9 +40,9 @@ class Formulas:
     """How one operator of torch.ops.nnops differentiates. All methods are static.
 
     `setup_context(ctx, inputs, output)` saves what the derivatives need, the least of it:
-    it may read `ctx.needs_input_grad`. `backward(ctx, *grad_outputs)` returns one gradient per
-    input; it must itself be made of differentiable calls (other mounted operators, or torch's
-    elementwise functions), so that derivatives of every order follow.
+    `needed_inputs(ctx)` tells which inputs are differentiated. `backward(ctx, *grad_outputs)`
+    returns one gradient per input; it must itself be made of differentiable calls (other mounted
+    operators, or torch's elementwise functions), so that derivatives of every order follow.
     """
 
     name: ClassVar[str]
@@ -143,6 +143,7 @@ def _full_function(class_name: str, formulas: type[Formulas], raw: Callable[...,
         return raw(*inputs)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.forward_mode = True
         formulas.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*(getattr(ctx, "to_save", None) or ()))
 
@@ -179,6 +180,16 @@ def _vmap_rule(formulas: type[Formulas], route: Router) -> Callable[..., Any]:
         return torch.stack(results), 0
 
     return one_call_per_slice
+
+
+def needed_inputs(ctx: Any) -> tuple[bool, ...]:
+    """For `setup_context`: which inputs may be differentiated.
+
+    `ctx.needs_input_grad` knows nothing of forward-mode tangents, so where they are possible (the
+    full Function) every input counts.
+    """
+    needs: tuple[bool, ...] = ctx.needs_input_grad
+    return (True,) * len(needs) if hasattr(ctx, "forward_mode") else needs
 
 
 def batch_first(tensor: Tensor, dim: int | None, batch_size: int) -> Tensor:

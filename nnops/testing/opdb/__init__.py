@@ -5,10 +5,13 @@ Tests and benchmarks are generated from it. Adding an operator family is one lin
 
 from __future__ import annotations
 
-from nnops.testing.opdb import relu
+from nnops.testing.opdb import conv2d, relu
 from nnops.testing.samples import OpCase
 
-CASES: tuple[OpCase, ...] = (*relu.CASES,)
+CASES: tuple[OpCase, ...] = (
+    *conv2d.CASES,
+    *relu.CASES,
+)
 
 
 def case(name: str) -> OpCase:

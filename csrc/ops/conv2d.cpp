@@ -1,0 +1,279 @@
+// nnops::conv2d and its gradients: checks, geometry, allocation, choice of the algorithm.
+//
+// Shapes: input (N, C, H, W), weight (OC, C/groups, KH, KW), bias (OC), output (N, OC, OH, OW) with
+//   OH = (H + pad_top + pad_bottom - dilation_h (KH - 1) - 1) / stride_h + 1, OW alike.
+// `padding` holds (height, width), the same on both sides, or (top, bottom, left, right).
+// Images may have any strides; outputs are channels_last if one of the inputs is, else row-major.
+#include "ops/conv2d.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/check.h"
+#include "core/dispatch.h"
+#include "core/library.h"
+#include "core/tensor.h"
+#include "core/threads.h"
+#include "core/workspace.h"
+
+namespace nnops {
+namespace {
+
+constexpr KernelTable<Conv2dKernels> kTable = NNOPS_KERNEL_TABLE(conv2d_kernels);
+
+// Multiplications below which another thread does not pay.
+constexpr int64_t kGrainProducts = int64_t{1} << 20;
+
+using Conv2dChoice = Algorithm<Conv2dKernels, Conv2dAlgorithm, Conv2dGeometry>;
+using IntList = std::vector<int64_t>;
+
+const Conv2dChoice kAlgorithms[] = {
+    {"panel_gemm",
+     [](const Conv2dGeometry&, DType dtype) -> std::string {
+       return dtype <= DType::kFloat16 ? "" : "it computes floating dtypes only";
+     },
+     &Conv2dKernels::panel_gemm},
+    {"reference", [](const Conv2dGeometry&, DType) -> std::string { return ""; },
+     &Conv2dKernels::reference},
+};
+const RegisterAlgorithms kRegistered("conv2d", {"panel_gemm", "reference"});
+
+Strides4 strides_of(const Tensor& tensor) {
+  const Sizes strides = tensor.strides();
+  return {strides[0], strides[1], strides[2], strides[3]};
+}
+
+void check_list(const char* op, const char* name, const IntList& values, int64_t least) {
+  NNOPS_CHECK(values.size() == 2, op, ": ", name,
+              " must have two elements (height, width), but got ", name, '=', tuple_text(values));
+  NNOPS_CHECK(values[0] >= least && values[1] >= least, op, ": ", name,
+              least > 0 ? " must be positive" : " must not be negative", ", but got ", name, '=',
+              tuple_text(values));
+}
+
+// One dimension of the output; RuntimeError if the kernel does not fit.
+int64_t output_size(const char* op, const char* dimension, int64_t size, int64_t before,
+                    int64_t after, int64_t kernel, int64_t stride, int64_t dilation) {
+  int64_t padded = 0;
+  int64_t extent = 0;
+  const bool overflow = __builtin_add_overflow(size, before, &padded) ||
+                        __builtin_add_overflow(padded, after, &padded) ||
+                        __builtin_mul_overflow(dilation, kernel - 1, &extent) ||
+                        __builtin_add_overflow(extent, 1, &extent);
+  NNOPS_CHECK(!overflow, op, ": padding and dilation must keep the ", dimension,
+              " within 64 bits, but got size ", size, ", padding ", pair_text(before, after),
+              ", kernel size ", kernel, ", dilation ", dilation);
+  NNOPS_CHECK(extent <= padded, op, ": the dilated kernel must fit into the padded input, but in ",
+              dimension, " got dilation * (kernel - 1) + 1 = ", extent, " over ", size,
+              " padded to ", padded);
+  return (padded - extent) / stride + 1;
+}
+
+// The parameters that all four operators share, and the sizes that follow from them. The strides
+// of the three tensors are left to the caller.
+Conv2dGeometry make_geometry(const char* op, Sizes input, Sizes weight, const IntList& stride,
+                             const IntList& padding, const IntList& dilation, int64_t groups) {
+  check_list(op, "stride", stride, 1);
+  check_list(op, "dilation", dilation, 1);
+  NNOPS_CHECK(padding.size() == 2 || padding.size() == 4, op,
+              ": padding must have two elements (height, width) or four (top, bottom, left, "
+              "right), but got padding=",
+              tuple_text(padding));
+  NNOPS_CHECK(*std::min_element(padding.begin(), padding.end()) >= 0, op,
+              ": padding must not be negative, but got padding=", tuple_text(padding));
+  NNOPS_CHECK(groups > 0, op, ": groups must be positive, but got groups=", groups);
+  NNOPS_CHECK(weight[0] > 0 && weight[1] > 0 && weight[2] > 0 && weight[3] > 0, op,
+              ": weight must not be empty, but got sizes ", tuple_text(weight));
+  NNOPS_CHECK(
+      weight[0] % groups == 0, op,
+      ": the number of output channels must be divisible by groups, but got weight of sizes ",
+      tuple_text(weight), " and groups=", groups);
+  int64_t channels = 0;
+  NNOPS_CHECK(!__builtin_mul_overflow(weight[1], groups, &channels) && input[1] == channels, op,
+              ": input must have weight.size(1) * groups channels, but got input of sizes ",
+              tuple_text(input), ", weight of sizes ", tuple_text(weight), " and groups=", groups);
+  NNOPS_CHECK(input[2] > 0 && input[3] > 0, op,
+              ": height and width of input must be positive, but got sizes ", tuple_text(input));
+
+  Conv2dGeometry g{};
+  g.n = input[0];
+  g.c = input[1];
+  g.h = input[2];
+  g.w = input[3];
+  g.oc = weight[0];
+  g.kh = weight[2];
+  g.kw = weight[3];
+  g.groups = groups;
+  g.stride_h = stride[0];
+  g.stride_w = stride[1];
+  g.dilation_h = dilation[0];
+  g.dilation_w = dilation[1];
+  const bool four = padding.size() == 4;
+  g.pad_top = padding[0];
+  g.pad_left = padding[four ? 2 : 1];
+  g.oh = output_size(op, "height", g.h, g.pad_top, padding[four ? 1 : 0], g.kh, g.stride_h,
+                     g.dilation_h);
+  g.ow = output_size(op, "width", g.w, g.pad_left, padding[four ? 3 : 1], g.kw, g.stride_w,
+                     g.dilation_w);
+  checked_numel(op, IntList{g.n, g.oc, g.oh, g.ow});
+  return g;
+}
+
+void check_image(const char* op, const char* name, const Tensor& tensor) {
+  check_device(op, name, tensor);
+  NNOPS_CHECK(tensor.dim() == 4, op, ": ", name,
+              " must have 4 dimensions (3 for an unbatched image in nn.functional), but got sizes ",
+              tuple_text(tensor.sizes()));
+}
+
+void check_output_sizes(const char* op, const Tensor& grad_output, const Conv2dGeometry& g) {
+  const IntList expected{g.n, g.oc, g.oh, g.ow};
+  const Sizes sizes = grad_output.sizes();
+  NNOPS_CHECK(std::equal(expected.begin(), expected.end(), sizes.begin()), op,
+              ": grad_output must have the sizes of the output, ", tuple_text(expected),
+              ", but got ", tuple_text(sizes));
+}
+
+int conv_threads(const Conv2dGeometry& g) {
+  const double products = static_cast<double>(g.n) * static_cast<double>(g.oc) *
+                          static_cast<double>(g.oh * g.ow) *
+                          static_cast<double>(g.c / g.groups * g.kh * g.kw);
+  constexpr auto kMost = static_cast<double>(std::numeric_limits<int64_t>::max() / 2);
+  return thread_count(static_cast<int64_t>(std::min(products, kMost)), kGrainProducts);
+}
+
+// Chooses the algorithm, gives it its workspace and calls `member` of it.
+template <typename Function, typename... Arguments>
+void run(const char* op, Conv2dAlgorithm::Pass pass, PerDType<Function> Conv2dAlgorithm::* member,
+         const Conv2dGeometry& g, DType dtype, Arguments... arguments) {
+  const Conv2dChoice& choice = choose_algorithm("conv2d", kAlgorithms, g, dtype);
+  const Conv2dAlgorithm& kernels = active_kernels(kTable).*choice.entry;
+  const Function kernel = kernel_for(op, choice.name, kernels.*member, dtype);
+  if (g.n == 0) return;
+  const int threads = conv_threads(g);
+  const Workspace workspace(
+      kernels.workspace_bytes.entries[static_cast<int>(dtype)](pass, g, threads));
+  kernel(arguments..., g, workspace.data(), threads);
+}
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+              const IntList& stride, const IntList& padding, const IntList& dilation,
+              int64_t groups) {
+  constexpr const char* kOp = "conv2d";
+  check_image(kOp, "input", input);
+  check_image(kOp, "weight", weight);
+  check_same_type(kOp, "weight", weight, "input", input);
+  const DType dtype = dtype_of(kOp, input);
+  Conv2dGeometry g =
+      make_geometry(kOp, input.sizes(), weight.sizes(), stride, padding, dilation, groups);
+  std::optional<Tensor> shift;
+  if (bias.has_value()) {
+    check_same_type(kOp, "bias", *bias, "input", input);
+    NNOPS_CHECK(bias->dim() == 1 && bias->size(0) == g.oc, kOp,
+                ": bias must have one element per output channel, ", g.oc, ", but got sizes ",
+                tuple_text(bias->sizes()));
+    shift = torch::stable::contiguous(*bias);
+  }
+  const Tensor output =
+      empty_image(IntList{g.n, g.oc, g.oh, g.ow},
+                  suggests_channels_last(input) || suggests_channels_last(weight), dtype, input);
+  g.input = strides_of(input);
+  g.weight = strides_of(weight);
+  g.output = strides_of(output);
+  run(kOp, Conv2dAlgorithm::kForward, &Conv2dAlgorithm::forward, g, dtype,
+      output.mutable_data_ptr(), input.const_data_ptr(), weight.const_data_ptr(),
+      shift ? shift->const_data_ptr() : nullptr);
+  return output;
+}
+
+// input_size: (height, width) of the input.
+Tensor conv2d_backward_input(const Tensor& grad_output, const Tensor& weight,
+                             const IntList& input_size, const IntList& stride,
+                             const IntList& padding, const IntList& dilation, int64_t groups) {
+  constexpr const char* kOp = "conv2d_backward_input";
+  check_image(kOp, "grad_output", grad_output);
+  check_image(kOp, "weight", weight);
+  check_same_type(kOp, "weight", weight, "grad_output", grad_output);
+  const DType dtype = dtype_of(kOp, grad_output);
+  check_list(kOp, "input_size", input_size, 1);
+  int64_t channels = 0;
+  NNOPS_CHECK(groups > 0 && !__builtin_mul_overflow(weight.size(1), groups, &channels), kOp,
+              ": groups must be positive, but got groups=", groups);
+  const IntList sizes{grad_output.size(0), channels, input_size[0], input_size[1]};
+  checked_numel(kOp, sizes);
+  Conv2dGeometry g = make_geometry(kOp, sizes, weight.sizes(), stride, padding, dilation, groups);
+  check_output_sizes(kOp, grad_output, g);
+  const Tensor grad_input =
+      empty_image(sizes, suggests_channels_last(grad_output) || suggests_channels_last(weight),
+                  dtype, grad_output);
+  g.input = strides_of(grad_input);
+  g.weight = strides_of(weight);
+  g.output = strides_of(grad_output);
+  run(kOp, Conv2dAlgorithm::kBackwardInput, &Conv2dAlgorithm::backward_input, g, dtype,
+      grad_input.mutable_data_ptr(), grad_output.const_data_ptr(), weight.const_data_ptr());
+  return grad_input;
+}
+
+// kernel_size: (height, width) of the weight.
+Tensor conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
+                              const IntList& kernel_size, const IntList& stride,
+                              const IntList& padding, const IntList& dilation, int64_t groups) {
+  constexpr const char* kOp = "conv2d_backward_weight";
+  check_image(kOp, "grad_output", grad_output);
+  check_image(kOp, "input", input);
+  check_same_type(kOp, "input", input, "grad_output", grad_output);
+  const DType dtype = dtype_of(kOp, grad_output);
+  check_list(kOp, "kernel_size", kernel_size, 1);
+  NNOPS_CHECK(groups > 0 && input.size(1) % groups == 0, kOp,
+              ": groups must divide the number of input channels, but got input of sizes ",
+              tuple_text(input.sizes()), " and groups=", groups);
+  const IntList sizes{grad_output.size(1), input.size(1) / groups, kernel_size[0], kernel_size[1]};
+  checked_numel(kOp, sizes);
+  Conv2dGeometry g = make_geometry(kOp, input.sizes(), sizes, stride, padding, dilation, groups);
+  check_output_sizes(kOp, grad_output, g);
+  Tensor grad_weight =
+      empty_image(sizes, suggests_channels_last(grad_output) || suggests_channels_last(input),
+                  dtype, grad_output);
+  g.input = strides_of(input);
+  g.weight = strides_of(grad_weight);
+  g.output = strides_of(grad_output);
+  if (g.n == 0) torch::stable::zero_(grad_weight);
+  run(kOp, Conv2dAlgorithm::kBackwardWeight, &Conv2dAlgorithm::backward_weight, g, dtype,
+      grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(), input.const_data_ptr());
+  return grad_weight;
+}
+
+Tensor conv2d_backward_bias(const Tensor& grad_output) {
+  constexpr const char* kOp = "conv2d_backward_bias";
+  check_image(kOp, "grad_output", grad_output);
+  const DType dtype = dtype_of(kOp, grad_output);
+  Conv2dGeometry g{};
+  g.n = grad_output.size(0);
+  g.oc = grad_output.size(1);
+  g.oh = grad_output.size(2);
+  g.ow = grad_output.size(3);
+  g.output = strides_of(grad_output);
+  const Tensor grad_bias = empty_contiguous(IntList{g.oc}, dtype, grad_output);
+  const auto kernel = kernel_for(kOp, "vector", active_kernels(kTable).backward_bias, dtype);
+  kernel(grad_bias.mutable_data_ptr(), grad_output.const_data_ptr(), g,
+         thread_count(grad_output.numel(), kGrainElements));
+  return grad_bias;
+}
+
+}  // namespace
+
+NNOPS_OPERATOR(conv2d,
+               "(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+               "int[] dilation, int groups) -> Tensor",
+               conv2d)
+NNOPS_OPERATOR(conv2d_backward_input,
+               "(Tensor grad_output, Tensor weight, SymInt[] input_size, int[] stride, "
+               "int[] padding, int[] dilation, int groups) -> Tensor",
+               conv2d_backward_input)
+NNOPS_OPERATOR(conv2d_backward_weight,
+               "(Tensor grad_output, Tensor input, SymInt[] kernel_size, int[] stride, "
+               "int[] padding, int[] dilation, int groups) -> Tensor",
+               conv2d_backward_weight)
+NNOPS_OPERATOR(conv2d_backward_bias, "(Tensor grad_output) -> Tensor", conv2d_backward_bias)
+
+}  // namespace nnops

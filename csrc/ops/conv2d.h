@@ -1,0 +1,58 @@
+// conv2d: the contract between csrc/ops/conv2d.cpp and the kernels. No torch headers.
+//
+//   output[n, oc, oh, ow] = bias[oc] + sum over c, kh, kw of
+//       input[n, g C/G + c, oh stride_h - pad_top + kh dilation_h, ow stride_w - ...]
+//       * weight[oc, c, kh, kw]          with g = oc / (OC / G), zero outside of the input.
+#pragma once
+
+#include "core/kernel_table.h"
+
+namespace nnops {
+
+// Element strides of a 4-D tensor: (N, C, H, W) of images, (OC, C/G, KH, KW) of weights.
+struct Strides4 {
+  int64_t n, c, h, w;
+};
+
+struct Conv2dGeometry {
+  int64_t n, c, h, w;  // input
+  int64_t oc, oh, ow;  // output
+  int64_t kh, kw;      // kernel
+  int64_t groups;      // divides c and oc
+  int64_t stride_h, stride_w;
+  int64_t pad_top, pad_left;
+  int64_t dilation_h, dilation_w;  // 1 is none
+  Strides4 input, weight, output;
+};
+
+// One algorithm's kernels. Tensors are read and written through the geometry's strides, so every
+// layout is accepted; outputs never alias inputs. In the backward passes the gradient of a tensor
+// has the strides that the geometry gives for the tensor. `workspace` has the size that the
+// algorithm's workspace function returns for the same geometry and thread count.
+struct Conv2dAlgorithm {
+  enum Pass { kForward, kBackwardInput, kBackwardWeight };
+  using WorkspaceBytes = int64_t (*)(Pass pass, const Conv2dGeometry& geometry, int threads);
+  // bias: (oc,) contiguous, or null
+  using Forward = void (*)(void* output, const void* input, const void* weight, const void* bias,
+                           const Conv2dGeometry& geometry, void* workspace, int threads);
+  using BackwardInput = void (*)(void* grad_input, const void* grad_output, const void* weight,
+                                 const Conv2dGeometry& geometry, void* workspace, int threads);
+  using BackwardWeight = void (*)(void* grad_weight, const void* grad_output, const void* input,
+                                  const Conv2dGeometry& geometry, void* workspace, int threads);
+  PerDType<WorkspaceBytes> workspace_bytes;
+  PerDType<Forward> forward;
+  PerDType<BackwardInput> backward_input;
+  PerDType<BackwardWeight> backward_weight;
+};
+
+struct Conv2dKernels {
+  // grad_bias[oc] = sum of grad_output over n, oh, ow. grad_bias is contiguous.
+  using BackwardBias = void (*)(void* grad_bias, const void* grad_output,
+                                const Conv2dGeometry& geometry, int threads);
+  Conv2dAlgorithm panel_gemm;
+  Conv2dAlgorithm reference;
+  PerDType<BackwardBias> backward_bias;
+};
+NNOPS_DECLARE_KERNELS(Conv2dKernels, conv2d_kernels)
+
+}  // namespace nnops

@@ -1,0 +1,265 @@
+"""conv2d: cross-correlation of images with a bank of filters.
+
+Every gradient is a bilinear operator of the same family, so the derivatives of each are written
+with the others and close under differentiation:
+
+    y  = conv2d(x, w, b)
+    gx = conv2d_backward_input(gy, w)      linear in gy and in w
+    gw = conv2d_backward_weight(gy, x)     linear in gy and in x
+    gb = conv2d_backward_bias(gy)          linear in gy
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from nnops.ops._layout import empty_image, suggests_channels_last
+from nnops.ops._operator import Formulas, mount, needed_inputs
+
+
+def _output_sizes(
+    input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any
+) -> tuple[Any, ...]:
+    if len(padding) == 2:
+        padding = (padding[0], padding[0], padding[1], padding[1])
+    padded = (
+        input.shape[2] + padding[0] + padding[1],
+        input.shape[3] + padding[2] + padding[3],
+    )
+    height, width = (
+        (padded[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
+    )
+    return input.shape[0], weight.shape[0], height, width
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+class Conv2d(Formulas):
+    """(input, weight, bias, stride, padding, dilation, groups) -> output"""
+
+    name = "conv2d"
+    differentiable = (0, 1, 2)
+
+    @staticmethod
+    def fake(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+    ) -> Tensor:
+        sizes = _output_sizes(input, weight, stride, padding, dilation)
+        channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
+        return empty_image(input, sizes, channels_last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        input, weight, _bias, *ctx.parameters = inputs
+        ctx.input_size, ctx.kernel_size = input.shape[2:], weight.shape[2:]
+        ctx.output_sizes = output.shape
+        input_needs, weight_needs = needed_inputs(ctx)[:2]
+        ctx.save_for_backward(
+            input if weight_needs else None,
+            weight if input_needs else None,
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (grad,) = grad_outputs
+        input, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        return (
+            conv2d_backward_input(grad, weight, ctx.input_size, *ctx.parameters)
+            if needs[0]
+            else None,
+            conv2d_backward_weight(grad, input, ctx.kernel_size, *ctx.parameters)
+            if needs[1]
+            else None,
+            conv2d_backward_bias(grad) if needs[2] else None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        input_tangent, weight_tangent, bias_tangent = tangents[:3]
+        input, weight = ctx.saved_tensors
+        tangent = None
+        if input_tangent is not None:
+            tangent = conv2d(input_tangent, weight, bias_tangent, *ctx.parameters)
+            bias_tangent = None
+        if weight_tangent is not None:
+            tangent = _add(tangent, conv2d(input, weight_tangent, bias_tangent, *ctx.parameters))
+            bias_tangent = None
+        if bias_tangent is not None:
+            return bias_tangent.view(1, -1, 1, 1).expand(ctx.output_sizes).clone()
+        return tangent
+
+
+class Conv2dBackwardInput(Formulas):
+    """(grad_output, weight, input_size, stride, padding, dilation, groups) -> grad_input"""
+
+    name = "conv2d_backward_input"
+    differentiable = (0, 1)
+
+    @staticmethod
+    def fake(
+        grad_output: Tensor,
+        weight: Tensor,
+        input_size: Any,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+    ) -> Tensor:
+        sizes = (grad_output.shape[0], weight.shape[1] * groups, *input_size)
+        channels_last = suggests_channels_last(grad_output) or suggests_channels_last(weight)
+        return empty_image(grad_output, sizes, channels_last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        grad_output, weight, ctx.input_size, *ctx.parameters = inputs
+        ctx.kernel_size = weight.shape[2:]
+        grad_needs, weight_needs = needed_inputs(ctx)[:2]
+        ctx.save_for_backward(
+            grad_output if weight_needs else None,
+            weight if grad_needs else None,
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (grad,) = grad_outputs  # shaped like the input
+        grad_output, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        return (
+            conv2d(grad, weight, None, *ctx.parameters) if needs[0] else None,
+            conv2d_backward_weight(grad_output, grad, ctx.kernel_size, *ctx.parameters)
+            if needs[1]
+            else None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        grad_tangent, weight_tangent = tangents[:2]
+        grad_output, weight = ctx.saved_tensors
+        size, parameters = ctx.input_size, ctx.parameters
+        tangent = None
+        if grad_tangent is not None:
+            tangent = conv2d_backward_input(grad_tangent, weight, size, *parameters)
+        if weight_tangent is not None:
+            tangent = _add(
+                tangent, conv2d_backward_input(grad_output, weight_tangent, size, *parameters)
+            )
+        return tangent
+
+
+class Conv2dBackwardWeight(Formulas):
+    """(grad_output, input, kernel_size, stride, padding, dilation, groups) -> grad_weight"""
+
+    name = "conv2d_backward_weight"
+    differentiable = (0, 1)
+
+    @staticmethod
+    def fake(
+        grad_output: Tensor,
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+    ) -> Tensor:
+        sizes = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
+        channels_last = suggests_channels_last(grad_output) or suggests_channels_last(input)
+        return empty_image(grad_output, sizes, channels_last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        grad_output, input, ctx.kernel_size, *ctx.parameters = inputs
+        ctx.input_size = input.shape[2:]
+        grad_needs, input_needs = needed_inputs(ctx)[:2]
+        ctx.save_for_backward(
+            grad_output if input_needs else None,
+            input if grad_needs else None,
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (grad,) = grad_outputs  # shaped like the weight
+        grad_output, input = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        return (
+            conv2d(input, grad, None, *ctx.parameters) if needs[0] else None,
+            conv2d_backward_input(grad_output, grad, ctx.input_size, *ctx.parameters)
+            if needs[1]
+            else None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        grad_tangent, input_tangent = tangents[:2]
+        grad_output, input = ctx.saved_tensors
+        size, parameters = ctx.kernel_size, ctx.parameters
+        tangent = None
+        if grad_tangent is not None:
+            tangent = conv2d_backward_weight(grad_tangent, input, size, *parameters)
+        if input_tangent is not None:
+            tangent = _add(
+                tangent, conv2d_backward_weight(grad_output, input_tangent, size, *parameters)
+            )
+        return tangent
+
+
+class Conv2dBackwardBias(Formulas):
+    """(grad_output) -> grad_bias: the sum over images and pixels"""
+
+    name = "conv2d_backward_bias"
+    differentiable = (0,)
+
+    @staticmethod
+    def fake(grad_output: Tensor) -> Tensor:
+        return grad_output.new_empty(grad_output.shape[1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.sizes = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return grad_outputs[0].view(1, -1, 1, 1).expand(ctx.sizes)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return conv2d_backward_bias(tangents[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, grad_output: Tensor) -> Any:
+        # The vmapped dimension joins the channels, which are summed apart.
+        flat = grad_output.movedim(in_dims[0], 1).flatten(1, 2)
+        return conv2d_backward_bias(flat).unflatten(0, (info.batch_size, -1)), 0
+
+
+conv2d = mount(Conv2d)
+conv2d_backward_input = mount(Conv2dBackwardInput)
+conv2d_backward_weight = mount(Conv2dBackwardWeight)
+conv2d_backward_bias = mount(Conv2dBackwardBias)

@@ -1,0 +1,194 @@
+"""conv2d, beyond the operator database: algorithms, integers, invariances, geometry sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as torch_functional
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nnops.nn as nn
+import nnops.nn.functional as F
+from nnops import _C
+from nnops.testing.opdb import case
+from nnops.testing.samples import Maker
+from nnops.testing.tolerances import assert_accurate, assert_equal
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+ALGORITHMS = _C.algorithms()["conv2d"]
+
+
+@pytest.fixture(params=ALGORITHMS)
+def algorithm(request: pytest.FixtureRequest) -> Iterator[str]:
+    _C.force_algorithm("conv2d", request.param)
+    yield request.param
+    ran = _C.last_choice()[1]
+    _C.force_algorithm("conv2d", "")
+    assert ran in (request.param, "vector")  # the bias gradient has one kernel
+
+
+def forward_and_gradients(function, args, kwargs) -> list[torch.Tensor]:
+    leaves = [arg.detach().clone().requires_grad_() for arg in args if arg is not None]
+    output = function(*leaves, **kwargs)
+    seed = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    return [output.detach(), *torch.autograd.grad(output, leaves, seed)]
+
+
+def test_every_algorithm_is_accurate(algorithm: str, isa: str) -> None:
+    for sample in case("conv2d").samples(Maker(torch.float32)):
+        results = []
+        for function, dtype in (
+            (F.conv2d, torch.float32),
+            (torch_functional.conv2d, torch.float32),
+            (torch_functional.conv2d, torch.float64),
+        ):
+            args = [arg.to(dtype) if arg is not None else None for arg in sample.args]
+            results.append(forward_and_gradients(function, args, sample.kwargs))
+        for index, (actual, expected, reference) in enumerate(zip(*results, strict=True)):
+            assert_accurate(actual, expected, reference, f"{sample.name} {index}")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32], ids=str)
+def test_integers_wrap_around_like_a_wider_sum(dtype: torch.dtype, isa: str) -> None:
+    """torch lacks some of these (dilated int8, ...); the low bits of an int64 result are exact."""
+    for sample in case("conv2d").samples(Maker(torch.int64)):
+        args = [arg.to(dtype) if arg is not None else None for arg in sample.args]
+        wide = [arg.to(torch.int64) if arg is not None else None for arg in args]
+        expected = torch_functional.conv2d(*wide, **sample.kwargs).to(dtype)
+        assert_equal(F.conv2d(*args, **sample.kwargs), expected, f"{sample.name} {dtype}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_an_image_does_not_depend_on_its_batch(dtype: torch.dtype) -> None:
+    x = torch.randn(5, 7, 13, 12).to(dtype)
+    w = torch.randn(9, 7, 3, 3).to(dtype).requires_grad_()
+    x.requires_grad_()
+    whole = F.conv2d(x, w, padding=1)
+    (grad,) = torch.autograd.grad(whole.sum(), x)
+    for index in range(5):
+        alone = F.conv2d(x[index : index + 1], w, padding=1)
+        assert torch.equal(alone[0], whole[index])
+        (grad_alone,) = torch.autograd.grad(alone.sum(), x)
+        assert torch.equal(grad_alone[index], grad[index])
+
+
+def test_gradients_have_the_same_bits_on_any_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    args = [torch.randn(6, 5, 33, 31), torch.randn(70, 5, 3, 3), torch.randn(70)]
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(forward_and_gradients(F.conv2d, args, {"padding": 1}))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+@pytest.mark.skipif("avx512" not in _C.available_isas(), reason="this CPU has no AVX-512")
+def test_avx2_and_avx512_give_the_same_bits() -> None:
+    args = [torch.randn(3, 37, 15, 14), torch.randn(19, 37, 3, 3), torch.randn(19)]
+    results = []
+    for level in ("avx2", "avx512"):
+        _C.set_active_isa(level)
+        results.append(forward_and_gradients(F.conv2d, args, {"padding": 1}))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_saves_only_what_the_wanted_gradients_need() -> None:
+    x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    for needs_x, needs_w, saved in ((False, True, (x, None)), (True, False, (None, w))):
+        output = F.conv2d(x.requires_grad_(needs_x), w.requires_grad_(needs_w))
+        for kept, expected in zip(output.grad_fn.saved_tensors, saved, strict=True):
+            assert (kept is None) == (expected is None)
+            if kept is not None:
+                assert kept.data_ptr() == expected.data_ptr()
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [0, 1, (2, 1), "same", "valid"], ids=str)
+def test_module_padding_modes(mode: str, padding: object) -> None:
+    torch.manual_seed(0)
+    theirs = torch.nn.Conv2d(3, 4, (3, 2), padding=padding, padding_mode=mode)
+    torch.manual_seed(0)
+    ours = nn.Conv2d(3, 4, (3, 2), padding=padding, padding_mode=mode)
+    x = torch.randn(2, 3, 6, 7)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert repr(ours) == repr(theirs)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, object]]:
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return draw(st.integers(low, high)), draw(st.integers(low, high))
+
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    kernel, dilation, padding = pair(1, 4), pair(1, 3), pair(0, 3)
+    size = tuple(
+        draw(st.integers(max(1, d * (k - 1) + 1 - 2 * p), 14))
+        for k, d, p in zip(kernel, dilation, padding, strict=True)
+    )
+    input = (draw(st.integers(0, 3)), groups * draw(st.integers(1, 5)), *size)
+    weight = (groups * draw(st.integers(1, 5)), input[1] // groups, *kernel)
+    kwargs = {"stride": pair(1, 4), "padding": padding, "dilation": dilation, "groups": groups}
+    return input, weight, kwargs
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.booleans())
+def test_random_geometry(problem, channels_last: bool) -> None:
+    """Small whole numbers: every sum is exact, so results and gradients equal torch's."""
+    input, weight, kwargs = problem
+    generator = torch.Generator().manual_seed(0)
+
+    def whole(*shape: int) -> torch.Tensor:
+        return torch.randint(-3, 4, shape, generator=generator).double()
+
+    x, w, b = whole(*input), whole(*weight), whole(weight[0])
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    ours = forward_with_whole_seed(F.conv2d, (x, w, b), kwargs)
+    theirs = forward_with_whole_seed(torch_functional.conv2d, (x, w, b), kwargs)
+    for index, (actual, expected) in enumerate(zip(ours, theirs, strict=True)):
+        assert_equal(actual, expected, f"{problem} {index}")
+
+
+def forward_with_whole_seed(function, args, kwargs) -> list[torch.Tensor]:
+    leaves = [arg.detach().clone().requires_grad_() for arg in args]
+    output = function(*leaves, **kwargs)
+    seed = (torch.arange(output.numel()) % 5 - 2).double().view_as(output)
+    return [output.detach(), *torch.autograd.grad(output, leaves, seed)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems(), st.booleans(), st.booleans())
+def test_fake_kernels_know_the_real_shapes_and_strides(problem, input_last, weight_last) -> None:
+    input, weight, kwargs = problem
+    x, w = torch.zeros(input), torch.zeros(weight)
+    if input_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    if weight_last:
+        w = w.contiguous(memory_format=torch.channels_last)
+    parameters = [kwargs[key] for key in ("stride", "padding", "dilation", "groups")]
+    real = torch.ops.nnops.conv2d(x, w, None, *parameters)
+    fake = torch.ops.nnops.conv2d(x.to("meta"), w.to("meta"), None, *parameters)
+    calls = (
+        ("conv2d_backward_input", w, input[2:]),
+        ("conv2d_backward_weight", x, weight[2:]),
+    )
+    pairs = [(real, fake)]
+    for name, other, size in calls:
+        operator = getattr(torch.ops.nnops, name)
+        pairs.append(
+            (
+                operator(real, other, size, *parameters),
+                operator(real.to("meta"), other.to("meta"), size, *parameters),
+            )
+        )
+    for actual, predicted in pairs:
+        assert actual.shape == predicted.shape
+        assert actual.stride() == predicted.stride(), (problem, actual.shape)
