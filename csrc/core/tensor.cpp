@@ -148,6 +148,15 @@ bool is_dense(const Tensor& tensor) {
   return true;
 }
 
+bool is_expanded(const Tensor& tensor) {
+  const Sizes sizes = tensor.sizes();
+  const Sizes strides = tensor.strides();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] > 1 && strides[i] == 0) return true;
+  }
+  return false;
+}
+
 Tensor empty_strided(Sizes sizes, Sizes strides, DType dtype, const Tensor& like) {
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(

@@ -43,6 +43,9 @@ bool suggests_channels_last(const Tensor& tensor);
 // Whether the elements fill one block of memory without gaps or overlap, in any dimension order.
 bool is_dense(const Tensor& tensor);
 
+// Whether two elements certainly share memory: a dimension of stride 0 (an expanded tensor).
+bool is_expanded(const Tensor& tensor);
+
 // Uninitialised, on the device of `like`.
 Tensor empty_strided(Sizes sizes, Sizes strides, DType dtype, const Tensor& like);
 // Like the dense tensor `like`: its sizes, strides and dtype.

@@ -31,6 +31,10 @@ Tensor relu(const Tensor& input) {
 
 Tensor relu_(Tensor input) {
   check_device("relu_", "input", input);
+  NNOPS_CHECK(!is_expanded(input),
+              "relu_: input must not be an expanded tensor, whose elements share memory, but got "
+              "sizes ",
+              tuple_text(input.sizes()), " with strides ", tuple_text(input.strides()));
   if (is_dense(input)) {
     run_forward("relu_", input, input);
   } else {

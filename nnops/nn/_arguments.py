@@ -21,8 +21,10 @@ def check_tensor(op: str, name: str, value: object) -> None:
 
 def integer(value: object) -> int | None:
     """`value` as an int if it is a whole number of any library (not a bool), else None."""
+    if isinstance(value, bool):
+        return None
     if isinstance(value, (int, torch.SymInt)):
-        return None if isinstance(value, bool) else value
+        return value  # type: ignore[return-value]  # a SymInt stands for an int
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):

@@ -101,7 +101,7 @@ def mount(formulas: type[Formulas]) -> Router:
     full.router = route
 
     for operator in (f"nnops::{name}", f"nnops::_{name}"):
-        torch.library.register_fake(operator, formulas.fake)
+        torch.library.register_fake(operator, _one_device(name, formulas.fake))
     torch.library.register_autograd(
         f"nnops::{name}", formulas.backward, setup_context=_keyword_setup(formulas)
     )
@@ -110,11 +110,22 @@ def mount(formulas: type[Formulas]) -> Router:
     return route
 
 
-def register_fake_only(name: str, fake: Callable[..., Any]) -> Router:
-    """For an operator that is not differentiable: its fake kernel, and the operator itself."""
-    torch.library.register_fake(f"nnops::{name}", fake)
-    operator: Router = getattr(torch.ops.nnops, name).default
-    return operator
+def _one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """The fake kernel behind a check that csrc/ops makes for real tensors: one device for all.
+
+    One meta tensor among real ones leads here, and the result would pass for computed.
+    """
+
+    def checked_fake(*inputs: Any) -> Any:
+        devices = {value.device for value in inputs if isinstance(value, Tensor)}
+        if len(devices) > 1:
+            names = sorted(map(str, devices))
+            raise RuntimeError(
+                f"nnops::{name}: all tensors must be on the same device, but got {names}"
+            )
+        return fake(*inputs)
+
+    return checked_fake
 
 
 def _keyword_setup(formulas: type[Formulas]) -> Callable[..., None]:

@@ -120,6 +120,12 @@ def error_samples() -> Iterator[ErrorSample]:
     )
     yield error("mixed dtypes", (x, w.double()), "weight.*float64.*float32")
     yield error("mixed bias", (x, w, b.double()), "bias.*float64.*float32")
+    yield error(
+        "mixed devices",
+        (x, w.to("meta")),
+        "same device.*cpu.*meta",
+        differs="torch returns a tensor that was never computed",
+    )
     yield error("huge padding", (x, w), "64 bits", padding=2**62)
     yield error("huge dilation", (x, w), "fit|64 bits", dilation=2**62)
     yield error("huge output", (x, w), "too large", padding=2**40)

@@ -33,6 +33,9 @@ def error_samples() -> Iterator[ErrorSample]:
     yield ErrorSample(
         "bool", (torch.zeros(3, dtype=torch.bool),), {}, RuntimeError, "relu.*dtype bool"
     )
+    yield ErrorSample(
+        "expanded inplace", (torch.zeros(3).expand(4, 3), True), {}, RuntimeError, "relu_.*expanded"
+    )
     yield ErrorSample("not a tensor", ([1.0],), {}, TypeError, "relu.*input.*list")
 
 
