@@ -42,6 +42,16 @@ std::string dtype_text(int32_t code) {
   return concat("of code ", code);
 }
 
+// Strides say nothing along dimensions of fewer than two elements.
+bool has_strides(const Tensor& tensor, Sizes wanted) {
+  const Sizes sizes = tensor.sizes();
+  const Sizes strides = tensor.strides();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] > 1 && strides[i] != wanted[i]) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 DType dtype_of(const char* op, const Tensor& tensor) {
@@ -183,13 +193,18 @@ Tensor dense(const Tensor& tensor) {
 }
 
 Tensor with_strides_of(const Tensor& tensor, const Tensor& like) {
-  const Sizes sizes = tensor.sizes();
-  const Sizes mine = tensor.strides();
-  const Sizes wanted = like.strides();
-  bool same = true;
-  for (size_t i = 0; i < sizes.size(); ++i) same = same && (sizes[i] < 2 || mine[i] == wanted[i]);
-  if (same) return tensor;
+  if (has_strides(tensor, like.strides())) return tensor;
   Tensor copy = empty_as(like);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+Tensor packed_image(const Tensor& tensor, bool channels_last) {
+  const Sizes sizes = tensor.sizes();
+  const std::vector<int64_t> strides =
+      channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes);
+  if (has_strides(tensor, strides)) return tensor;
+  Tensor copy = empty_strided(sizes, strides, dtype_of("packed_image", tensor), tensor);
   torch::stable::copy_(copy, tensor);
   return copy;
 }

@@ -51,6 +51,9 @@ Tensor empty_contiguous(Sizes sizes, DType dtype, const Tensor& like);
 // (N, C, H, W) in channels_last or row-major order.
 Tensor empty_image(Sizes sizes, bool channels_last, DType dtype, const Tensor& like);
 
+// `tensor` itself if it is packed in that order, else a packed copy.
+Tensor packed_image(const Tensor& tensor, bool channels_last);
+
 // `tensor` itself if dense, else a dense copy with the same dimension order.
 Tensor dense(const Tensor& tensor);
 // `tensor` itself if its strides are those of the dense tensor `like` (same sizes), else a copy.
