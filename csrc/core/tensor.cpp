@@ -89,11 +89,13 @@ int64_t checked_numel(const char* op, Sizes sizes) {
   constexpr int64_t kLargestElement = 8;
   int64_t bytes = kLargestElement;
   bool fits = true;
-  for (const int64_t size : sizes) fits = fits && !__builtin_mul_overflow(bytes, size, &bytes);
-  // A zero anywhere makes the tensor empty, however large the other sizes are.
-  if (std::find(sizes.begin(), sizes.end(), 0) != sizes.end()) return 0;
+  // An empty tensor has strides too, which must not overflow either.
+  for (const int64_t size : sizes) {
+    fits = fits && !__builtin_mul_overflow(bytes, std::max<int64_t>(size, 1), &bytes);
+  }
   NNOPS_CHECK(fits, op, ": a tensor of sizes ", tuple_text(sizes), " is too large to address");
-  return bytes / kLargestElement;
+  const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
+  return empty ? 0 : bytes / kLargestElement;
 }
 
 bool same_sizes(const Tensor& a, const Tensor& b) {

@@ -10,6 +10,7 @@ from torch.nn import _reduction
 
 IntOrPair = int | Sequence[int]
 
+_INT64_LIMIT = 2**63
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
@@ -18,25 +19,96 @@ def check_tensor(op: str, name: str, value: object) -> None:
         raise TypeError(f"nnops::{op}: {name} must be a Tensor, but got {type(value).__name__}")
 
 
+def check_bool(op: str, name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"nnops::{op}: {name} must be a bool, but got {type(value).__name__}")
+
+
 def pair(op: str, name: str, value: IntOrPair) -> tuple[int, int]:
     """(height, width) from one number or a sequence of one or two."""
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-        return value, value
-    if isinstance(value, (tuple, list)):
-        for element in value:
-            if not isinstance(element, (int, torch.SymInt)) or isinstance(element, bool):
-                break
-        else:
-            if len(value) == 2:
-                return value[0], value[1]
-            if len(value) == 1:
-                return value[0], value[0]
+        height = width = value
+    elif isinstance(value, (tuple, list)) and all(
+        isinstance(element, (int, torch.SymInt)) and not isinstance(element, bool)
+        for element in value
+    ):
+        if len(value) not in (1, 2):
             raise RuntimeError(
                 f"nnops::{op}: {name} must be one number or two, but got {name}={tuple(value)}"
             )
-    raise TypeError(
-        f"nnops::{op}: {name} must be an int or a pair of ints, but got {name}={value!r}"
+        height, width = value[0], value[-1]
+    else:
+        raise TypeError(
+            f"nnops::{op}: {name} must be an int or a pair of ints, but got {name}={value!r}"
+        )
+    if not (-_INT64_LIMIT <= height < _INT64_LIMIT and -_INT64_LIMIT <= width < _INT64_LIMIT):
+        raise ValueError(
+            f"nnops::{op}: {name} must fit into 64 bits, but got {name}={(height, width)}"
+        )
+    return height, width
+
+
+def unpool_output_size(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None,
+    padding: IntOrPair,
+    output_size: Sequence[int] | None,
+) -> tuple[int, int]:
+    """(height, width) of max_unpool2d's output: as asked for, or what inverts the pooling."""
+    op = "max_unpool2d"
+    kernel = _two(op, "kernel_size", kernel_size)
+    step = kernel if stride is None else _two(op, "stride", stride)
+    pad = _two(op, "padding", padding)
+    if input.dim() < 2:
+        raise IndexError(
+            f"nnops::{op}: input must be (C, H, W) or (N, C, H, W), but got a tensor of sizes "
+            f"{tuple(input.shape)}"
+        )
+    default = tuple(
+        (size - 1) * step[axis] + kernel[axis] - 2 * pad[axis]
+        for axis, size in enumerate(input.shape[-2:])
     )
+    if output_size is None:
+        height, width = default
+    else:
+        if not isinstance(output_size, (tuple, list)):
+            raise TypeError(
+                f"nnops::{op}: output_size must be a sequence of ints, but got {output_size!r}"
+            )
+        if len(output_size) not in (2, 4):
+            raise ValueError(
+                f"nnops::{op}: output_size must have 2 or 4 elements, but got "
+                f"output_size={tuple(output_size)}"
+            )
+        height, width = _two(op, "output_size", output_size[-2:])
+        for size, inverse, reach in zip((height, width), default, step, strict=True):
+            if not inverse - reach < size < inverse + reach:
+                raise ValueError(
+                    f"nnops::{op}: output_size must differ from {default}, which inverts the "
+                    f"pooling, by less than the stride, but got "
+                    f"output_size={(height, width)}, stride={step}"
+                )
+    if height < 0 or width < 0:
+        raise ValueError(
+            f"nnops::{op}: output_size must be non-negative, but got ({height}, {width}) from "
+            f"input size {tuple(input.shape[-2:])}, kernel_size={kernel}, stride={step}, "
+            f"padding={pad}"
+        )
+    if max(height, width) >= _INT64_LIMIT:
+        raise TypeError(
+            f"nnops::{op}: output_size must be below 2**63, but got ({height}, {width})"
+        )
+    return height, width
+
+
+def _two(op: str, name: str, value: IntOrPair) -> tuple[int, int]:
+    """As `pair`, for functions to which a sequence of one is not a pair."""
+    if isinstance(value, (tuple, list)) and len(value) != 2:
+        # torch counts in two places, so two classes.
+        error = RuntimeError if name == "kernel_size" and len(value) < 2 else IndexError
+        raise error(f"nnops::{op}: {name} must be one number or two, but got {name}={tuple(value)}")
+    return pair(op, name, value)
 
 
 def reduction_code(

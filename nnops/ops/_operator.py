@@ -110,6 +110,16 @@ def mount(formulas: type[Formulas]) -> Router:
     return route
 
 
+def may_be_differentiated(input: Tensor) -> bool:
+    """Whether a call on `input`, made now, may be differentiated.
+
+    For operators that exist in two forms, one of which records what the derivative needs.
+    """
+    if _is_grad_enabled() and input.requires_grad:
+        return True
+    return not _is_compiling() and (_transforms_active() or forward_ad._current_level >= 0)
+
+
 def register_fake_only(name: str, fake: Callable[..., Any]) -> Router:
     """For an operator that is not differentiable: its fake kernel, and the operator itself."""
     torch.library.register_fake(f"nnops::{name}", fake)

@@ -5,10 +5,14 @@ Tests and benchmarks are generated from it. Adding an operator family is one lin
 
 from __future__ import annotations
 
-from nnops.testing.opdb import relu
+from nnops.testing.opdb import max_pool2d, max_unpool2d, relu
 from nnops.testing.samples import OpCase
 
-CASES: tuple[OpCase, ...] = (*relu.CASES,)
+CASES: tuple[OpCase, ...] = (
+    *relu.CASES,
+    *max_pool2d.CASES,
+    *max_unpool2d.CASES,
+)
 
 
 def case(name: str) -> OpCase:
