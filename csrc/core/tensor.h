@@ -28,7 +28,7 @@ void check_same_type(const char* op, const char* name, const Tensor& tensor, con
 void check_device(const char* op, const char* name, const Tensor& tensor);
 
 // The product of `sizes`; RuntimeError when it, times the size of the largest element type, does
-// not fit into int64.
+// not fit into int64, or would not if the zeros among the sizes were ones (strides must fit too).
 int64_t checked_numel(const char* op, Sizes sizes);
 
 bool same_sizes(const Tensor& a, const Tensor& b);

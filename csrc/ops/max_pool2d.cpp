@@ -10,6 +10,7 @@
 #include "core/library.h"
 #include "core/tensor.h"
 #include "core/threads.h"
+#include "ops/image.h"
 
 namespace nnops {
 namespace {
@@ -96,15 +97,6 @@ void check_extent(const char* op, int64_t height, int64_t width) {
   constexpr int64_t kMost = int64_t{1} << 60;
   NNOPS_CHECK(height <= kMost && width <= kMost, op,
               ": height and width must be at most 2**60, but got ", pair_text(height, width));
-}
-
-// Sizes like those of `tensor`, with another height and width.
-Ints resized(const Tensor& tensor, int64_t height, int64_t width) {
-  const Sizes sizes = tensor.sizes();
-  Ints result(sizes.begin(), sizes.end());
-  result[result.size() - 2] = height;
-  result[result.size() - 1] = width;
-  return result;
 }
 
 // Cheap operations of a kernel that visits every element of every window.
@@ -253,16 +245,11 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets, con
   set_strides(g.input_strides, grad_input);
   set_strides(g.output_strides, codes);
   const int threads = thread_count(count, kGrainElements);
-  Tensor scratch;
-  float* sums = nullptr;
-  if (dtype == DType::kBFloat16 || dtype == DType::kFloat16) {
-    const int64_t block = g.channels_last ? std::min(g.c, kChannelBlock) : 1;
-    scratch = empty_contiguous(Ints{threads * block, g.h, g.w}, DType::kFloat32, offsets);
-    sums = static_cast<float*>(scratch.mutable_data_ptr());
-  }
+  const SumScratch scratch(dtype, threads, g.channels_last ? std::min(g.c, kChannelBlock) : 1, g.h,
+                           g.w, offsets);
   const int64_t wrong =
       kernel(grad_input.mutable_data_ptr(), gy.const_data_ptr(),
-             static_cast<const uint8_t*>(codes.const_data_ptr()), sums, g, threads);
+             static_cast<const uint8_t*>(codes.const_data_ptr()), scratch.data(), g, threads);
   check_offsets_were_right(kOp, wrong, codes);
   return grad_input;
 }

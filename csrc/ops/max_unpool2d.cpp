@@ -10,6 +10,7 @@
 #include "core/library.h"
 #include "core/tensor.h"
 #include "core/threads.h"
+#include "ops/image.h"
 #include "ops/max_pool2d.h"
 
 namespace nnops {
@@ -52,14 +53,6 @@ IndexedPlanes geometry_of(const Tensor& values, int64_t height, int64_t width, b
           height * width, channels_last};
 }
 
-Ints plane_sizes(const Tensor& values, int64_t height, int64_t width) {
-  const Sizes sizes = values.sizes();
-  Ints result(sizes.begin(), sizes.end());
-  result[result.size() - 2] = height;
-  result[result.size() - 1] = width;
-  return result;
-}
-
 int threads_for(const IndexedPlanes& g) {
   return thread_count(g.n * g.c * (g.positions + g.plane), kGrainElements);
 }
@@ -93,7 +86,7 @@ Tensor max_unpool2d(const Tensor& input, const Tensor& indices, const Ints& outp
   const DType dtype = dtype_of(kOp, input);
   const auto kernel = kernel_for(kOp, "planes", active_kernels(kTable).assign, dtype);
   const auto [height, width] = std::pair(output_size[0], output_size[1]);
-  const Ints output_sizes = plane_sizes(input, height, width);
+  const Ints output_sizes = resized(input, height, width);
   const int64_t count = checked_numel(kOp, output_sizes);
   const bool channels_last = suggests_channels_last(input);
   Tensor output = empty_image(output_sizes, channels_last, dtype, input);
@@ -151,7 +144,7 @@ Tensor max_pool2d_with_indices_backward(const Tensor& grad_output, const Tensor&
   const auto kernel = kernel_for(kOp, "planes", active_kernels(kTable).add, dtype);
   const auto [height, width] = std::pair(input_size[0], input_size[1]);
   checked_numel(kOp, indices.sizes());
-  const Ints sizes = plane_sizes(indices, height, width);
+  const Ints sizes = resized(indices, height, width);
   const int64_t count = checked_numel(kOp, sizes);
   const bool channels_last = suggests_channels_last(indices);
   Tensor grad_input = empty_image(sizes, channels_last, dtype, indices);
@@ -162,14 +155,9 @@ Tensor max_pool2d_with_indices_backward(const Tensor& grad_output, const Tensor&
   const Tensor places = packed_image(indices, channels_last);
   const int64_t* data = checked_indices(kOp, places, g, kNoIndex, height, width);
   const int threads = threads_for(g);
-  Tensor scratch;
-  float* sums = nullptr;
-  if (dtype == DType::kBFloat16 || dtype == DType::kFloat16) {
-    const int64_t block = channels_last ? std::min(g.c, kChannelBlock) : 1;
-    scratch = empty_contiguous(Ints{threads * block, height, width}, DType::kFloat32, indices);
-    sums = static_cast<float*>(scratch.mutable_data_ptr());
-  }
-  kernel(grad_input.mutable_data_ptr(), values.const_data_ptr(), data, sums, g, threads);
+  const SumScratch scratch(dtype, threads, channels_last ? std::min(g.c, kChannelBlock) : 1, height,
+                           width, indices);
+  kernel(grad_input.mutable_data_ptr(), values.const_data_ptr(), data, scratch.data(), g, threads);
   return grad_input;
 }
 
