@@ -42,6 +42,16 @@ std::string dtype_text(int32_t code) {
   return concat("of code ", code);
 }
 
+// Strides say nothing along dimensions of fewer than two elements.
+bool has_strides(const Tensor& tensor, Sizes wanted) {
+  const Sizes sizes = tensor.sizes();
+  const Sizes strides = tensor.strides();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] > 1 && strides[i] != wanted[i]) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 DType dtype_of(const char* op, const Tensor& tensor) {
@@ -79,11 +89,13 @@ int64_t checked_numel(const char* op, Sizes sizes) {
   constexpr int64_t kLargestElement = 8;
   int64_t bytes = kLargestElement;
   bool fits = true;
-  for (const int64_t size : sizes) fits = fits && !__builtin_mul_overflow(bytes, size, &bytes);
-  // A zero anywhere makes the tensor empty, however large the other sizes are.
-  if (std::find(sizes.begin(), sizes.end(), 0) != sizes.end()) return 0;
+  // An empty tensor has strides too, which must not overflow either.
+  for (const int64_t size : sizes) {
+    fits = fits && !__builtin_mul_overflow(bytes, std::max<int64_t>(size, 1), &bytes);
+  }
   NNOPS_CHECK(fits, op, ": a tensor of sizes ", tuple_text(sizes), " is too large to address");
-  return bytes / kLargestElement;
+  const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
+  return empty ? 0 : bytes / kLargestElement;
 }
 
 bool same_sizes(const Tensor& a, const Tensor& b) {
@@ -192,13 +204,18 @@ Tensor dense(const Tensor& tensor) {
 }
 
 Tensor with_strides_of(const Tensor& tensor, const Tensor& like) {
-  const Sizes sizes = tensor.sizes();
-  const Sizes mine = tensor.strides();
-  const Sizes wanted = like.strides();
-  bool same = true;
-  for (size_t i = 0; i < sizes.size(); ++i) same = same && (sizes[i] < 2 || mine[i] == wanted[i]);
-  if (same) return tensor;
+  if (has_strides(tensor, like.strides())) return tensor;
   Tensor copy = empty_as(like);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+Tensor packed_image(const Tensor& tensor, bool channels_last) {
+  const Sizes sizes = tensor.sizes();
+  const std::vector<int64_t> strides =
+      channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes);
+  if (has_strides(tensor, strides)) return tensor;
+  Tensor copy = empty_strided(sizes, strides, dtype_of("packed_image", tensor), tensor);
   torch::stable::copy_(copy, tensor);
   return copy;
 }

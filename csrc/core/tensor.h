@@ -28,7 +28,7 @@ void check_same_type(const char* op, const char* name, const Tensor& tensor, con
 void check_device(const char* op, const char* name, const Tensor& tensor);
 
 // The product of `sizes`; RuntimeError when it, times the size of the largest element type, does
-// not fit into int64.
+// not fit into int64, or would not if the zeros among the sizes were ones (strides must fit too).
 int64_t checked_numel(const char* op, Sizes sizes);
 
 bool same_sizes(const Tensor& a, const Tensor& b);
@@ -53,6 +53,9 @@ Tensor empty_as(const Tensor& like);
 Tensor empty_contiguous(Sizes sizes, DType dtype, const Tensor& like);
 // (N, C, H, W) in channels_last or row-major order.
 Tensor empty_image(Sizes sizes, bool channels_last, DType dtype, const Tensor& like);
+
+// `tensor` itself if it is packed in that order, else a packed copy.
+Tensor packed_image(const Tensor& tensor, bool channels_last);
 
 // `tensor` itself if dense, else a dense copy with the same dimension order.
 Tensor dense(const Tensor& tensor);

@@ -281,6 +281,11 @@ NNOPS_DOUBLE_LANES(vlog, std::log)
 NNOPS_DOUBLE_LANES(vlog1p, std::log1p)
 #undef NNOPS_DOUBLE_LANES
 
+// --- sizes --------------------------------------------------------------------------------------
+
+NNOPS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+NNOPS_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
 // --- loops --------------------------------------------------------------------------------------
 
 template <typename T>

@@ -13,8 +13,9 @@ import torch.nn as _torch_nn
 from nnops.nn import functional
 from nnops.nn.activation import ReLU
 from nnops.nn.conv import Conv2d
+from nnops.nn.pooling import MaxPool2d, MaxUnpool2d
 
-__all__ = ["Conv2d", "ReLU", "functional"]
+__all__ = ["Conv2d", "MaxPool2d", "MaxUnpool2d", "ReLU", "functional"]
 
 
 def __getattr__(name: str) -> Any:

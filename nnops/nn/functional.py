@@ -6,6 +6,7 @@ nnops's, with torch's signatures, defaults and warnings; every other name is tor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as _torch_functional
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from nnops.nn import _arguments
 from nnops.ops import conv2d as _conv2d
+from nnops.ops import max_pool2d as _max_pool2d
+from nnops.ops import max_unpool2d as _max_unpool2d
 from nnops.ops import relu as _relu
 
 
@@ -132,3 +135,116 @@ def _named_padding(
     total = [dilation[i] * (weight.shape[2 + i] - 1) for i in (0, 1)]
     top, left = total[0] // 2, total[1] // 2
     return top, total[0] - top, left, total[1] - left
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: _arguments.IntOrPair,
+    stride: _arguments.IntOrPair | None = None,
+    padding: _arguments.IntOrPair = 0,
+    dilation: _arguments.IntOrPair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The maximum of each window of each plane.
+
+    The first of equal maxima counts; NaN is larger than everything.
+
+    Args:
+        input (Tensor[N, C, H, W] or Tensor[C, H, W]): floating or integer dtype, any strides; N
+            may be 0.
+        kernel_size: height and width of the window; one number stands for both, here and below.
+        stride: from one window to the next; None: `kernel_size`.
+        padding: rows and columns around the input that no maximum comes from, at most half of
+            `kernel_size`.
+        dilation: from one element of the window to the next; 1 means none.
+        ceil_mode: let the last window hang over the end instead of leaving elements out.
+        return_indices: also return the place of each maximum.
+
+    Returns:
+        Tensor[N, C, OH, OW] of the input's dtype, or a pair of it and an int64 tensor of the same
+        sizes with the places h * W + w. Both are channels_last where `input` is.
+
+    Raises:
+        RuntimeError: for sizes out of range or a window that does not fit.
+        NotImplementedError: for bool and complex dtypes.
+        TypeError: for arguments of the wrong type.
+
+    Differences from torch: a window that dilation and padding leave without any element has the
+    index -1, where torch has the place at which it would begin; it has no gradient. Backward
+    keeps one byte an output element (for windows of at most 255 elements) and not the input.
+
+    Source: torch.nn.functional.max_pool2d.
+    """
+    _arguments.check_tensor("max_pool2d", "input", input)
+    _arguments.check_bool("max_pool2d", "ceil_mode", ceil_mode)
+    kernel = _arguments.pair("max_pool2d", "kernel_size", kernel_size)
+    step = kernel
+    if stride is not None and stride != [] and stride != ():
+        step = _arguments.pair("max_pool2d", "stride", stride)
+    pad = _arguments.pair("max_pool2d", "padding", padding)
+    gap = _arguments.pair("max_pool2d", "dilation", dilation)
+    if return_indices:
+        pooled: tuple[Tensor, Tensor] = _max_pool2d.max_pool2d_with_indices(
+            input, kernel, step, pad, gap, ceil_mode
+        )
+        return pooled
+    return _max_pool2d.pool(input, kernel, step, pad, gap, ceil_mode)
+
+
+def max_pool2d_with_indices(
+    input: Tensor,
+    kernel_size: _arguments.IntOrPair,
+    stride: _arguments.IntOrPair | None = None,
+    padding: _arguments.IntOrPair = 0,
+    dilation: _arguments.IntOrPair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """max_pool2d(..., return_indices=True), whatever `return_indices` says, as in torch."""
+    output, indices = max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, True)
+    return output, indices
+
+
+def max_unpool2d(
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: _arguments.IntOrPair,
+    stride: _arguments.IntOrPair | None = None,
+    padding: _arguments.IntOrPair = 0,
+    output_size: Sequence[int] | None = None,
+) -> Tensor:
+    """Puts pooled values back to where they were the maxima; zero elsewhere.
+
+    Args:
+        input (Tensor[N, C, H, W] or Tensor[C, H, W]): floating dtype, any strides; the first
+            dimension may be 0.
+        indices (Tensor like input): int64, the places h * OW + w that max_pool2d returned.
+        kernel_size: of the pooling; one number stands for height and width, here and below.
+        stride: of the pooling; None: `kernel_size`.
+        padding: of the pooling.
+        output_size: (OH, OW), or the whole size with (N, C) in front; it may differ from
+            ((H - 1) * stride + kernel_size - 2 * padding) by less than the stride.
+
+    Returns:
+        Tensor[N, C, OH, OW]: of the input's dtype, channels_last where `input` is. Of equal
+        indices the last in row-major order counts.
+
+    Raises:
+        RuntimeError: for an index outside of its plane, for indices of another size or dtype.
+        ValueError: for an `output_size` that does not belong to the pooling.
+        NotImplementedError: for dtypes that are not floating.
+        TypeError: for arguments of the wrong type.
+        IndexError: for a pair that is not one.
+
+    Differences from torch: the result is the same in every run, also where indices repeat, so it
+    is allowed under torch.use_deterministic_algorithms; `stride` and `padding` must not have more
+    than two elements.
+
+    Source: torch.nn.functional.max_unpool2d.
+    """
+    _arguments.check_tensor("max_unpool2d", "input", input)
+    _arguments.check_tensor("max_unpool2d", "indices", indices)
+    size = _arguments.unpool_output_size(input, kernel_size, stride, padding, output_size)
+    result: Tensor = _max_unpool2d.max_unpool2d(input, indices, size)
+    return result

@@ -128,6 +128,16 @@ def _one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     return checked_fake
 
 
+def may_be_differentiated(input: Tensor) -> bool:
+    """Whether a call on `input`, made now, may be differentiated.
+
+    For operators that exist in two forms, one of which records what the derivative needs.
+    """
+    if _is_grad_enabled() and input.requires_grad:
+        return True
+    return not _is_compiling() and (_transforms_active() or forward_ad._current_level >= 0)
+
+
 def _keyword_setup(formulas: type[Formulas]) -> Callable[..., None]:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         formulas.setup_context(ctx, inputs, output)

@@ -23,7 +23,7 @@ void backward_bias(void* grad_bias, const void* grad_output, const Conv2dGeometr
         for (int64_t row = 0; row < (packed ? 1 : g.oh); ++row) {
           const T* pixels = plane + row * g.output.h;
           for (int64_t begin = 0; begin < row_length; begin += kBlock) {
-            const int64_t count = minimum(kBlock, row_length - begin);
+            const int64_t count = smaller(kBlock, row_length - begin);
             A lanes[kLanes<A>] = {};
             for (int64_t i = 0; i < count; ++i) {
               lanes[i % kLanes<A>] += to_acc(pixels[(begin + i) * g.output.w]);

@@ -41,8 +41,6 @@ constexpr int64_t kDepthBlock = 256;
 template <typename A>
 constexpr int64_t kPanelWidth = kPanelVectors * kLanes<A>;
 
-NNOPS_INLINE int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
-NNOPS_INLINE int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
 NNOPS_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 NNOPS_INLINE int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
@@ -110,7 +108,7 @@ NNOPS_INLINE int split_into_runs(PixelRun* runs, int64_t first, int64_t count, i
   for (int64_t column = 0; column < count;) {
     const int64_t y = (first + column) / width;
     const int64_t x = (first + column) % width;
-    const int64_t length = minimum(width - x, count - column);
+    const int64_t length = smaller(width - x, count - column);
     runs[number++] = {column, length, y, x};
     column += length;
   }
@@ -124,10 +122,10 @@ NNOPS_INLINE void copy_steps(acc_t<T>* row, int64_t row_step, const T* source,
                              int64_t source_stride, int64_t start, int64_t step, int64_t length,
                              int64_t limit) {
   // First k with start + k step >= 0, and first with start + k step >= limit.
-  const int64_t begin = start >= 0 ? 0 : minimum(length, divide_up(-start, step));
-  const int64_t end = start >= limit ? 0 : minimum(length, divide_up(limit - start, step));
+  const int64_t begin = start >= 0 ? 0 : smaller(length, divide_up(-start, step));
+  const int64_t end = start >= limit ? 0 : smaller(length, divide_up(limit - start, step));
   int64_t k = 0;
-  for (; k < minimum(begin, length); ++k) row[k * row_step] = 0;
+  for (; k < smaller(begin, length); ++k) row[k * row_step] = 0;
   if (step * source_stride == 1 && row_step == 1) {
     const T* from = source + start;
     for (; k < end; ++k) row[k] = to_acc(from[k]);
@@ -261,7 +259,7 @@ NNOPS_INLINE PanelBuffers<A> panel_buffers(void* workspace, int64_t groups, int6
   const int64_t padded_rows = round_up(rows, kTileRows);
   PanelBuffers<A> buffers;
   buffers.packed_group = round_up(padded_rows * depth, kLanes<A>);
-  buffers.panel_size = minimum(depth, kDepthBlock) * kPanelWidth<A>;
+  buffers.panel_size = smaller(depth, kDepthBlock) * kPanelWidth<A>;
   buffers.thread_size = buffers.panel_size + padded_rows * kPanelWidth<A>;
   buffers.packed_weight = static_cast<A*>(workspace);
   buffers.per_thread = buffers.packed_weight + groups * buffers.packed_group;
@@ -299,13 +297,13 @@ NNOPS_INLINE void pixel_convolution(T* written, const T* read, const T* weight, 
       const int64_t first_pixel = i % panels * kWidth;
       const int64_t group = i / panels % g.groups;
       const int64_t n = i / panels / g.groups;
-      const int64_t columns = minimum(kWidth, pixels - first_pixel);
+      const int64_t columns = smaller(kWidth, pixels - first_pixel);
       PixelRun runs[kWidth];
       const int run_count = split_into_runs(runs, first_pixel, columns, pass.width);
       const T* planes = read + n * pass.read.n + group * pass.group_outer * pass.read.c;
       const auto pack_row = make_pack_row(runs, run_count);
       for (int64_t begin = 0; begin < depth; begin += kDepthBlock) {
-        const int64_t end = minimum(begin + kDepthBlock, depth);
+        const int64_t end = smaller(begin + kDepthBlock, depth);
         pack_panel(panel, planes, pass.read.c, begin, end, columns, g, pack_row);
         multiply_block(sums,
                        buffers.packed_weight + group * buffers.packed_group + begin * kTileRows,
@@ -361,7 +359,7 @@ NNOPS_INLINE WeightSplit weight_split(const Conv2dGeometry& g) {
   split.rows = g.oc / g.groups;
   split.blocks = divide_up(g.n * g.oh * g.ow, kDepthBlock);
   const int64_t wanted = divide_up(kWantedTasks, g.groups * split.panels);
-  split.blocks_per_chunk = divide_up(split.blocks, minimum(wanted, split.blocks));
+  split.blocks_per_chunk = divide_up(split.blocks, smaller(wanted, split.blocks));
   split.chunks = divide_up(split.blocks, split.blocks_per_chunk);
   return split;
 }
@@ -399,7 +397,7 @@ NNOPS_INLINE void pack_taps(acc_t<T>* panel, const T* input, int64_t first_colum
     for (int64_t p = begin; p < end;) {
       const int64_t oh = p % pixels / g.ow;
       const int64_t ow = p % g.ow;
-      const int64_t length = minimum(g.ow - ow, end - p);
+      const int64_t length = smaller(g.ow - ow, end - p);
       const int64_t h = oh * g.stride_h - g.pad_top + kh * g.dilation_h;
       acc_t<T>* target = panel + (p - begin) * kWidth + column;
       if (h < 0 || h >= g.h) {
@@ -443,12 +441,12 @@ void panel_gemm_backward_weight(void* grad_weight, const void* grad_output, cons
       const int64_t chunk = i / tiles;
       const int64_t group = i % tiles / split.panels;
       const int64_t first_column = i % split.panels * kWidth;
-      const int64_t columns = minimum(kWidth, split.columns - first_column);
+      const int64_t columns = smaller(kWidth, split.columns - first_column);
       const int64_t first_block = chunk * split.blocks_per_chunk;
-      const int64_t last_block = minimum(first_block + split.blocks_per_chunk, split.blocks);
+      const int64_t last_block = smaller(first_block + split.blocks_per_chunk, split.blocks);
       for (int64_t block = first_block; block < last_block; ++block) {
         const int64_t begin = block * kDepthBlock;
-        const int64_t end = minimum(begin + kDepthBlock, all_pixels);
+        const int64_t end = smaller(begin + kDepthBlock, all_pixels);
         pack_grad_output(packed, gy + group * split.rows * g.output.c, split.rows, begin, end, g);
         pack_taps(panel, x + group * (g.c / g.groups) * g.input.c, first_column, columns, begin,
                   end, g);
@@ -462,7 +460,7 @@ void panel_gemm_backward_weight(void* grad_weight, const void* grad_output, cons
       const int64_t first_column = i % split.panels * kWidth;
       const int64_t tile = oc / split.rows * split.panels + i % split.panels;
       const A* first = partial + tile * tile_size + oc % split.rows * kWidth;
-      const int64_t columns = minimum(kWidth, split.columns - first_column);
+      const int64_t columns = smaller(kWidth, split.columns - first_column);
       for (int64_t column = 0; column < columns; ++column) {
         A sum = first[column];
         for (int64_t chunk = 1; chunk < split.chunks; ++chunk) {

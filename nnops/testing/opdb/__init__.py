@@ -5,11 +5,13 @@ Tests and benchmarks are generated from it. Adding an operator family is one lin
 
 from __future__ import annotations
 
-from nnops.testing.opdb import conv2d, relu
+from nnops.testing.opdb import conv2d, max_pool2d, max_unpool2d, relu
 from nnops.testing.samples import OpCase
 
 CASES: tuple[OpCase, ...] = (
     *conv2d.CASES,
+    *max_pool2d.CASES,
+    *max_unpool2d.CASES,
     *relu.CASES,
 )
 

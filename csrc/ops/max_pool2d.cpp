@@ -1,0 +1,302 @@
+// nnops::max_pool2d, with offsets or indices beside it, and their derivatives: checks, geometry,
+// allocation and the call.
+#include "ops/max_pool2d.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "core/check.h"
+#include "core/dispatch.h"
+#include "core/library.h"
+#include "core/tensor.h"
+#include "core/threads.h"
+#include "ops/image.h"
+
+namespace nnops {
+namespace {
+
+constexpr KernelTable<MaxPool2dKernels> kTable = NNOPS_KERNEL_TABLE(max_pool2d_kernels);
+const RegisterAlgorithms kAlgorithms("max_pool2d", {"tiles"});
+
+using Ints = std::vector<int64_t>;
+
+void check_pair(const char* op, const char* name, const Ints& pair, int64_t least) {
+  constexpr int64_t kMost = INT32_MAX;
+  NNOPS_CHECK(pair.size() == 2, op, ": ", name, " must have two elements, but got ",
+              tuple_text(pair));
+  for (const int64_t value : pair) {
+    NNOPS_CHECK(value >= least, op, ": ", name, " must be ",
+                least > 0 ? "positive" : "non-negative", ", but got ", name, "=", tuple_text(pair));
+    NNOPS_CHECK(value <= kMost, op, ": ", name, " must be below 2**31, but got ", name, "=",
+                tuple_text(pair));
+  }
+}
+
+// The numbers of a window, checked; sizes and strides are left to the caller.
+Pool2dGeometry window_geometry(const char* op, const Ints& kernel_size, const Ints& stride,
+                               const Ints& padding, const Ints& dilation) {
+  check_pair(op, "kernel_size", kernel_size, 1);
+  check_pair(op, "stride", stride, 1);
+  check_pair(op, "padding", padding, 0);
+  check_pair(op, "dilation", dilation, 1);
+  NNOPS_CHECK(padding[0] <= kernel_size[0] / 2 && padding[1] <= kernel_size[1] / 2, op,
+              ": padding must be at most half the kernel size, but got padding=",
+              tuple_text(padding), ", kernel_size=", tuple_text(kernel_size));
+  Pool2dGeometry geometry{};
+  geometry.kernel_h = kernel_size[0];
+  geometry.kernel_w = kernel_size[1];
+  geometry.stride_h = stride[0];
+  geometry.stride_w = stride[1];
+  geometry.pad_h = padding[0];
+  geometry.pad_w = padding[1];
+  geometry.dilation_h = dilation[0];
+  geometry.dilation_w = dilation[1];
+  return geometry;
+}
+
+int64_t floor_divide(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+// Windows along an axis. With ceil_mode the last one may hang over the end, if it begins inside
+// the input or the padding before it.
+int64_t output_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation,
+                    bool ceil_mode) {
+  const int64_t room = size + 2 * pad - dilation * (kernel - 1) - 1;
+  const int64_t count = floor_divide(room + (ceil_mode ? stride - 1 : 0), stride) + 1;
+  return ceil_mode && (count - 1) * stride >= size + pad ? count - 1 : count;
+}
+
+void set_strides(int64_t (&strides)[4], const Tensor& tensor) {
+  const Sizes given = tensor.strides();
+  const size_t missing = 4 - given.size();
+  strides[0] = 0;
+  for (size_t i = 0; i < given.size(); ++i) strides[missing + i] = given[i];
+}
+
+// (n, c, height, width) of a tensor with or without its batch dimension.
+std::array<int64_t, 4> image_sizes(const Tensor& tensor) {
+  const Sizes sizes = tensor.sizes();
+  const size_t missing = 4 - sizes.size();
+  std::array<int64_t, 4> result{1, 1, 1, 1};
+  for (size_t i = 0; i < sizes.size(); ++i) result[missing + i] = sizes[i];
+  return result;
+}
+
+void check_image(const char* op, const char* name, const Tensor& tensor) {
+  check_device(op, name, tensor);
+  const Sizes sizes = tensor.sizes();
+  NNOPS_CHECK(sizes.size() == 3 || sizes.size() == 4, op, ": ", name,
+              " must be (C, H, W) or (N, C, H, W), but got a tensor of sizes ", tuple_text(sizes));
+  NNOPS_CHECK(std::find(sizes.end() - 3, sizes.end(), 0) == sizes.end(), op, ": ", name,
+              " may be empty in its batch dimension only, but got a tensor of sizes ",
+              tuple_text(sizes));
+  checked_numel(op, sizes);
+}
+
+// What the window arithmetic may hold without overflow; only an expanded tensor can be larger.
+void check_extent(const char* op, int64_t height, int64_t width) {
+  constexpr int64_t kMost = int64_t{1} << 60;
+  NNOPS_CHECK(height <= kMost && width <= kMost, op,
+              ": height and width must be at most 2**60, but got ", pair_text(height, width));
+}
+
+// Cheap operations of a kernel that visits every element of every window.
+int64_t window_work(const Pool2dGeometry& g) {
+  const int64_t taps = std::min<int64_t>(g.kernel_h, 8) * std::min<int64_t>(g.kernel_w, 8);
+  return g.n * g.c * g.oh * g.ow * std::min<int64_t>(taps, 8);
+}
+
+struct Forward {
+  Tensor output;
+  Tensor record;
+};
+
+// `record_dtype` is the dtype of what is recorded beside the output, if anything.
+Forward run_forward(const char* name, const Tensor& input, const Ints& kernel_size,
+                    const Ints& stride, const Ints& padding, const Ints& dilation, bool ceil_mode,
+                    std::optional<DType> record_dtype,
+                    PerDType<MaxPool2dKernels::Forward> MaxPool2dKernels::* kernels) {
+  constexpr const char* kOp = "max_pool2d";  // what the caller knows it by
+  check_image(kOp, "input", input);
+  Pool2dGeometry g = window_geometry(kOp, kernel_size, stride, padding, dilation);
+  const auto [n, c, h, w] = image_sizes(input);
+  check_extent(kOp, h, w);
+  g.n = n;
+  g.c = c;
+  g.h = h;
+  g.w = w;
+  g.oh = output_size(h, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h, ceil_mode);
+  g.ow = output_size(w, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w, ceil_mode);
+  NNOPS_CHECK(g.oh >= 1 && g.ow >= 1, kOp,
+              ": the window must fit into the padded input, but got input size ", pair_text(h, w),
+              ", kernel_size=", tuple_text(kernel_size), ", padding=", tuple_text(padding),
+              ", dilation=", tuple_text(dilation));
+  const DType dtype = dtype_of(kOp, input);
+  const auto kernel = kernel_for(name, "tiles", active_kernels(kTable).*kernels, dtype);
+  if (record_dtype == DType::kUInt8) {
+    NNOPS_CHECK(
+        g.kernel_h <= kLargestOffsetWindow && g.kernel_h * g.kernel_w <= kLargestOffsetWindow, name,
+        ": kernel_size must be at most 255 elements, but got ", tuple_text(kernel_size));
+  }
+
+  const Ints sizes = resized(input, g.oh, g.ow);
+  const int64_t count = checked_numel(kOp, sizes);
+  g.channels_last = suggests_channels_last(input);
+  Forward result{empty_image(sizes, g.channels_last, dtype, input), Tensor()};
+  void* record = nullptr;
+  if (record_dtype) {
+    result.record = empty_image(sizes, g.channels_last, *record_dtype, input);
+    record = result.record.mutable_data_ptr();
+  }
+  set_strides(g.input_strides, input);
+  set_strides(g.output_strides, result.output);
+  if (count > 0) {
+    kernel(result.output.mutable_data_ptr(), record, input.const_data_ptr(), g,
+           thread_count(window_work(g), kGrainElements));
+  }
+  return result;
+}
+
+Tensor max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
+                  const Ints& padding, const Ints& dilation, bool ceil_mode) {
+  return run_forward("max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode,
+                     std::nullopt, &MaxPool2dKernels::values)
+      .output;
+}
+
+std::tuple<Tensor, Tensor> max_pool2d_with_offsets(const Tensor& input, const Ints& kernel_size,
+                                                   const Ints& stride, const Ints& padding,
+                                                   const Ints& dilation, bool ceil_mode) {
+  Forward result = run_forward("max_pool2d_with_offsets", input, kernel_size, stride, padding,
+                               dilation, ceil_mode, DType::kUInt8, &MaxPool2dKernels::offsets);
+  return {result.output, result.record};
+}
+
+std::tuple<Tensor, Tensor> max_pool2d_with_indices(const Tensor& input, const Ints& kernel_size,
+                                                   const Ints& stride, const Ints& padding,
+                                                   const Ints& dilation, bool ceil_mode) {
+  Forward result = run_forward("max_pool2d_with_indices", input, kernel_size, stride, padding,
+                               dilation, ceil_mode, DType::kInt64, &MaxPool2dKernels::indices);
+  return {result.output, result.record};
+}
+
+// The geometry of a problem that is known by its offsets and the height and width of its input;
+// strides are left to the caller.
+Pool2dGeometry offsets_geometry(const char* op, const Tensor& offsets, int64_t height,
+                                int64_t width, const Ints& kernel_size, const Ints& stride,
+                                const Ints& padding, const Ints& dilation) {
+  check_image(op, "offsets", offsets);
+  NNOPS_CHECK(dtype_of(op, offsets) == DType::kUInt8, op,
+              ": offsets must be of dtype uint8, but got ", dtype_name(dtype_of(op, offsets)));
+  Pool2dGeometry g = window_geometry(op, kernel_size, stride, padding, dilation);
+  NNOPS_CHECK(g.kernel_h <= kLargestOffsetWindow && g.kernel_h * g.kernel_w <= kLargestOffsetWindow,
+              op, ": kernel_size must be at most 255 elements, but got ", tuple_text(kernel_size));
+  check_extent(op, height, width);
+  const auto [n, c, oh, ow] = image_sizes(offsets);
+  g.n = n;
+  g.c = c;
+  g.h = height;
+  g.w = width;
+  g.oh = oh;
+  g.ow = ow;
+  const auto fits = [](int64_t count, int64_t size, int64_t kernel, int64_t step, int64_t pad,
+                       int64_t gap) {
+    return count == output_size(size, kernel, step, pad, gap, false) ||
+           count == output_size(size, kernel, step, pad, gap, true);
+  };
+  NNOPS_CHECK(height > 0 && width > 0 &&
+                  fits(oh, height, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h) &&
+                  fits(ow, width, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w),
+              op, ": offsets of size ", pair_text(oh, ow), " do not belong to an input of size ",
+              pair_text(height, width), " with kernel_size=", tuple_text(kernel_size),
+              ", stride=", tuple_text(stride), ", padding=", tuple_text(padding),
+              ", dilation=", tuple_text(dilation));
+  g.channels_last = suggests_channels_last(offsets);
+  return g;
+}
+
+void check_offsets_were_right(const char* op, int64_t wrong, const Tensor& offsets) {
+  NNOPS_CHECK(
+      wrong < 0, op, ": offsets must point into the window and the input, but got ",
+      int64_t{static_cast<const uint8_t*>(offsets.const_data_ptr())[std::max<int64_t>(wrong, 0)]},
+      " at position ", wrong, " of their memory");
+}
+
+Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets, const Ints& input_size,
+                           const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                           const Ints& dilation) {
+  constexpr const char* kOp = "max_pool2d_backward";
+  NNOPS_CHECK(input_size.size() == 2, kOp, ": input_size must be (height, width), but got ",
+              tuple_text(input_size));
+  Pool2dGeometry g = offsets_geometry(kOp, offsets, input_size[0], input_size[1], kernel_size,
+                                      stride, padding, dilation);
+  check_device(kOp, "grad_output", grad_output);
+  NNOPS_CHECK(same_sizes(grad_output, offsets), kOp,
+              ": grad_output and offsets must have the same sizes, but got ",
+              tuple_text(grad_output.sizes()), " and ", tuple_text(offsets.sizes()));
+  const DType dtype = dtype_of(kOp, grad_output);
+  const auto kernel = kernel_for(kOp, "tiles", active_kernels(kTable).backward, dtype);
+  const Ints sizes = resized(offsets, g.h, g.w);
+  const int64_t count = checked_numel(kOp, sizes);
+  Tensor grad_input = empty_image(sizes, g.channels_last, dtype, offsets);
+  if (count == 0) return grad_input;
+
+  const Tensor codes = packed_image(offsets, g.channels_last);
+  const Tensor gy = packed_image(grad_output, g.channels_last);
+  set_strides(g.input_strides, grad_input);
+  set_strides(g.output_strides, codes);
+  const int threads = thread_count(count, kGrainElements);
+  const SumScratch scratch(dtype, threads, g.channels_last ? std::min(g.c, kChannelBlock) : 1, g.h,
+                           g.w, offsets);
+  const int64_t wrong =
+      kernel(grad_input.mutable_data_ptr(), gy.const_data_ptr(),
+             static_cast<const uint8_t*>(codes.const_data_ptr()), scratch.data(), g, threads);
+  check_offsets_were_right(kOp, wrong, codes);
+  return grad_input;
+}
+
+Tensor max_pool2d_gather(const Tensor& input, const Tensor& offsets, const Ints& kernel_size,
+                         const Ints& stride, const Ints& padding, const Ints& dilation) {
+  constexpr const char* kOp = "max_pool2d_gather";
+  check_image(kOp, "input", input);
+  const auto [n, c, h, w] = image_sizes(input);
+  Pool2dGeometry g = offsets_geometry(kOp, offsets, h, w, kernel_size, stride, padding, dilation);
+  NNOPS_CHECK(input.dim() == offsets.dim() && n == g.n && c == g.c, kOp,
+              ": input and offsets must have the same batch and channels, but got sizes ",
+              tuple_text(input.sizes()), " and ", tuple_text(offsets.sizes()));
+  const DType dtype = dtype_of(kOp, input);
+  const auto kernel = kernel_for(kOp, "tiles", active_kernels(kTable).gather, dtype);
+  Tensor output = empty_image(offsets.sizes(), g.channels_last, dtype, offsets);
+  const int64_t count = offsets.numel();
+  if (count == 0) return output;
+
+  const Tensor codes = packed_image(offsets, g.channels_last);
+  set_strides(g.input_strides, input);
+  set_strides(g.output_strides, output);
+  const int64_t wrong = kernel(output.mutable_data_ptr(), input.const_data_ptr(),
+                               static_cast<const uint8_t*>(codes.const_data_ptr()), g,
+                               thread_count(count, kGrainElements));
+  check_offsets_were_right(kOp, wrong, codes);
+  return output;
+}
+
+}  // namespace
+
+#define NNOPS_WINDOW "int[] kernel_size, int[] stride, int[] padding, int[] dilation"
+
+NNOPS_OPERATOR(max_pool2d, "(Tensor input, " NNOPS_WINDOW ", bool ceil_mode) -> Tensor", max_pool2d)
+NNOPS_OPERATOR(max_pool2d_with_offsets,
+               "(Tensor input, " NNOPS_WINDOW ", bool ceil_mode) -> (Tensor, Tensor)",
+               max_pool2d_with_offsets)
+NNOPS_OPERATOR(max_pool2d_with_indices,
+               "(Tensor input, " NNOPS_WINDOW ", bool ceil_mode) -> (Tensor, Tensor)",
+               max_pool2d_with_indices)
+NNOPS_OPERATOR(max_pool2d_backward,
+               "(Tensor grad_output, Tensor offsets, SymInt[] input_size, " NNOPS_WINDOW
+               ") -> Tensor",
+               max_pool2d_backward)
+NNOPS_OPERATOR(max_pool2d_gather, "(Tensor input, Tensor offsets, " NNOPS_WINDOW ") -> Tensor",
+               max_pool2d_gather)
+
+#undef NNOPS_WINDOW
+
+}  // namespace nnops

@@ -1,0 +1,58 @@
+// max_pool2d: the contract between csrc/ops/max_pool2d.cpp and the kernels. No torch headers.
+#pragma once
+
+#include "core/kernel_table.h"
+
+namespace nnops {
+
+// One pooling problem. The window of output (oh, ow) holds the input elements
+//   ih = oh * stride_h - pad_h + kh * dilation_h,  iw = ow * stride_w - pad_w + kw * dilation_w
+// for 0 <= kh < kernel_h, 0 <= kw < kernel_w, as far as they lie inside the input. Kernel, stride,
+// padding and dilation are below 2^31, so that no position overflows.
+struct Pool2dGeometry {
+  int64_t n, c, h, w, oh, ow;
+  int64_t kernel_h, kernel_w;
+  int64_t stride_h, stride_w;
+  int64_t pad_h, pad_w;
+  int64_t dilation_h, dilation_w;
+  // In elements, in the order n, c, h, w. The input may have any strides where it is only read; a
+  // gradient of it is packed. The output side (output, what is recorded beside it, their
+  // gradients) is always packed: row-major, or channels_last.
+  int64_t input_strides[4];
+  int64_t output_strides[4];
+  bool channels_last;
+};
+
+// An offset is the place kh * kernel_w + kw of the maximum inside its window, in one byte. The
+// last value says that no element of the window lies inside the input.
+inline constexpr int64_t kLargestOffsetWindow = 255;
+inline constexpr uint8_t kNoOffset = 255;
+// The same for indices, the flat places ih * w + iw of the maxima in their planes.
+inline constexpr int64_t kNoIndex = -1;
+
+// Channels that one thread handles at a time where channels are innermost in memory.
+inline constexpr int64_t kChannelBlock = 64;
+
+struct MaxPool2dKernels {
+  // output: (n, c, oh, ow). record: null, uint8 offsets or int64 indices, sized as the output.
+  using Forward = void (*)(void* output, void* record, const void* input,
+                           const Pool2dGeometry& geometry, int threads);
+  // grad_input (n, c, h, w) = sum of grad_output over the windows whose offset points there.
+  // scratch: for bfloat16 and float16, threads * min(c, kChannelBlock) * h * w floats for
+  // channels_last and threads * h * w otherwise; else null. Returns the lowest position in memory
+  // of an offset that points outside of the window or the input, or -1.
+  using Backward = int64_t (*)(void* grad_input, const void* grad_output, const uint8_t* offsets,
+                               float* scratch, const Pool2dGeometry& geometry, int threads);
+  // output (n, c, oh, ow) = the input's elements at the offsets, 0 where there is none. Returns as
+  // Backward does.
+  using Gather = int64_t (*)(void* output, const void* input, const uint8_t* offsets,
+                             const Pool2dGeometry& geometry, int threads);
+  PerDType<Forward> values;
+  PerDType<Forward> offsets;
+  PerDType<Forward> indices;
+  PerDType<Backward> backward;
+  PerDType<Gather> gather;
+};
+NNOPS_DECLARE_KERNELS(MaxPool2dKernels, max_pool2d_kernels)
+
+}  // namespace nnops
