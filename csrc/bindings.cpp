@@ -14,6 +14,12 @@
 
 namespace py = pybind11;
 
+#ifdef __clang__
+#define NNOPS_COMPILER __VERSION__
+#else
+#define NNOPS_COMPILER "GCC " __VERSION__
+#endif
+
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Loads nnops's operators and tells how they were built and what ran.";
 
@@ -21,8 +27,8 @@ PYBIND11_MODULE(_C, module) {
       "build_info",
       [] {
         return std::map<std::string, std::string>{
-            {"version", NNOPS_VERSION}, {"torch", NNOPS_BUILT_WITH_TORCH},
-            {"compiler", __VERSION__},  {"openmp", std::to_string(_OPENMP)},
+            {"version", NNOPS_VERSION},   {"torch", NNOPS_BUILT_WITH_TORCH},
+            {"compiler", NNOPS_COMPILER}, {"openmp", std::to_string(_OPENMP)},
             {"cuda", "not built"},
         };
       },

@@ -25,8 +25,8 @@ try:
     from nnops import _C
 except ImportError as error:
     raise ImportError(
-        "nnops's compiled part could not be loaded: build it with "
-        f"'pip install --no-build-isolation .' in nnops's source folder ({error})"
+        "nnops's compiled part could not be loaded: type 'make build' or 'pip install "
+        f"--no-build-isolation -e .' in nnops's source folder ({error})"
     ) from error
 
 __all__ = ["_C"]

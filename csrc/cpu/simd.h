@@ -83,7 +83,7 @@ NNOPS_INLINE acc_t<T> to_acc(T value) {
 template <>
 inline __attribute__((always_inline)) float to_acc<bfloat16>(bfloat16 value) {
   const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float result;
+  float result = 0;
   std::memcpy(&result, &bits, sizeof(result));
   return result;
 }
@@ -99,7 +99,7 @@ NNOPS_INLINE T from_acc(acc_t<T> value) {
 // Round to nearest, ties to even; a NaN stays a (quiet) NaN.
 template <>
 inline __attribute__((always_inline)) bfloat16 from_acc<bfloat16>(float value) {
-  uint32_t bits;
+  uint32_t bits = 0;
   std::memcpy(&bits, &value, sizeof(bits));
   if (value != value) return bfloat16{0x7fc0};
   return bfloat16{static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
@@ -214,8 +214,8 @@ NNOPS_INLINE Vec<float> vexp(Vec<float> x) {
   // Below -104 the result rounds to 0, above 89 it is infinite; a NaN passes both selections.
   x = x < -104.0f ? broadcast(-104.0f) : x;
   x = x > 89.0f ? broadcast(89.0f) : x;
-  const Vec<float> kRound = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to integer
-  const Vec<float> n = (x * 1.44269504088896341f + kRound) - kRound;
+  const Vec<float> magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to integer
+  const Vec<float> n = (x * 1.44269504088896341f + magic) - magic;
   Vec<float> r = x - n * 0.693359375f;
   r = r - n * -2.12194440054690583e-4f;
   Vec<float> p = broadcast(1.0f / 5040.0f);

@@ -12,7 +12,7 @@ class OperatorCalls(TorchDispatchMode):
     """`with OperatorCalls() as calls:` then `calls.recorded`: (public name, args) per call."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         self.recorded: list[tuple[str, tuple[Any, ...]]] = []
 
     def __torch_dispatch__(

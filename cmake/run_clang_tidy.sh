@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# clang-tidy over csrc with the compile commands of the last build; of the ISA copies of a kernel
+# the default one is enough. VENV and CXX come from the Makefile.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+build="build/cmake-$("$VENV/bin/python" -c 'import sys; print(sys.implementation.cache_tag)')"
+# clang-tidy reads GCC's compile commands, but has no omp.h of its own.
+omp="$(dirname "$("${CXX:-g++}" -print-file-name=include/omp.h)")"
+
+{
+  find csrc/core csrc/ops -name '*.cpp'
+  echo csrc/bindings.cpp
+  find csrc/cpu -name '*.cpp' | sed "s|^csrc/cpu/|$build/isa/default/|"
+} | xargs -P "$(nproc)" -n 1 "$VENV/bin/clang-tidy" -p "$build" --quiet --extra-arg=-idirafter"$omp"

@@ -1,0 +1,27 @@
+"""`python -m nnops <verb>`."""
+
+from __future__ import annotations
+
+import sys
+
+try:
+    import typer
+
+    from nnops.cli.info import info
+except ModuleNotFoundError as error:
+    if error.name not in {"typer", "rich"}:
+        raise
+    sys.exit("python -m nnops needs typer and rich: pip install typer rich")
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def main() -> None:
+    """nnops on the command line."""
+
+
+app.command()(info)
+
+if __name__ == "__main__":
+    app(prog_name="python -m nnops")

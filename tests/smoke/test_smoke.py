@@ -1,0 +1,67 @@
+"""A few seconds that tell whether an installed nnops works at all.
+
+Part of the default suite, a pre-commit hook, and what a wheel built with one torch must pass under
+a later one (`make smoke-later-torch`): so it needs nothing but nnops, torch and pytest.
+"""
+
+from __future__ import annotations
+
+import warnings
+from itertools import islice
+
+import pytest
+import torch
+from torch import Tensor
+
+import nnops
+import nnops.nn.functional as F
+from nnops import _C
+from nnops._openmp import loaded_openmp_runtimes
+from nnops.testing.opdb import CASES
+from nnops.testing.samples import Maker, OpCase, Sample, detached, tensors_of
+from nnops.testing.tolerances import assert_accurate
+
+BY_CASE = [pytest.param(case, id=case.name) for case in CASES]
+
+
+def outputs_and_gradients(case: OpCase, sample: Sample, side: str) -> list[Tensor]:
+    result = getattr(case, side)(sample)
+    outputs = list(result) if isinstance(result, tuple) else [result]
+    inputs = [tensor for tensor in tensors_of(sample) if tensor.requires_grad]
+    scalar = sum((output.sum() for output in outputs if output.requires_grad), torch.zeros(()))
+    if scalar.requires_grad:
+        found = torch.autograd.grad(scalar, inputs, allow_unused=True)
+        outputs += [gradient for gradient in found if gradient is not None]
+    return outputs
+
+
+@pytest.mark.parametrize("case", BY_CASE)
+def test_forward_and_backward_against_torch(case: OpCase) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for sample in islice(case.gradcheck_samples(Maker(torch.float32, requires_grad=True)), 6):
+            ours = outputs_and_gradients(case, detached(sample), "ours")
+            torchs = outputs_and_gradients(case, detached(sample), "torchs")
+            exact = outputs_and_gradients(case, detached(sample, torch.float64), "torchs")
+            for actual, expected, reference in zip(ours, torchs, exact, strict=True):
+                assert_accurate(actual, expected, reference, f"{case.name}({sample.name})")
+
+
+def test_errors_arrive_in_python_as_their_own_class() -> None:
+    """C++ exceptions cross libtorch: their class must survive it."""
+    with pytest.raises(NotImplementedError, match="nnops::relu"):
+        torch.ops.nnops.relu(torch.zeros(3, dtype=torch.bool))
+    with pytest.raises(IndexError):
+        F.nll_loss(torch.zeros(2, 3), torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match="reduction"):
+        F.mse_loss(torch.zeros(3), torch.zeros(3), reduction="no such")
+
+
+def test_compiled_part() -> None:
+    assert nnops.__version__ == _C.build_info()["version"]
+    assert _C.active_isa() in _C.available_isas()
+
+
+def test_one_openmp_runtime() -> None:
+    F.relu(torch.randn(1 << 20))
+    assert len(loaded_openmp_runtimes()) == 1
