@@ -64,7 +64,7 @@ def assert_accurate(actual: Tensor, expected: Tensor, reference: Tensor, what: s
     if not actual.numel():
         return
     finite = reference[reference.isfinite()]
-    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    scale = float(finite.detach().abs().max()) if finite.numel() else 0.0
     info = torch.finfo(actual.dtype)
     floor = FLOOR_ULPS * max(info.eps * scale, info.smallest_normal)
     ours, theirs = largest_error(actual, reference), largest_error(expected, reference)
