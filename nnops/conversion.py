@@ -63,9 +63,9 @@ def _our_classes() -> dict[type[Module], type[Module]]:
     classes = {}
     for name, ours in vars(nn).items():
         theirs = getattr(torch.nn, name, None)
-        if isinstance(ours, type) and ours is not theirs and ours.__bases__ == (theirs,):
-            classes[ours] = ours.__base__
-    return classes  # type: ignore[return-value]
+        if isinstance(ours, type) and isinstance(theirs, type) and ours is not theirs:
+            classes[ours] = theirs
+    return classes
 
 
 def _exchange(

@@ -14,6 +14,8 @@ from nnops.nn import functional
 from nnops.nn.activation import ReLU
 
 __all__ = ["ReLU", "functional"]
+# `from nnops.nn import *` gives every name that torch's gives.
+__all__ += sorted({name for name in dir(_torch_nn) if name[0] != "_"}.difference(__all__))
 
 
 def __getattr__(name: str) -> Any:

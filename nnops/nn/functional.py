@@ -14,6 +14,9 @@ from torch import Tensor
 from nnops.nn import _arguments
 from nnops.ops import relu as _relu
 
+# `from nnops.nn.functional import *` gives every name that torch's gives.
+__all__ = [name for name in dir(_torch_functional) if name[0] != "_"]
+
 
 def __getattr__(name: str) -> Any:
     return getattr(_torch_functional, name)
