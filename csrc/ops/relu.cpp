@@ -31,6 +31,13 @@ Tensor relu(const Tensor& input) {
 
 Tensor relu_(Tensor input) {
   check_device("relu_", "input", input);
+  const Sizes sizes = input.sizes();
+  const Sizes strides = input.strides();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    NNOPS_CHECK(sizes[i] < 2 || strides[i] != 0 || input.numel() == 0,
+                "relu_: the elements of input must not share memory, but got sizes ",
+                tuple_text(sizes), " with strides ", tuple_text(strides));
+  }
   if (is_dense(input)) {
     run_forward("relu_", input, input);
   } else {
