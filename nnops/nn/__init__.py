@@ -14,8 +14,6 @@ from nnops.nn import functional
 from nnops.nn.activation import ReLU
 
 __all__ = ["ReLU", "functional"]
-# `from nnops.nn import *` gives every name that torch's gives.
-__all__ += sorted({name for name in dir(_torch_nn) if name[0] != "_"}.difference(__all__))
 
 
 def __getattr__(name: str) -> Any:
@@ -24,3 +22,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *dir(_torch_nn)})
+
+
+# `from nnops.nn import *` gives every name that torch's gives.
+__all__ += sorted({name for name in dir(_torch_nn) if name[0] != "_"}.difference(__all__))
