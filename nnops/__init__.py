@@ -6,6 +6,7 @@ Replace `import torch.nn as nn` by `import nnops.nn as nn`.
 from __future__ import annotations
 
 from nnops import _library, nn
+from nnops.conversion import convert, revert
 
 __version__ = _library._C.build_info()["version"]
-__all__ = ["nn"]
+__all__ = ["convert", "nn", "revert"]

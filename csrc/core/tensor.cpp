@@ -65,6 +65,8 @@ DType dtype_of(const char* op, const Tensor& tensor) {
 }
 
 void check_device(const char* op, const char* name, const Tensor& tensor) {
+  // torch passes None for a Tensor as a tensor without anything behind it.
+  NNOPS_CHECK(tensor.defined(), op, ": ", name, " must be a tensor, but got None");
   NNOPS_CHECK_NOT_IMPLEMENTED(device_type(tensor) == aoti_torch_device_type_cpu(), op, ": ", name,
                               " must be a CPU tensor, other devices are not implemented yet");
   int32_t layout = 0;
@@ -75,14 +77,15 @@ void check_device(const char* op, const char* name, const Tensor& tensor) {
 
 void check_same_type(const char* op, const char* name, const Tensor& tensor, const char* like_name,
                      const Tensor& like) {
+  check_device(op, name, tensor);
+  check_device(op, like_name, like);
   const int32_t code = dtype_code(tensor);
   const int32_t like_code = dtype_code(like);
   NNOPS_CHECK(code == like_code, op, ": ", name, " and ", like_name,
               " must have the same dtype, but got ", dtype_text(code), " and ",
               dtype_text(like_code));
-  NNOPS_CHECK(device_type(tensor) == device_type(like) &&
-                  tensor.get_device_index() == like.get_device_index(),
-              op, ": ", name, " and ", like_name, " must be on the same device");
+  NNOPS_CHECK(tensor.get_device_index() == like.get_device_index(), op, ": ", name, " and ",
+              like_name, " must be on the same device");
 }
 
 int64_t checked_numel(const char* op, Sizes sizes) {
@@ -164,7 +167,7 @@ bool is_expanded(const Tensor& tensor) {
   const Sizes sizes = tensor.sizes();
   const Sizes strides = tensor.strides();
   for (size_t i = 0; i < sizes.size(); ++i) {
-    if (sizes[i] > 1 && strides[i] == 0) return true;
+    if (sizes[i] > 1 && strides[i] == 0) return tensor.numel() > 0;
   }
   return false;
 }

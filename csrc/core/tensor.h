@@ -20,11 +20,12 @@ using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 // The tensor's dtype; NotImplementedError for one that no nnops kernel knows (bool, complex, ...).
 DType dtype_of(const char* op, const Tensor& tensor);
 
-// RuntimeError unless both tensors have the same dtype and lie on the same device.
+// check_device for both tensors; RuntimeError unless they have the same dtype and the same device.
 void check_same_type(const char* op, const char* name, const Tensor& tensor, const char* like_name,
                      const Tensor& like);
 
-// NotImplementedError unless the tensor lies on a device that nnops has kernels for.
+// RuntimeError for an undefined tensor (None); NotImplementedError unless the tensor is strided and
+// lies on a device that nnops has kernels for.
 void check_device(const char* op, const char* name, const Tensor& tensor);
 
 // The product of `sizes`; RuntimeError when it, times the size of the largest element type, does

@@ -24,3 +24,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *dir(_torch_nn)})
+
+
+# `from nnops.nn import *` gives every name that torch's gives.
+__all__ += sorted({name for name in dir(_torch_nn) if name[0] != "_"}.difference(__all__))

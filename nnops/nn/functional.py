@@ -18,6 +18,9 @@ from nnops.ops import max_pool2d as _max_pool2d
 from nnops.ops import max_unpool2d as _max_unpool2d
 from nnops.ops import relu as _relu
 
+# `from nnops.nn.functional import *` gives every name that torch's gives.
+__all__ = [name for name in dir(_torch_functional) if name[0] != "_"]
+
 
 def __getattr__(name: str) -> Any:
     return getattr(_torch_functional, name)

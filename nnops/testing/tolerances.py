@@ -66,7 +66,7 @@ def assert_accurate(actual: Tensor, expected: Tensor, reference: Tensor, what: s
     if not actual.numel():
         return
     finite = reference[reference.isfinite()]
-    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    scale = float(finite.detach().abs().max()) if finite.numel() else 0.0
     info = torch.finfo(actual.dtype)
     ulps = FLOAT64_ULPS if actual.dtype == torch.float64 else FLOOR_ULPS
     floor = ulps * max(info.eps * scale, info.smallest_normal)
