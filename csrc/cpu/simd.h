@@ -262,11 +262,13 @@ NNOPS_INLINE Vec<float> vlog(Vec<float> x) {
   return (x < 0.0f || x != x) ? nan : result;
 }
 
-// log(1 + u) for u >= 0: the rounding error of 1 + u is put back to first order.
+// log(1 + u) for u >= -1: the rounding error of 1 + u is put back to first order.
 NNOPS_INLINE Vec<float> vlog1p(Vec<float> u) {
   const Vec<float> v = u + 1.0f;
   const Vec<float> correction = (u - (v - 1.0f)) / v;
-  return vlog(v) + (u == std::numeric_limits<float>::infinity() ? Vec<float>{} : correction);
+  // At u = -1 and infinity the logarithm is infinite and the correction a NaN.
+  const Mask<float> finite = (v > 0.0f) & (u < std::numeric_limits<float>::infinity());
+  return vlog(v) + (finite ? correction : Vec<float>{});
 }
 
 #define NNOPS_DOUBLE_LANES(vector_name, scalar_function)                       \
