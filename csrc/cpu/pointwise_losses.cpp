@@ -2,10 +2,10 @@
 //
 // forward writes one value an element. reduce is one pass without a temporary of n elements: blocks
 // of kLossBlock elements; inside a block one double accumulator a vector lane (16 lanes of float, 8
-// of double), the lanes added pairwise; the block sums added in ascending order. The order depends
-// on n alone, so the number of threads changes no bit. backward is one fused pass. bfloat16 and
-// float16 compute in float, l1 of integers wraps as torch's subtraction does. Parallel over blocks
-// or chunks of elements.
+// of double, these compensated), the lanes added pairwise; the block sums added in ascending order,
+// compensated. The order depends on n alone, so the number of threads changes no bit. backward is
+// one fused pass. bfloat16 and float16 compute in float, l1 of integers wraps as torch's
+// subtraction does. Parallel over blocks or chunks of elements.
 #include "ops/pointwise_losses.h"
 
 #include <type_traits>
@@ -43,14 +43,47 @@ NNOPS_INLINE void put(T* pointer, Vec<acc_t<T>> value, int64_t count) {
   }
 }
 
-NNOPS_INLINE void add_lanes(Vec<double> (&sums)[2], Vec<float> value) {
+// total + value, exactly the rounding error of which is added to `lost` (Knuth's two-sum).
+template <typename V>
+NNOPS_INLINE void add_compensated(V& total, V& lost, V value) {
+  const V sum = total + value;
+  const V added = sum - total;
+  lost += (total - (sum - added)) + (value - added);
+  total = sum;
+}
+
+// Sums of a block, lane by lane, in double: floats in two halves, doubles with what rounding lost.
+template <typename T>
+struct LaneSums;
+template <>
+struct LaneSums<float> {
+  Vec<double> half[2] = {};
+};
+template <>
+struct LaneSums<double> {
+  Vec<double> total = {};
+  Vec<double> lost = {};
+};
+
+NNOPS_INLINE void add_lanes(LaneSums<float>& sums, Vec<float> value) {
   typedef float f32x8 __attribute__((vector_size(32)));
   f32x8 halves[2];
   std::memcpy(halves, &value, sizeof(value));
-  sums[0] += __builtin_convertvector(halves[0], Vec<double>);
-  sums[1] += __builtin_convertvector(halves[1], Vec<double>);
+  sums.half[0] += __builtin_convertvector(halves[0], Vec<double>);
+  sums.half[1] += __builtin_convertvector(halves[1], Vec<double>);
 }
-NNOPS_INLINE void add_lanes(Vec<double> (&sums)[2], Vec<double> value) { sums[0] += value; }
+NNOPS_INLINE void add_lanes(LaneSums<double>& sums, Vec<double> value) {
+  add_compensated(sums.total, sums.lost, value);
+}
+
+NNOPS_INLINE double total_of(const LaneSums<float>& sums) {
+  return sum_lanes(sums.half[0] + sums.half[1]);
+}
+NNOPS_INLINE double total_of(const LaneSums<double>& sums) {
+  // Where the total is infinite, what was lost is a NaN.
+  const Mask<double> known = sums.lost - sums.lost == 0;
+  return sum_lanes(sums.total + (known ? sums.lost : Vec<double>{}));
+}
 
 template <typename T>
 NNOPS_INLINE Mask<T> outside_unit_interval(Vec<T> value) {
@@ -142,7 +175,7 @@ struct Kernels {
       double* sums = static_cast<double*>(block_sums);
       int outside = 0;
       parallel_chunks(arguments.n, kLossBlock, threads, [&](int64_t begin, int64_t end) {
-        Vec<double> lanes[2] = {};
+        LaneSums<Scalar> lanes;
         const int found = visit_elements<T>(arguments, begin, end,
                                             [&](int64_t, int64_t count, const auto& element) {
                                               Vec<Scalar> value = F::value(element);
@@ -154,11 +187,17 @@ struct Kernels {
                                               add_lanes(lanes, value);
                                             });
         if (found != 0) __atomic_fetch_or(&outside, found, __ATOMIC_RELAXED);
-        sums[begin / kLossBlock] = sum_lanes(lanes[0] + lanes[1]);
+        sums[begin / kLossBlock] = total_of(lanes);
       });
       double total = 0;
-      for (int64_t i = 0; i < blocks; ++i) total += sums[i];
-      *static_cast<T*>(output) = from_acc<T>(static_cast<Scalar>(total / divisor));
+      double lost = 0;
+      for (int64_t i = 0; i < blocks; ++i) add_compensated(total, lost, sums[i]);
+      if (lost - lost == 0) total += lost;
+      // A sum that is infinite in Scalar has an infinite mean, as in torch.
+      const Scalar sum = static_cast<Scalar>(total);
+      const bool overflows = sum - sum != 0;
+      *static_cast<T*>(output) =
+          from_acc<T>(overflows ? sum : static_cast<Scalar>(total / divisor));
       return outside;
     } else {
       uint64_t* sums = static_cast<uint64_t*>(block_sums);

@@ -11,7 +11,7 @@
 //   l1                 |d|
 //   mse                d^2
 //   smooth_l1          d^2 / (2 beta) where |d| < beta, else |d| - beta / 2
-//   huber              d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2)
+//   huber              d^2 / 2 where |d| < delta, else delta (|d| - delta / 2)
 //   kl_div             t log t - t x, with 0 log 0 = 0
 //   kl_div_log_target  exp(t) (t - x)
 //   bce                -w (t max(log x, -100) + (1 - t) max(log(1 - x), -100))
@@ -123,7 +123,7 @@ struct HuberLoss : DifferenceLoss<A> {
   NNOPS_MATH V value(Element e) {
     const V half = A::constant(0.5);
     const V size = A::abs(HuberLoss::difference(e));
-    return A::select(size <= e.parameter, half * size * size,
+    return A::select(size < e.parameter, half * size * size,
                      e.parameter * (size - half * e.parameter));
   }
   NNOPS_MATH V by_input(Element e) {

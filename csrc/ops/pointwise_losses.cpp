@@ -35,8 +35,9 @@ constexpr int64_t kNone = 0;
 constexpr int64_t kMean = 1;
 constexpr int64_t kSum = 2;
 
-// Which operands give the unreduced result its memory order, as in torch.
-enum class Order { kBoth, kInput, kTarget };
+// Which operands give the unreduced result its memory order, as in torch; with two of them, the
+// second decides where the first is broadcast.
+enum class Order { kInput, kTarget, kInputThenTarget, kTargetThenInput };
 
 // One call of one loss.
 struct Problem {
@@ -117,7 +118,9 @@ struct Operands {
 Tensor empty_in_order(Order order, const Tensor& input, const Tensor& target, DType dtype) {
   if (order == Order::kInput) return torch::stable::empty_like(input);
   if (order == Order::kTarget) return torch::stable::empty_like(target);
-  return empty_strided(input.sizes(), elementwise_strides(input, target), dtype, input);
+  const auto strides = order == Order::kInputThenTarget ? elementwise_strides(input, target)
+                                                        : elementwise_strides(target, input);
+  return empty_strided(input.sizes(), strides, dtype, input);
 }
 
 void check_domain(const char* op, int outside) {
@@ -201,7 +204,8 @@ Tensor backward_target(const Problem& problem, const Tensor& grad_output, const 
 // --- l1, mse ------------------------------------------------------------------------------------
 
 Tensor l1_loss(const Tensor& input, const Tensor& target, int64_t reduction) {
-  return forward({"l1_loss", &PointwiseLossKernels::l1, reduction}, input, target, Order::kBoth);
+  return forward({"l1_loss", &PointwiseLossKernels::l1, reduction}, input, target,
+                 Order::kInputThenTarget);
 }
 
 Tensor l1_loss_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
@@ -211,7 +215,8 @@ Tensor l1_loss_backward(const Tensor& grad_output, const Tensor& input, const Te
 }
 
 Tensor mse_loss(const Tensor& input, const Tensor& target, int64_t reduction) {
-  return forward({"mse_loss", &PointwiseLossKernels::mse, reduction}, input, target, Order::kBoth);
+  return forward({"mse_loss", &PointwiseLossKernels::mse, reduction}, input, target,
+                 Order::kInputThenTarget);
 }
 
 Tensor mse_loss_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
@@ -229,7 +234,8 @@ Problem smooth_l1_problem(const char* op, double beta, int64_t reduction) {
 }
 
 Tensor smooth_l1_loss(const Tensor& input, const Tensor& target, double beta, int64_t reduction) {
-  return forward(smooth_l1_problem("smooth_l1_loss", beta, reduction), input, target, Order::kBoth);
+  return forward(smooth_l1_problem("smooth_l1_loss", beta, reduction), input, target,
+                 Order::kInputThenTarget);
 }
 
 Tensor smooth_l1_loss_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
@@ -261,7 +267,8 @@ Problem kl_div_problem(const char* op, bool log_target, int64_t reduction) {
 }
 
 Tensor kl_div(const Tensor& input, const Tensor& target, bool log_target, int64_t reduction) {
-  return forward(kl_div_problem("kl_div", log_target, reduction), input, target, Order::kTarget);
+  return forward(kl_div_problem("kl_div", log_target, reduction), input, target,
+                 Order::kTargetThenInput);
 }
 
 // The input's gradient does not depend on the input.

@@ -12,8 +12,27 @@ import torch.nn as _torch_nn
 
 from nnops.nn import functional
 from nnops.nn.activation import ReLU
+from nnops.nn.loss import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MSELoss,
+    SmoothL1Loss,
+)
 
-__all__ = ["ReLU", "functional"]
+__all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "HuberLoss",
+    "KLDivLoss",
+    "L1Loss",
+    "MSELoss",
+    "ReLU",
+    "SmoothL1Loss",
+    "functional",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,15 @@ import torch.nn.functional as _torch_functional
 from torch import Tensor
 
 from nnops.nn import _arguments
+from nnops.nn._pointwise_losses import (
+    binary_cross_entropy as binary_cross_entropy,
+    binary_cross_entropy_with_logits as binary_cross_entropy_with_logits,
+    huber_loss as huber_loss,
+    kl_div as kl_div,
+    l1_loss as l1_loss,
+    mse_loss as mse_loss,
+    smooth_l1_loss as smooth_l1_loss,
+)
 from nnops.ops import relu as _relu
 
 

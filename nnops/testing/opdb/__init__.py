@@ -5,10 +5,13 @@ Tests and benchmarks are generated from it. Adding an operator family is one lin
 
 from __future__ import annotations
 
-from nnops.testing.opdb import relu
+from nnops.testing.opdb import pointwise_losses, relu
 from nnops.testing.samples import OpCase
 
-CASES: tuple[OpCase, ...] = (*relu.CASES,)
+CASES: tuple[OpCase, ...] = (
+    *pointwise_losses.CASES,
+    *relu.CASES,
+)
 
 
 def case(name: str) -> OpCase:
