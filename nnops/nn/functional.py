@@ -13,6 +13,15 @@ import torch.nn.functional as _torch_functional
 from torch import Tensor
 
 from nnops.nn import _arguments
+from nnops.nn._pointwise_losses import (
+    binary_cross_entropy as binary_cross_entropy,
+    binary_cross_entropy_with_logits as binary_cross_entropy_with_logits,
+    huber_loss as huber_loss,
+    kl_div as kl_div,
+    l1_loss as l1_loss,
+    mse_loss as mse_loss,
+    smooth_l1_loss as smooth_l1_loss,
+)
 from nnops.ops import conv2d as _conv2d
 from nnops.ops import max_pool2d as _max_pool2d
 from nnops.ops import max_unpool2d as _max_unpool2d

@@ -1,0 +1,398 @@
+"""What the operator database does not cover of the pointwise losses: promotion, warnings, weights
+that are cast, special values in gradients, second derivatives, torch.func and torch.compile."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as TF
+from torch import Tensor
+
+import nnops.nn as nn
+import nnops.nn.functional as F
+from nnops import _C
+
+DIFFERENCES = ("l1_loss", "mse_loss", "smooth_l1_loss", "huber_loss")
+PROBABILITIES = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
+LOSSES = (*DIFFERENCES, "kl_div", *PROBABILITIES)
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.int64,
+    torch.uint8,
+    torch.bool,
+)
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def both(name: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """Our result and torch's; exceptions are results too."""
+    results: list[Any] = []
+    for module in (F, TF):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                results.append(getattr(module, name)(*args, **kwargs))
+            except Exception as error:
+                results.append(error)
+    return results[0], results[1]
+
+
+LOW = (torch.bfloat16, torch.float16)
+
+
+def assert_alike(ours: Any, torchs: Any, what: str, *operands: torch.dtype) -> None:
+    """`operands`: dtypes in which torch may have rounded on its way."""
+    if isinstance(torchs, Exception):
+        assert isinstance(ours, type(torchs)), f"{what}: {ours!r}, torch {torchs!r}"
+        return
+    assert isinstance(ours, Tensor), f"{what}: {ours!r}, torch {torchs!r}"
+    assert ours.dtype is torchs.dtype, f"{what}: {ours.dtype}, torch {torchs.dtype}"
+    low = any(dtype in LOW for dtype in (torchs.dtype, *operands))
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if low else {}
+    torch.testing.assert_close(
+        ours, torchs, equal_nan=True, msg=lambda m: f"{what}: {m}", **tolerance
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_promotion_and_errors_of_every_pair_of_dtypes(name: str) -> None:
+    for first, second in itertools.product(DTYPES, repeat=2):
+        input = torch.tensor([0, 1, 1, 0, 1]).to(first)
+        target = torch.tensor([1, 1, 0, 0, 1]).to(second)
+        for reduction in REDUCTIONS:
+            ours, torchs = both(name, input, target, reduction=reduction)
+            assert_alike(ours, torchs, f"{name}({first}, {second}, {reduction})", first, second)
+
+
+@pytest.mark.parametrize("name", (*DIFFERENCES, "kl_div"))
+def test_promotion_of_scalars(name: str) -> None:
+    for first, second in itertools.product((torch.float32, torch.float64), repeat=2):
+        for shapes in (((), (3,)), ((3,), ()), ((), ())):
+            input = torch.rand(shapes[0], dtype=first)
+            target = torch.rand(shapes[1], dtype=second)
+            for reduction in REDUCTIONS:
+                ours, torchs = both(name, input, target, reduction=reduction)
+                assert_alike(ours, torchs, f"{name}({first} {second} {shapes} {reduction})")
+
+
+# binary_cross_entropy refuses mixed dtypes, torch's huber_loss cannot differentiate them.
+@pytest.mark.parametrize(
+    "name", [name for name in LOSSES if name not in ("binary_cross_entropy", "huber_loss")]
+)
+def test_gradients_of_mixed_dtypes_keep_their_own(name: str) -> None:
+    input = torch.rand(5, requires_grad=True)
+    target = torch.rand(5, dtype=torch.float64, requires_grad=True)
+    for reduction in REDUCTIONS:
+        gradients = []
+        for module in (F, TF):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                loss = getattr(module, name)(input, target, reduction=reduction)
+            gradients.append(torch.autograd.grad(loss.sum(), (input, target)))
+        for ours, torchs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "name, argument",
+    [
+        ("binary_cross_entropy", "weight"),
+        ("binary_cross_entropy_with_logits", "weight"),
+        ("binary_cross_entropy_with_logits", "pos_weight"),
+    ],
+)
+def test_weights_of_any_dtype(name: str, argument: str, dtype: torch.dtype) -> None:
+    for floating in (torch.float32, torch.bfloat16):
+        pair = torch.rand(2, 3).to(floating), torch.rand(2, 3).to(floating)
+        # No 0: torch's pos_weight - 1 wraps in uint8.
+        weight = torch.tensor([1, 2, 3]).to(dtype)
+        ours, torchs = both(name, *pair, **{argument: weight})
+        assert_alike(ours, torchs, f"{name} {floating} {argument} {dtype}")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_warnings_are_torchs(name: str) -> None:
+    calls: tuple[dict[str, Any], ...] = (
+        {},
+        {"reduction": "sum"},
+        {"size_average": False},
+        {"reduce": False},
+        {"size_average": True, "reduce": True},
+        {"size_average": False, "reduction": "none"},
+    )
+    targets = [torch.rand(2, 3)]
+    if name not in PROBABILITIES:
+        targets.append(torch.rand(3))
+    for kwargs, target in itertools.product(calls, targets):
+        if name == "huber_loss" and "reduction" not in kwargs and kwargs:
+            continue
+        found = []
+        for module in (F, TF):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                options = dict(kwargs)
+                if name == "huber_loss":
+                    options.pop("size_average", None)
+                getattr(module, name)(torch.rand(2, 3), target, **options)
+            # Same categories, same beginnings, and the line that called the function.
+            found.append(
+                [(item.category, str(item.message)[:20], item.filename) for item in caught]
+            )
+        ours, torchs = found
+        assert [item[:2] for item in ours] == [item[:2] for item in torchs]
+        for item in ours:
+            assert item[2] == __file__ or "size_average" in item[1]
+
+
+def test_legacy_flags_and_batchmean_together() -> None:
+    input, target = torch.rand(4, 3), torch.rand(4, 3)
+    ours, torchs = both("kl_div", input, target, size_average=False, reduction="batchmean")
+    assert_alike(ours, torchs, "kl_div")
+
+
+@pytest.mark.parametrize("name", ("l1_loss", "mse_loss", "huber_loss"))
+def test_weight_gets_a_gradient(name: str) -> None:
+    for reduction in REDUCTIONS:
+        tensors = [torch.rand(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+        gradients = []
+        for module in (F, TF):
+            loss = getattr(module, name)(*tensors[:2], reduction=reduction, weight=tensors[2])
+            gradients.append(torch.autograd.grad(loss.sum(), tensors))
+        torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", PROBABILITIES)
+def test_weight_may_require_a_gradient_where_none_is_recorded(name: str) -> None:
+    with torch.no_grad():
+        weight = torch.rand(3, requires_grad=True)
+        ours, torchs = both(name, torch.rand(2, 3), torch.rand(2, 3), weight=weight)
+    assert_alike(ours, torchs, name)
+
+
+NAN, INF = float("nan"), float("inf")
+SPECIAL: dict[str, tuple[list[float], list[float], dict[str, Any]]] = {
+    **{
+        name: (
+            [NAN, INF, -INF, INF, 0.0, -0.0, 3e38, 1e-40, 1, 0.5, -1],
+            [0, 0, 0, INF, 0, 0.0, -3e38, 0, 0, 0, 0],
+            {},
+        )
+        for name in DIFFERENCES
+    },
+    "kl_div": (
+        [-1, -INF, INF, NAN, -1, -1, -1, -INF, -INF],
+        [0, 0, 0, 0, -1, NAN, INF, 0.5, INF],
+        {},
+    ),
+    "binary_cross_entropy": (
+        [0, 1, 0, 1, 0.5, 0, 1, -0.0, 0.3],
+        [0, 0, 1, 1, 0.3, 0.5, 0.5, 1, -0.0],
+        {},
+    ),
+    "binary_cross_entropy_with_logits": (
+        [INF, INF, INF, -INF, -INF, -INF, NAN, 100, -100, 0, -0.0],
+        [0, 1, 0.5, 0, 1, 0.5, 0, 1, 0, 1, 0.3],
+        {},
+    ),
+}
+SPECIAL_CASES = [
+    *(pytest.param(name, *case, id=name) for name, case in SPECIAL.items()),
+    pytest.param(
+        "kl_div",
+        [NAN, 0, 0, -1, -INF, INF, -1],
+        [-1, -INF, INF, 100, -INF, 0, NAN],
+        {"log_target": True},
+        id="kl_div-log_target",
+    ),
+    pytest.param(
+        "binary_cross_entropy_with_logits",
+        *SPECIAL["binary_cross_entropy_with_logits"][:2],
+        {"pos_weight": torch.tensor(2.0)},
+        id="binary_cross_entropy_with_logits-pos_weight",
+    ),
+]
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("name, input, target, kwargs", SPECIAL_CASES)
+def test_special_values_and_their_gradients(
+    name: str,
+    input: list[float],
+    target: list[float],
+    kwargs: dict[str, Any],
+    dtype: torch.dtype,
+    isa: str,
+) -> None:
+    x = torch.tensor(input, dtype=dtype, requires_grad=True)
+    t = torch.tensor(target, dtype=dtype, requires_grad=True)
+    options = {
+        key: value.to(dtype) if isinstance(value, Tensor) else value
+        for key, value in kwargs.items()
+    }
+    results = []
+    for module in (F, TF):
+        loss = getattr(module, name)(x, t, reduction="none", **options)
+        results.append((loss, *torch.autograd.grad(loss.sum(), (x, t))))
+    for what, ours, torchs in zip(("loss", "input", "target"), *results, strict=True):
+        torch.testing.assert_close(
+            ours, torchs, equal_nan=True, rtol=1e-6, atol=1e-7, msg=lambda m, w=what: f"{w}: {m}"
+        )
+
+
+def pair_of(name: str, *shape: int) -> tuple[Tensor, Tensor]:
+    low, high = 0.1, 0.9
+    first = torch.rand(shape, dtype=torch.float64) * (high - low) + low
+    return first.requires_grad_(), torch.rand(shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
+def test_second_derivatives_are_torchs(name: str, reduction: str) -> None:
+    input, target = pair_of(name, 3, 4)
+    kwargs: dict[str, Any] = {"reduction": reduction}
+    if name in PROBABILITIES:
+        kwargs["weight"] = torch.rand(4, dtype=torch.float64)
+    if name == "binary_cross_entropy_with_logits":
+        kwargs["pos_weight"] = torch.rand(4, dtype=torch.float64)
+    seconds = []
+    for module in (F, TF):
+        loss = getattr(module, name)(input, target, **kwargs)
+        firsts = torch.autograd.grad(loss.square().sum(), (input, target), create_graph=True)
+        total = sum(
+            (gradient.square() * (index + 2)).sum() for index, gradient in enumerate(firsts)
+        )
+        seconds.append(torch.autograd.grad(total, (input, target)))
+    torch.testing.assert_close(*seconds)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_third_derivative_exists(name: str) -> None:
+    input, target = pair_of(name, 4)
+    function: Callable[..., Any] = getattr(F, name)
+    value = function(input, target, reduction="sum").square()
+    for _ in range(3):
+        (value,) = torch.autograd.grad(value.sum(), (input,), create_graph=True)
+    assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
+def test_torch_func(name: str) -> None:
+    input, target = (tensor.detach() for tensor in pair_of(name, 3, 4))
+    for reduction in ("mean", "sum"):
+        values = []
+        for module in (F, TF):
+
+            def loss(x: Tensor, t: Tensor, module: Any = module, reduction: str = reduction) -> Any:
+                return getattr(module, name)(x, t, reduction=reduction)
+
+            values.append(
+                (
+                    torch.func.grad(loss, (0, 1))(input, target),
+                    torch.func.vmap(loss)(input, target),
+                    torch.func.vmap(torch.func.grad(loss))(input, target),
+                    torch.func.hessian(loss)(input[0], target[0]),
+                    torch.func.jvp(loss, (input, target), (target, input)),
+                )
+            )
+        torch.testing.assert_close(*values)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_result_does_not_depend_on_threads_or_isa_lanes(name: str) -> None:
+    """Sums of 300001 elements: many blocks and a ragged end, in any number of threads."""
+    input, target = torch.rand(300001), torch.rand(300001)
+    before = torch.get_num_threads(), _C.active_isa()
+    results: dict[str, set[float]] = {}
+    try:
+        for isa in _C.available_isas():
+            _C.set_active_isa(isa)
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                value = getattr(F, name)(input, target, reduction="sum")
+                results.setdefault(isa, set()).add(value.item())
+    finally:
+        torch.set_num_threads(before[0])
+        _C.set_active_isa(before[1])
+    assert all(len(values) == 1 for values in results.values()), results
+    assert results.get("avx2") == results.get("avx512", results.get("avx2"))
+
+
+def test_mean_of_large_values_in_half_precision_is_finite() -> None:
+    values = torch.full((1000,), 300.0, dtype=torch.float16)
+    assert F.mse_loss(values, torch.zeros_like(values), reduction="none").isinf().all()
+    half = torch.full((1000,), 200.0, dtype=torch.float16)
+    assert F.mse_loss(half, torch.zeros_like(half)).item() == 40000.0
+
+
+def test_small_losses_of_logits_keep_relative_accuracy() -> None:
+    logits = torch.tensor([-20.0, -50.0, 30.0])
+    loss = F.binary_cross_entropy_with_logits(
+        logits, torch.tensor([0.0, 0.0, 1.0]), reduction="none"
+    )
+    exact = torch.nn.functional.softplus(-logits.double().abs()).float()
+    torch.testing.assert_close(loss, exact, rtol=1e-6, atol=0)
+
+
+MODULES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("L1Loss", {}),
+    ("MSELoss", {"reduction": "sum"}),
+    ("SmoothL1Loss", {"beta": 0.3}),
+    ("HuberLoss", {"delta": 0.3, "reduction": "none"}),
+    ("KLDivLoss", {"reduction": "batchmean", "log_target": True}),
+    ("BCELoss", {"weight": torch.tensor([0.5, 1.0, 2.0])}),
+    ("BCEWithLogitsLoss", {"pos_weight": torch.tensor([0.5, 1.0, 2.0]), "weight": torch.ones(3)}),
+)
+
+
+@pytest.mark.parametrize("name, kwargs", MODULES, ids=[name for name, _ in MODULES])
+def test_modules(name: str, kwargs: dict[str, Any]) -> None:
+    ours, torchs = getattr(nn, name)(**kwargs), getattr(torch.nn, name)(**kwargs)
+    assert isinstance(ours, type(torchs)) and type(ours) is not type(torchs)
+    assert repr(ours) == repr(torchs)
+    assert list(ours.state_dict()) == list(torchs.state_dict())
+    input, target = torch.rand(2, 3), torch.rand(2, 3)
+    torch.testing.assert_close(ours(input, target), torchs(input, target))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_compile_full_graph(name: str) -> None:
+    input, target = (tensor.detach().float() for tensor in pair_of(name, 3, 4))
+
+    def step(x: Tensor, t: Tensor) -> Tensor:
+        return getattr(F, name)(x, t, reduction="sum")
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    x = input.clone().requires_grad_()
+    y = input.clone().requires_grad_()
+    step(x, target).backward()
+    compiled(y, target).backward()
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_unreduced_strides_of_broadcast_and_mixed_layouts(name: str) -> None:
+    last = torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    plain = torch.rand(2, 3, 4, 5)
+    turned = torch.rand(5, 4, 3, 2).permute(3, 2, 1, 0)
+    expanded = torch.rand(2, 3, 1, 5).expand(2, 3, 4, 5)
+    strided = torch.rand(2, 3, 4, 10)[..., ::2]
+    pairs = list(itertools.product((last, plain, turned, expanded, strided), repeat=2))
+    if name not in PROBABILITIES:
+        pairs += [(last, torch.rand(3, 1, 1)), (torch.rand(4, 1), turned), (expanded, expanded)]
+    for input, target in pairs:
+        if name == "kl_div" and target is expanded:
+            continue  # torch tells targets that it broadcasts from those that come expanded
+        ours, torchs = both(name, input, target, reduction="none")
+        torch.testing.assert_close(ours, torchs)
+        assert ours.stride() == torchs.stride(), (name, input.stride(), target.stride())
