@@ -12,8 +12,9 @@ import torch.nn as _torch_nn
 
 from nnops.nn import functional
 from nnops.nn.activation import ReLU
+from nnops.nn.classification_loss import CrossEntropyLoss, NLLLoss, NLLLoss2d
 
-__all__ = ["ReLU", "functional"]
+__all__ = ["CrossEntropyLoss", "NLLLoss", "NLLLoss2d", "ReLU", "functional"]
 
 
 def __getattr__(name: str) -> Any:
