@@ -43,6 +43,25 @@ NNOPS_INLINE void store_lanes(T* pointer, Vec<acc_t<T>> value, int64_t stride, i
   for (int64_t i = 0; i < count; ++i) pointer[i * stride] = buffer[i];
 }
 
+// A sum whose rounding error grows with the root of the number of terms: a block at a time.
+template <typename V>
+struct BlockedSum {
+  static constexpr int kBlock = 32;
+  V total{};
+  V block{};
+  int count = 0;
+
+  inline __attribute__((always_inline)) void add(V value) {
+    block += value;
+    if (++count == kBlock) {
+      total += block;
+      block = V{};
+      count = 0;
+    }
+  }
+  inline __attribute__((always_inline)) V result() const { return total + block; }
+};
+
 template <typename V>
 NNOPS_INLINE V keep_first(V value, int64_t count) {
   constexpr int64_t kWidth = sizeof(V) / sizeof(value[0]);
@@ -66,10 +85,17 @@ NNOPS_INLINE Smoothing<A> smoothing_of(const ClassGeometry& g) {
   return {static_cast<A>(1 - e), static_cast<A>(e / static_cast<double>(g.classes)), true};
 }
 
-// q_i for vectors or scalars of probabilities and weights.
+// q_i for probabilities. It ends in an addition, and so cannot become part of a fused p Q - q:
+// where p is 1 the two must cancel.
 template <typename V, typename A>
 NNOPS_INLINE V smoothed(V probability, V weight, Smoothing<A> smoothing) {
-  return weight * (probability * smoothing.keep + smoothing.share);
+  return probability * (weight * smoothing.keep) + weight * smoothing.share;
+}
+
+// q_t of the row's class t for `others` = w_t, and Q for `others` = the sum of w.
+template <typename A>
+NNOPS_INLINE A class_mass(A weight, A others, A keep, A share) {
+  return weight * keep + others * share;
 }
 
 template <typename T>
@@ -84,16 +110,16 @@ template <typename T, typename Term>
 NNOPS_INLINE acc_t<T> sum_over_classes(int64_t classes, Term term) {
   using V = Vec<acc_t<T>>;
   constexpr int64_t kWidth = kLanes<acc_t<T>>;
-  V sum{};
+  BlockedSum<V> sum;
   int64_t i = 0;
   for (; i + kWidth <= classes; i += kWidth) {
-    sum += term([i](const T* p) { return load(p + i); });
+    sum.add(term([i](const T* p) { return load(p + i); }));
   }
   if (i < classes) {
     const int64_t count = classes - i;
-    sum += keep_first(term([i, count](const T* p) { return load_first(p + i, count); }), count);
+    sum.add(keep_first(term([i, count](const T* p) { return load_first(p + i, count); }), count));
   }
-  return sum_lanes(sum);
+  return sum_lanes(sum.result());
 }
 
 template <typename T>
@@ -148,7 +174,7 @@ struct Forward {
   }
 
   inline __attribute__((always_inline)) void finish_row(int64_t n, int64_t s, RowTerms<A> row,
-                                             ClassSums& sums) const {
+                                                        ClassSums& sums) const {
     const int64_t r = n * g.spatial + s;
     row_max[r] = row.max;
     row_log_sum[r] = row.log_sum;
@@ -177,8 +203,8 @@ struct Forward {
     const T* x = logits(n, s);
     RowTerms<A> terms{max_over_classes(x, g.classes), 0, 0};
     const A max = terms.max;
-    const A log_sum = std::log(
-        sum_over_classes<T>(g.classes, [=](auto read) { return vexp(read(x) - max); }));
+    const A log_sum =
+        std::log(sum_over_classes<T>(g.classes, [=](auto read) { return vexp(read(x) - max); }));
     terms.log_sum = log_sum;
     if constexpr (kProbabilities) {
       const T* q = probabilities(n, s);
@@ -200,32 +226,31 @@ struct Forward {
 
   // `count` rows from s on, one a lane.
   inline __attribute__((always_inline)) void lanes(int64_t n, int64_t s, int64_t count,
-                                        ClassSums& sums) const {
+                                                   ClassSums& sums) const {
     const T* x = logits(n, s);
-    const auto read = [&](int64_t c) {
-      return load_lanes(x + c * g.input.c, g.input.s, count);
-    };
+    const auto read = [&](int64_t c) { return load_lanes(x + c * g.input.c, g.input.s, count); };
     V max = broadcast(-std::numeric_limits<A>::infinity());
     for (int64_t c = 0; c < g.classes; ++c) {
       const V v = read(c);
       max = v > max ? v : max;
     }
-    V sum{};
-    for (int64_t c = 0; c < g.classes; ++c) sum += vexp(read(c) - max);
-    const V log_sum = vlog(sum);
-    V dot{};
+    BlockedSum<V> sum;
+    for (int64_t c = 0; c < g.classes; ++c) sum.add(vexp(read(c) - max));
+    const V log_sum = vlog(sum.result());
+    BlockedSum<V> dot_sum;
     if constexpr (kProbabilities) {
       const T* q = probabilities(n, s);
       for (int64_t c = 0; c < g.classes; ++c) {
         const V probability = load_lanes(q + c * g.target.c, g.target.s, count);
-        dot += smoothed(probability, broadcast(weight_at(weight, c)), smoothing) *
-               ((read(c) - max) - log_sum);
+        dot_sum.add(smoothed(probability, broadcast(weight_at(weight, c)), smoothing) *
+                    ((read(c) - max) - log_sum));
       }
     } else if (smoothing.on) {
       for (int64_t c = 0; c < g.classes; ++c) {
-        dot += weight_at(weight, c) * ((read(c) - max) - log_sum);
+        dot_sum.add(weight_at(weight, c) * ((read(c) - max) - log_sum));
       }
     }
+    const V dot = dot_sum.result();
     for (int64_t i = 0; i < count; ++i) {
       finish_row(n, s + i, {max[i], log_sum[i], dot[i]}, sums);
     }
@@ -260,12 +285,12 @@ NNOPS_INLINE int64_t forward(void* loss, void* log_sum_exp, void* total_weight, 
                                         g,
                                         smoothing_of<A>(g)};
   clear_sums(sums, g);
-  for_each_class_chunk(
-      g, threads, [&pass, sums](int64_t chunk, int64_t n, int64_t s_begin, int64_t s_end) {
-        ClassSums total = sums[chunk];
-        visit_rows<A>(pass, n, s_begin, s_end, total);
-        sums[chunk] = total;
-      });
+  for_each_class_chunk(g, threads,
+                       [&pass, sums](int64_t chunk, int64_t n, int64_t s_begin, int64_t s_end) {
+                         ClassSums total = sums[chunk];
+                         visit_rows<A>(pass, n, s_begin, s_end, total);
+                         sums[chunk] = total;
+                       });
   finish_loss(pass.loss, static_cast<A*>(total_weight), sums, g, kProbabilities ? -0.0 : 0.0);
   return first_bad_row(sums, g);
 }
@@ -313,10 +338,11 @@ struct Backward {
     int64_t t;  // -1: none
   };
 
-  inline __attribute__((always_inline)) ClassRow class_row(int64_t n, int64_t s, ClassSums& sums) const {
+  inline __attribute__((always_inline)) ClassRow class_row(int64_t n, int64_t s,
+                                                           ClassSums& sums) const {
     const int64_t t = class_index(target, g, n, s);
     if (classify(t, n * g.spatial + s, g, sums) != RowKind::kCounts) return {0, 0, 0, -1};
-    const A mass = smoothing.keep * weight_at(weight, t) + smoothing.share * weight_sum;
+    const A mass = class_mass(weight_at(weight, t), weight_sum, smoothing.keep, smoothing.share);
     return {row_gradient(grad_output, total_weight, g, n, s), mass, smoothing.share, t};
   }
 
@@ -326,7 +352,8 @@ struct Backward {
     const int64_t r = n * g.spatial + s;
     const A x = to_acc(input[n * g.input.n + s * g.input.s + row.t * g.input.c]);
     const A p = std::exp((x - row_max[r]) - row_log_sum[r]);
-    const A q = (smoothing.keep + row.share) * weight_at(weight, row.t);
+    const A w = weight_at(weight, row.t);
+    const A q = class_mass(w, w, smoothing.keep, smoothing.share);
     grad_input[n * g.grad_input.n + s * g.grad_input.s + row.t * g.grad_input.c] =
         from_acc<T>(row.gradient * (p * row.mass - q));
   }
@@ -344,9 +371,8 @@ struct Backward {
       const auto effective = [=](V probability, V factor) {
         return smoothed(probability, factor, smooth);
       };
-      const A mass = sum_over_classes<T>(g.classes, [=](auto read) {
-        return effective(read(q), w ? read(w) : broadcast(A{1}));
-      });
+      const A mass = sum_over_classes<T>(
+          g.classes, [=](auto read) { return effective(read(q), w ? read(w) : broadcast(A{1})); });
       const A gradient = row_gradient(grad_output, total_weight, g, n, s);
       const auto value = [=](V logit, V probability, V factor) {
         return gradient * (vexp((logit - max) - log_sum) * mass - effective(probability, factor));
@@ -354,8 +380,7 @@ struct Backward {
       if (w) {
         map_vectors(gx, g.classes, value, x, q, w);
       } else {
-        map_vectors(
-            gx, g.classes, [=](V a, V b) { return value(a, b, broadcast(A{1})); }, x, q);
+        map_vectors(gx, g.classes, [=](V a, V b) { return value(a, b, broadcast(A{1})); }, x, q);
       }
     } else {
       const ClassRow row = class_row(n, s, sums);
@@ -372,7 +397,7 @@ struct Backward {
   }
 
   inline __attribute__((always_inline)) void lanes(int64_t n, int64_t s, int64_t count,
-                                        ClassSums& sums) const {
+                                                   ClassSums& sums) const {
     const int64_t r = n * g.spatial + s;
     const T* x = input + n * g.input.n + s * g.input.s;
     T* gx = grad_input + n * g.grad_input.n + s * g.grad_input.s;
@@ -385,7 +410,6 @@ struct Backward {
       store_lanes(gx + c * g.grad_input.c, value, g.grad_input.s, count);
     };
     V gradient{};
-    V mass{};
     if constexpr (kProbabilities) {
       const T* q = static_cast<const T*>(target) + n * g.target.n + s * g.target.s;
       const auto effective = [&](int64_t c) {
@@ -395,11 +419,14 @@ struct Backward {
       for (int64_t i = 0; i < count; ++i) {
         gradient[i] = row_gradient(grad_output, total_weight, g, n, s + i);
       }
-      for (int64_t c = 0; c < g.classes; ++c) mass += effective(c);
+      BlockedSum<V> mass_sum;
+      for (int64_t c = 0; c < g.classes; ++c) mass_sum.add(effective(c));
+      const V mass = mass_sum.result();
       for (int64_t c = 0; c < g.classes; ++c) {
         write(c, gradient * (probability(c) * mass - effective(c)));
       }
     } else {
+      V mass{};
       V share{};
       ClassRow rows[kLanes<A>];
       for (int64_t i = 0; i < count; ++i) {
@@ -441,12 +468,12 @@ NNOPS_INLINE int64_t backward(void* grad_input, const void* grad_output, const v
                                          smoothing_of<A>(g),
                                          static_cast<A>(weight_sum)};
   clear_sums(sums, g);
-  for_each_class_chunk(
-      g, threads, [&pass, sums](int64_t chunk, int64_t n, int64_t s_begin, int64_t s_end) {
-        ClassSums total = sums[chunk];
-        visit_rows<A>(pass, n, s_begin, s_end, total);
-        sums[chunk] = total;
-      });
+  for_each_class_chunk(g, threads,
+                       [&pass, sums](int64_t chunk, int64_t n, int64_t s_begin, int64_t s_end) {
+                         ClassSums total = sums[chunk];
+                         visit_rows<A>(pass, n, s_begin, s_end, total);
+                         sums[chunk] = total;
+                       });
   return first_bad_row(sums, g);
 }
 
@@ -534,11 +561,10 @@ void backward_target(void* grad_target, const void* grad_output, const void* inp
                                &row_count,
                                g,
                                smoothing_of<A>(g).keep};
-  for_each_class_chunk(g, threads,
-                       [&pass](int64_t, int64_t n, int64_t s_begin, int64_t s_end) {
-                         const A none{};
-                         visit_rows<A>(pass, n, s_begin, s_end, none);
-                       });
+  for_each_class_chunk(g, threads, [&pass](int64_t, int64_t n, int64_t s_begin, int64_t s_end) {
+    const A none{};
+    visit_rows<A>(pass, n, s_begin, s_end, none);
+  });
 }
 
 }  // namespace

@@ -57,8 +57,7 @@ int64_t nll_loss_backward(void* grad_input, const void* grad_output, const void*
           std::memset(image, 0, static_cast<size_t>(g.classes * g.spatial) * sizeof(T));
         } else {
           for (int64_t c = 0; c < g.classes; ++c) {
-            std::memset(image + c * g.spatial + s_begin, 0,
-                        static_cast<size_t>(width) * sizeof(T));
+            std::memset(image + c * g.spatial + s_begin, 0, static_cast<size_t>(width) * sizeof(T));
           }
         }
         ClassSums total = sums[chunk];

@@ -47,9 +47,10 @@ Reduction check_reduction(const char* op, int64_t reduction) {
 void check_index_target(const char* op, Sizes input, const Tensor& target) {
   const Sizes sizes = target.sizes();
   if (input.size() == 1) {
-    NNOPS_CHECK_VALUE(sizes.size() != 1 || sizes[0] == 1, op,
-                      ": target of an input of sizes (C) must be one class, but got input of sizes ",
-                      tuple_text(input), " and target of sizes ", tuple_text(sizes));
+    NNOPS_CHECK_VALUE(
+        sizes.size() != 1 || sizes[0] == 1, op,
+        ": target of an input of sizes (C) must be one class, but got input of sizes ",
+        tuple_text(input), " and target of sizes ", tuple_text(sizes));
     NNOPS_CHECK(sizes.size() <= 1, op,
                 ": target of an input of sizes (C) must have at most one dimension, but got input "
                 "of sizes ",

@@ -40,8 +40,7 @@ bool check_target(const char* op, const Tensor& input, const Tensor& target, int
     check_index_target(op, input.sizes(), target);
     return false;
   }
-  NNOPS_CHECK(is_floating(target), op,
-              ": target of the input's sizes ", tuple_text(input.sizes()),
+  NNOPS_CHECK(is_floating(target), op, ": target of the input's sizes ", tuple_text(input.sizes()),
               " holds class probabilities and must be of floating dtype, but got dtype ",
               torch::headeronly::toString(target.scalar_type()));
   NNOPS_CHECK_INDEX(input.dim() > 0, op,
@@ -145,11 +144,10 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& input, const Tens
   Tensor log_sum_exp = empty_contiguous(rows, accumulate_dtype(dtype), input);
   Tensor total_weight = empty_contiguous(Sizes(), accumulate_dtype(dtype), input);
   std::vector<ClassSums> sums(static_cast<size_t>(g.chunks));
-  const int64_t bad =
-      kernel(loss.mutable_data_ptr(), log_sum_exp.mutable_data_ptr(),
-             total_weight.mutable_data_ptr(), problem.input.tensor.const_data_ptr(),
-             problem.target.tensor.const_data_ptr(), data_or_null(w), sums.data(), g,
-             threads_for(g));
+  const int64_t bad = kernel(loss.mutable_data_ptr(), log_sum_exp.mutable_data_ptr(),
+                             total_weight.mutable_data_ptr(), problem.input.tensor.const_data_ptr(),
+                             problem.target.tensor.const_data_ptr(), data_or_null(w), sums.data(),
+                             g, threads_for(g));
   if (bad >= 0) throw_bad_target(kOp, target, bad, g.classes, ignore_index);
   return {std::move(loss), std::move(log_sum_exp), std::move(total_weight)};
 }

@@ -41,7 +41,8 @@ std::tuple<Tensor, Tensor> nll_loss(const Tensor& input, const Tensor& target,
   set_chunks(g, 1);
 
   const std::vector<int64_t> rows = row_sizes(sizes);
-  Tensor loss = empty_contiguous(g.reduction == Reduction::kNone ? Sizes(rows) : Sizes(), dtype, input);
+  Tensor loss =
+      empty_contiguous(g.reduction == Reduction::kNone ? Sizes(rows) : Sizes(), dtype, input);
   Tensor total_weight = empty_contiguous(Sizes(), accumulate_dtype(dtype), input);
   std::vector<ClassSums> sums(static_cast<size_t>(g.chunks));
   const int64_t bad = kernel(loss.mutable_data_ptr(), total_weight.mutable_data_ptr(),

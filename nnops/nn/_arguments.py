@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -18,19 +19,37 @@ def check_tensor(op: str, name: str, value: object) -> None:
         raise TypeError(f"nnops::{op}: {name} must be a Tensor, but got {type(value).__name__}")
 
 
+def integer(value: object) -> int | None:
+    """`value` as an int if it is a whole number of any library (not a bool), else None."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, torch.SymInt)):
+        return value  # type: ignore[return-value]  # a SymInt stands for an int
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def whole_number(op: str, name: str, value: object) -> int:
+    number = integer(value)
+    if number is None:
+        raise TypeError(f"nnops::{op}: {name} must be an int, but got {name}={value!r}")
+    return number
+
+
 def pair(op: str, name: str, value: IntOrPair) -> tuple[int, int]:
-    """(height, width) from one number or a sequence of one or two."""
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-        return value, value
+    """(height, width) from one whole number or a sequence of one or two."""
+    single = integer(value)
+    if single is not None:
+        return single, single
     if isinstance(value, (tuple, list)):
-        for element in value:
-            if not isinstance(element, (int, torch.SymInt)) or isinstance(element, bool):
-                break
-        else:
-            if len(value) == 2:
-                return value[0], value[1]
-            if len(value) == 1:
-                return value[0], value[0]
+        numbers = [number for number in map(integer, value) if number is not None]
+        if len(numbers) == len(value):
+            if len(numbers) == 2:
+                return numbers[0], numbers[1]
+            if len(numbers) == 1:
+                return numbers[0], numbers[0]
             raise RuntimeError(
                 f"nnops::{op}: {name} must be one number or two, but got {name}={tuple(value)}"
             )

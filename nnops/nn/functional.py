@@ -6,6 +6,7 @@ nnops's, with torch's signatures, defaults and warnings; every other name is tor
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def nll_loss(
     _arguments.check_tensor(op, "input", input)
     _arguments.check_tensor(op, "target", target)
     _check_class_weight(op, weight)
-    _check_integer(op, "ignore_index", ignore_index)
+    ignore_index = _class_number(op, "ignore_index", ignore_index)
     code = _arguments.reduction_code(op, reduction, size_average, reduce)
     loss: Tensor = _nll_loss.nll_loss(input, target, weight, code, ignore_index)[0]
     return loss
@@ -142,8 +143,8 @@ def cross_entropy(
     _arguments.check_tensor(op, "input", input)
     _arguments.check_tensor(op, "target", target)
     _check_class_weight(op, weight)
-    _check_integer(op, "ignore_index", ignore_index)
-    if not isinstance(label_smoothing, (float, int, torch.SymFloat)):
+    ignore_index = _class_number(op, "ignore_index", ignore_index)
+    if not isinstance(label_smoothing, (numbers.Real, torch.SymFloat)):
         raise TypeError(
             f"nnops::{op}: label_smoothing must be a float, but got label_smoothing="
             f"{label_smoothing!r}"
@@ -157,11 +158,11 @@ def cross_entropy(
     return loss
 
 
-def _check_integer(op: str, name: str, value: object) -> None:
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
-        raise TypeError(f"nnops::{op}: {name} must be an int, but got {name}={value!r}")
-    if not -(2**63) <= value < 2**63:
-        raise ValueError(f"nnops::{op}: {name} must fit into 64 bits, but got {name}={value}")
+def _class_number(op: str, name: str, value: int) -> int:
+    number = _arguments.whole_number(op, name, value)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"nnops::{op}: {name} must fit into 64 bits, but got {name}={number}")
+    return number
 
 
 def _check_class_weight(op: str, weight: Tensor | None) -> None:

@@ -1,7 +1,7 @@
 """cross_entropy: softmax and negative log likelihood in one, for class indices and probabilities.
 
-With p = softmax(x) along the classes and the effective target q (weighted and smoothed, 0 for an
-ignored row), Q = sum q, and h the gradient of the row's loss (divided by the total weight for mean):
+With p = softmax(x) along the classes, the effective target q (weighted and smoothed, 0 for an
+ignored row), Q = sum q, and h the gradient of the row's loss (for mean, over the total weight):
 
     loss          = -sum_i q_i log p_i
     d loss / d x  = h (p Q - q)                    cross_entropy_backward
@@ -74,7 +74,7 @@ def per_row(
 
 
 def to_loss(rows: Tensor, input: Tensor, total_weight: Tensor, reduction: int) -> Tensor:
-    """The transpose of per_row: values a row, with a class dimension of 1, into the loss's shape."""
+    """The transpose of per_row: from values a row, with a class dimension of 1, to the loss."""
     if reduction == NONE:
         return rows.squeeze(class_dim(input))
     total = rows.sum()
@@ -183,9 +183,7 @@ class CrossEntropyBackward(Formulas):
         if ctx.needs_input_grad[1]:
             gradients[1] = h * mass * p * (v - mean_v)
         if ctx.needs_input_grad[2]:
-            gradients[2] = (
-                h * (mean_v - v) * ((1 - label_smoothing) * along_classes(weight, input))
-            )
+            gradients[2] = h * (mean_v - v) * ((1 - label_smoothing) * along_classes(weight, input))
         return tuple(gradients)
 
     @staticmethod

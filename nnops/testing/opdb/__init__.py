@@ -5,10 +5,10 @@ Tests and benchmarks are generated from it. Adding an operator family is one lin
 
 from __future__ import annotations
 
-from nnops.testing.opdb import relu
+from nnops.testing.opdb import cross_entropy, nll_loss, relu
 from nnops.testing.samples import OpCase
 
-CASES: tuple[OpCase, ...] = (*relu.CASES,)
+CASES: tuple[OpCase, ...] = (*relu.CASES, *nll_loss.CASES, *cross_entropy.CASES)
 
 
 def case(name: str) -> OpCase:
