@@ -42,7 +42,8 @@ struct ClassGeometry {
 
 // What a chunk of rows adds up to; the operator provides one for each chunk.
 struct ClassSums {
-  double loss;
+  double loss;      // without the share of label smoothing,
+  double smoothed;  // which is here
   double weight;
   int64_t bad_row;  // least number of a row whose target is no class, -1 if there is none
 };

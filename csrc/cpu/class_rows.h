@@ -21,8 +21,9 @@ NNOPS_INLINE void for_each_class_chunk(const ClassGeometry& g, int threads, Body
   }
 }
 
-NNOPS_INLINE void clear_sums(ClassSums* sums, const ClassGeometry& g) {
-  for (int64_t chunk = 0; chunk < g.chunks; ++chunk) sums[chunk] = ClassSums{0, 0, -1};
+// `zero` is where sums of losses start: torch's sum of no probabilities is -0.0.
+NNOPS_INLINE void clear_sums(ClassSums* sums, const ClassGeometry& g, double zero = 0.0) {
+  for (int64_t chunk = 0; chunk < g.chunks; ++chunk) sums[chunk] = ClassSums{zero, 0, 0, -1};
 }
 
 NNOPS_INLINE int64_t first_bad_row(const ClassSums* sums, const ClassGeometry& g) {
@@ -51,19 +52,27 @@ NNOPS_INLINE RowKind classify(int64_t index, int64_t row, const ClassGeometry& g
 }
 
 // Adds the chunks up, in their order, into total_weight[0] and, if the loss is reduced, loss[0].
-// `zero` is where the sum starts: torch's sum of no rows is -0.0 for probabilities.
+// The two parts of the loss are divided one by one: a total weight of 0 gives NaN, as in torch.
 template <typename T>
 NNOPS_INLINE void finish_loss(T* loss, acc_t<T>* total_weight, const ClassSums* sums,
-                              const ClassGeometry& g, double zero) {
-  double total = zero;
+                              const ClassGeometry& g, bool probabilities = false) {
+  double total = probabilities ? -0.0 : 0.0;
+  // NaN without classes, even without rows.
+  double smoothed = 0 * (g.label_smoothing / static_cast<double>(g.classes));
   double weight = 0;
   for (int64_t chunk = 0; chunk < g.chunks; ++chunk) {
     total += sums[chunk].loss;
+    smoothed += sums[chunk].smoothed;
     weight += sums[chunk].weight;
   }
   *total_weight = static_cast<acc_t<T>>(weight);
   if (g.reduction == Reduction::kNone) return;
-  if (g.reduction == Reduction::kMean) total /= weight;
+  if (g.reduction == Reduction::kMean) {
+    total /= weight;
+    smoothed /= weight;
+  }
+  // Not where nothing is smoothed: 0 / 0 is NaN.
+  if (g.label_smoothing > 0 && !probabilities) total += smoothed;
   *loss = from_acc<T>(static_cast<acc_t<T>>(total));
 }
 

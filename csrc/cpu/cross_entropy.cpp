@@ -2,7 +2,7 @@
 // log-probabilities.
 //
 // For a row r = (n, s) with logits x_i, m = max x_i and l = log(sum exp(x_i - m)):
-//   log p_i = (x_i - m) - l
+//   log p_i = (x_i - m) - l         (l by log1p, which keeps the digits of a small loss)
 //   loss_r  = -sum_i q_i log p_i,      Q = sum_i q_i
 //   grad_i  = g_r (p_i Q - q_i)        g_r: gradient of the row's loss, over total weight for mean
 // with the effective target q, e the label smoothing and C classes:
@@ -92,12 +92,6 @@ NNOPS_INLINE V smoothed(V probability, V weight, Smoothing<A> smoothing) {
   return probability * (weight * smoothing.keep) + weight * smoothing.share;
 }
 
-// q_t of the row's class t for `others` = w_t, and Q for `others` = the sum of w.
-template <typename A>
-NNOPS_INLINE A class_mass(A weight, A others, A keep, A share) {
-  return weight * keep + others * share;
-}
-
 template <typename T>
 NNOPS_INLINE acc_t<T> weight_at(const T* weight, int64_t i) {
   return weight ? to_acc(weight[i]) : acc_t<T>{1};
@@ -145,6 +139,34 @@ NNOPS_INLINE acc_t<T> max_over_classes(const T* x, int64_t classes) {
   return result;
 }
 
+// l = log(sum exp(x - m)) as log1p of the sum without one maximum, whose term is 1: a small loss
+// keeps all its digits. NaN where a logit is NaN or the maximum infinite.
+template <typename V>
+struct LogSumExp {
+  BlockedSum<V> rest;
+  V ties{};
+
+  inline __attribute__((always_inline)) void add(V x, V max) {
+    const V one = V{} + 1;
+    rest.add(x == max ? V{} : vexp(x - max));
+    ties += x == max ? one : V{};
+  }
+};
+
+template <typename T>
+NNOPS_INLINE acc_t<T> log_sum_over_classes(const T* x, int64_t classes, acc_t<T> max) {
+  using A = acc_t<T>;
+  constexpr int64_t kWidth = kLanes<A>;
+  constexpr A kLowest = -std::numeric_limits<A>::infinity();
+  const Vec<A> highest = broadcast(max);
+  LogSumExp<Vec<A>> sum;
+  int64_t i = 0;
+  for (; i + kWidth <= classes; i += kWidth) sum.add(load(x + i), highest);
+  if (i < classes) sum.add(load_first(x + i, classes - i, from_acc<T>(kLowest)), highest);
+  const A rest = sum_lanes(sum.rest.result()) + (sum_lanes(sum.ties) - 1);
+  return std::log1p(rest) + (max - max);
+}
+
 // --- forward ------------------------------------------------------------------------------------
 
 // What a row's loss is made of, whichever way the row was read.
@@ -181,20 +203,27 @@ struct Forward {
     A value{};
     if constexpr (kProbabilities) {
       value = -row.dot;
+      sums.loss += value;
       sums.weight += g.classes > 0 ? 1 : 0;
     } else {
       const int64_t t = class_index(target, g, n, s);
-      const RowKind kind = classify(t, r, g, sums);
-      if (kind == RowKind::kCounts) {
+      // Without classes an ignored row is NaN, as in torch: 0 times an infinite share.
+      A smoothed_part = A{0} * smoothing.share;
+      if (classify(t, r, g, sums) == RowKind::kCounts) {
         const A factor = weight_at(weight, t);
         value = -factor * ((to_acc(logits(n, s)[t * g.input.c]) - row.max) - row.log_sum);
-        if (smoothing.on) value = smoothing.keep * value - smoothing.share * row.dot;
+        if (smoothing.on) {
+          value *= smoothing.keep;
+          smoothed_part = -smoothing.share * row.dot;
+        }
+        sums.loss += value;
         sums.weight += factor;
-      } else {
-        value = A{0} * smoothing.share;  // NaN without classes, as in torch
+      }
+      if (smoothing.on) {
+        sums.smoothed += smoothed_part;
+        value += smoothed_part;
       }
     }
-    sums.loss += value;
     if (g.reduction == Reduction::kNone) loss[r] = from_acc<T>(value);
   }
 
@@ -203,8 +232,7 @@ struct Forward {
     const T* x = logits(n, s);
     RowTerms<A> terms{max_over_classes(x, g.classes), 0, 0};
     const A max = terms.max;
-    const A log_sum =
-        std::log(sum_over_classes<T>(g.classes, [=](auto read) { return vexp(read(x) - max); }));
+    const A log_sum = log_sum_over_classes(x, g.classes, max);
     terms.log_sum = log_sum;
     if constexpr (kProbabilities) {
       const T* q = probabilities(n, s);
@@ -234,9 +262,9 @@ struct Forward {
       const V v = read(c);
       max = v > max ? v : max;
     }
-    BlockedSum<V> sum;
-    for (int64_t c = 0; c < g.classes; ++c) sum.add(vexp(read(c) - max));
-    const V log_sum = vlog(sum.result());
+    LogSumExp<V> sum;
+    for (int64_t c = 0; c < g.classes; ++c) sum.add(read(c), max);
+    const V log_sum = vlog1p(sum.rest.result() + (sum.ties - 1)) + (max - max);
     BlockedSum<V> dot_sum;
     if constexpr (kProbabilities) {
       const T* q = probabilities(n, s);
@@ -284,14 +312,14 @@ NNOPS_INLINE int64_t forward(void* loss, void* log_sum_exp, void* total_weight, 
                                         static_cast<const T*>(weight),
                                         g,
                                         smoothing_of<A>(g)};
-  clear_sums(sums, g);
+  clear_sums(sums, g, kProbabilities ? -0.0 : 0.0);
   for_each_class_chunk(g, threads,
                        [&pass, sums](int64_t chunk, int64_t n, int64_t s_begin, int64_t s_end) {
                          ClassSums total = sums[chunk];
                          visit_rows<A>(pass, n, s_begin, s_end, total);
                          sums[chunk] = total;
                        });
-  finish_loss(pass.loss, static_cast<A*>(total_weight), sums, g, kProbabilities ? -0.0 : 0.0);
+  finish_loss(pass.loss, static_cast<A*>(total_weight), sums, g, kProbabilities);
   return first_bad_row(sums, g);
 }
 
@@ -342,8 +370,12 @@ struct Backward {
                                                            ClassSums& sums) const {
     const int64_t t = class_index(target, g, n, s);
     if (classify(t, n * g.spatial + s, g, sums) != RowKind::kCounts) return {0, 0, 0, -1};
-    const A mass = class_mass(weight_at(weight, t), weight_sum, smoothing.keep, smoothing.share);
-    return {row_gradient(grad_output, total_weight, g, n, s), mass, smoothing.share, t};
+    const A mass = smoothing.keep * weight_at(weight, t) + smoothing.share * weight_sum;
+    A gradient = row_gradient(grad_output, total_weight, g, n, s);
+    if (smoothing.on && g.reduction == Reduction::kMean && *total_weight == 0) {
+      gradient = std::numeric_limits<A>::quiet_NaN();  // the loss is NaN
+    }
+    return {gradient, mass, smoothing.share, t};
   }
 
   // The entry of the row's own class.
@@ -351,11 +383,11 @@ struct Backward {
     if (row.t < 0) return;
     const int64_t r = n * g.spatial + s;
     const A x = to_acc(input[n * g.input.n + s * g.input.s + row.t * g.input.c]);
-    const A p = std::exp((x - row_max[r]) - row_log_sum[r]);
-    const A w = weight_at(weight, row.t);
-    const A q = class_mass(w, w, smoothing.keep, smoothing.share);
+    // p Q - q with q = (1 - e) w_t + share w_t, in the form that does not cancel where p is near 1.
+    const A less_one = std::expm1((x - row_max[r]) - row_log_sum[r]);
+    const A others = row.share * (weight_sum - weight_at(weight, row.t));
     grad_input[n * g.grad_input.n + s * g.grad_input.s + row.t * g.grad_input.c] =
-        from_acc<T>(row.gradient * (p * row.mass - q));
+        from_acc<T>(row.gradient * (less_one * row.mass + others));
   }
 
   inline __attribute__((always_inline)) void row(int64_t n, int64_t s, ClassSums& sums) const {

@@ -35,7 +35,7 @@ int64_t nll_loss_forward(void* loss, void* total_weight, const void* input, cons
         }
         sums[chunk] = total;
       });
-  finish_loss(y, static_cast<A*>(total_weight), sums, g, 0.0);
+  finish_loss(y, static_cast<A*>(total_weight), sums, g);
   return first_bad_row(sums, g);
 }
 
