@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as torch_functional
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import nnops.nn as nn
 import nnops.nn.functional as F

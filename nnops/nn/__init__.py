@@ -12,8 +12,8 @@ import torch.nn as _torch_nn
 
 from nnops.nn import functional
 from nnops.nn.activation import ReLU
+from nnops.nn.classification_loss import CrossEntropyLoss, NLLLoss, NLLLoss2d
 from nnops.nn.conv import Conv2d
-from nnops.nn.pooling import MaxPool2d, MaxUnpool2d
 from nnops.nn.loss import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -23,17 +23,21 @@ from nnops.nn.loss import (
     MSELoss,
     SmoothL1Loss,
 )
+from nnops.nn.pooling import MaxPool2d, MaxUnpool2d
 
 __all__ = [
     "BCELoss",
     "BCEWithLogitsLoss",
     "Conv2d",
+    "CrossEntropyLoss",
     "HuberLoss",
     "KLDivLoss",
     "L1Loss",
     "MSELoss",
     "MaxPool2d",
     "MaxUnpool2d",
+    "NLLLoss",
+    "NLLLoss2d",
     "ReLU",
     "SmoothL1Loss",
     "functional",

@@ -13,6 +13,10 @@ import torch.nn.functional as _torch_functional
 from torch import Tensor
 
 from nnops.nn import _arguments
+from nnops.nn._classification_losses import (
+    cross_entropy as cross_entropy,
+    nll_loss as nll_loss,
+)
 from nnops.nn._pointwise_losses import (
     binary_cross_entropy as binary_cross_entropy,
     binary_cross_entropy_with_logits as binary_cross_entropy_with_logits,
@@ -22,10 +26,12 @@ from nnops.nn._pointwise_losses import (
     mse_loss as mse_loss,
     smooth_l1_loss as smooth_l1_loss,
 )
-from nnops.ops import conv2d as _conv2d
-from nnops.ops import max_pool2d as _max_pool2d
-from nnops.ops import max_unpool2d as _max_unpool2d
-from nnops.ops import relu as _relu
+from nnops.ops import (
+    conv2d as _conv2d,
+    max_pool2d as _max_pool2d,
+    max_unpool2d as _max_unpool2d,
+    relu as _relu,
+)
 
 # `from nnops.nn.functional import *` gives every name that torch's gives.
 __all__ = [name for name in dir(_torch_functional) if name[0] != "_"]

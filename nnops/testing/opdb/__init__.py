@@ -5,13 +5,23 @@ Tests and benchmarks are generated from it. Adding an operator family is one lin
 
 from __future__ import annotations
 
-from nnops.testing.opdb import conv2d, max_pool2d, max_unpool2d, pointwise_losses, relu
+from nnops.testing.opdb import (
+    conv2d,
+    cross_entropy,
+    max_pool2d,
+    max_unpool2d,
+    nll_loss,
+    pointwise_losses,
+    relu,
+)
 from nnops.testing.samples import OpCase
 
 CASES: tuple[OpCase, ...] = (
     *conv2d.CASES,
+    *cross_entropy.CASES,
     *max_pool2d.CASES,
     *max_unpool2d.CASES,
+    *nll_loss.CASES,
     *pointwise_losses.CASES,
     *relu.CASES,
 )
