@@ -5,10 +5,10 @@ Tests and benchmarks are generated from it. Adding an operator family is one lin
 
 from __future__ import annotations
 
-from nnops.testing.opdb import relu
+from nnops.testing.opdb import relu, template_op
 from nnops.testing.samples import OpCase
 
-CASES: tuple[OpCase, ...] = (*relu.CASES,)
+CASES: tuple[OpCase, ...] = (*relu.CASES, *template_op.CASES)
 
 
 def case(name: str) -> OpCase:
