@@ -183,12 +183,13 @@ def main(
         and first_gap <= LIMIT_FIRST_STEPS
         and abs(torchs.accuracy - ours.accuracy) <= LIMIT_ACCURACY
     )
+    verdict = "gave" if same else "DID NOT give"
     print(
-        f"nnops {'gave' if same else 'DID NOT give'} torch's numbers: "
-        f"losses within {gap64:.0e} over {len(batches)} steps in float64 (limit {LIMIT_FLOAT64:.0e}) "
-        f"and {first_gap:.0e} over the first {FIRST_STEPS} in float32 (limit "
-        f"{LIMIT_FIRST_STEPS:.0e}), test accuracy {torchs64.accuracy:.1%} and {ours64.accuracy:.1%} "
-        f"(float32: {torchs.accuracy:.1%} and {ours.accuracy:.1%}, limit {LIMIT_ACCURACY:.0%})"
+        f"nnops {verdict} torch's numbers: losses in float64 within {gap64:.0e} over {len(batches)} "
+        f"steps (limit {LIMIT_FLOAT64:.0e}), in float32 within {first_gap:.0e} over the first "
+        f"{FIRST_STEPS} (limit {LIMIT_FIRST_STEPS:.0e}), test accuracy in float64 "
+        f"{torchs64.accuracy:.1%} and {ours64.accuracy:.1%} (must be equal), in float32 "
+        f"{torchs.accuracy:.1%} and {ours.accuracy:.1%} (limit {LIMIT_ACCURACY:.0%})"
     )
     sys.exit(0 if same else 1)
 
