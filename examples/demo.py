@@ -186,8 +186,8 @@ def main(
     verdict = "gave" if same else "DID NOT give"
     print(
         f"nnops {verdict} torch's numbers: losses in float64 within {gap64:.0e} over "
-        f"{len(batches)} steps (limit {LIMIT_FLOAT64:.0e}), in float32 within {first_gap:.0e} over the "
-        f"first {FIRST_STEPS} (limit {LIMIT_FIRST_STEPS:.0e}), test accuracy in float64 "
+        f"{len(batches)} steps (limit {LIMIT_FLOAT64:.0e}), in float32 within {first_gap:.0e} over "
+        f"the first {FIRST_STEPS} (limit {LIMIT_FIRST_STEPS:.0e}), test accuracy in float64 "
         f"{torchs64.accuracy:.1%} and {ours64.accuracy:.1%} (must be equal), in float32 "
         f"{torchs.accuracy:.1%} and {ours.accuracy:.1%} (limit {LIMIT_ACCURACY:.0%})"
     )
