@@ -76,7 +76,7 @@ wheel: $(stamps)/tools ## build dist/nnops-*.whl
 	@test -z "$$(find dist -name '*.whl' -size +10M)" || { echo 'the wheel exceeds 10 MB' >&2; exit 1; }
 
 smoke-later-torch: wheel ## run the smoke tests of that wheel, not rebuilt, under LATER_TORCH
-	test -x $(VENV)-later/bin/python || $(PYTHON) -m venv $(VENV)-later
+	test -x $(VENV)-later/bin/python || $(python) -m venv $(VENV)-later
 	$(VENV)-later/bin/python -m pip install $(foreach word,$(LATER_TORCH),'$(word)')
 	$(VENV)-later/bin/python -m pip install --quiet pytest rich typer numpy
 	$(VENV)-later/bin/python -m pip install --force-reinstall --no-deps dist/nnops-*.whl

@@ -84,7 +84,10 @@ class Maker:
 
 @dataclass(frozen=True)
 class OpCase:
-    """One function of nnops.nn.functional, held against torch.nn.functional's of the same name."""
+    """One function of nnops.nn.functional, held against torch.nn.functional's of the same name.
+
+    An operator that torch does not have names its `function`, and its `reference` in torch code.
+    """
 
     name: str
     # Names under torch.ops.nnops that its forward, backward and double backward reach.
@@ -99,14 +102,18 @@ class OpCase:
     # Work of one forward call, for benchmarks.
     flops: Callable[[Sample], int] = lambda sample: 0
     bytes: Callable[[Sample], int] = lambda sample: 0
+    function: Callable[..., Any] | None = None
+    reference: Callable[..., Any] | None = None
 
     def ours(self, sample: Sample) -> Any:
         import nnops.nn.functional as functional
 
-        return getattr(functional, self.name)(*sample.args, **sample.kwargs)
+        function = self.function or getattr(functional, self.name)
+        return function(*sample.args, **sample.kwargs)
 
     def torchs(self, sample: Sample) -> Any:
-        return getattr(torch.nn.functional, self.name)(*sample.args, **sample.kwargs)
+        reference = self.reference or getattr(torch.nn.functional, self.name)
+        return reference(*sample.args, **sample.kwargs)
 
 
 def map_tensors(sample: Sample, change: Callable[[Tensor], Tensor]) -> Sample:

@@ -13,6 +13,7 @@ from nnops.testing.opdb import (
     nll_loss,
     pointwise_losses,
     relu,
+    template_op,
 )
 from nnops.testing.samples import OpCase
 
@@ -24,6 +25,7 @@ CASES: tuple[OpCase, ...] = (
     *nll_loss.CASES,
     *pointwise_losses.CASES,
     *relu.CASES,
+    *template_op.CASES,
 )
 
 
