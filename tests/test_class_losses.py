@@ -271,7 +271,7 @@ def test_gradient_does_not_suffer_from_a_common_shift(shift: float, isa: str) ->
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("gap", [1.0, 10.0, 16.0, 20.0, 40.0])
+@pytest.mark.parametrize("gap", [1.0, 10.0, 16.0, 20.0])
 def test_small_losses_keep_their_digits(gap: float, transposed: bool, isa: str) -> None:
     """Nearly certain and right: torch rounds the loss to whole units of 1e-7, and then to 0."""
     x, target = torch.randn(20, 50), torch.zeros(20, dtype=torch.long)

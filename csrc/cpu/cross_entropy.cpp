@@ -4,7 +4,8 @@
 // For a row r = (n, s) with logits x_i, m = max x_i and l = log(sum exp(x_i - m)):
 //   log p_i = (x_i - m) - l         (l by log1p, which keeps the digits of a small loss)
 //   loss_r  = -sum_i q_i log p_i,      Q = sum_i q_i
-//   grad_i  = g_r (p_i Q - q_i)        g_r: gradient of the row's loss, over total weight for mean
+//   grad_i  = g_r (p_i Q - q_i)        g_r: gradient of the row's loss, over total weight for mean;
+//                                      by expm1 for the row's own class, where p_i may be near 1
 // with the effective target q, e the label smoothing and C classes:
 //   class t:          q_i = (1 - e) w_t [i = t] + (e / C) w_i; nothing for an ignored row
 //   probabilities t:  q_i = w_i ((1 - e) t_i + e / C), whose gradient is -g_r (1 - e) w_i log p_i
@@ -99,7 +100,8 @@ NNOPS_INLINE acc_t<T> weight_at(const T* weight, int64_t i) {
 
 // --- a row whose classes lie side by side -------------------------------------------------------
 
-// The lane-wise sum, over the classes, of term(logits, classes from) of the row's vectors.
+// The sum over the classes of term(read), where read(p) is the vector of p's values for the classes
+// at hand: lane by lane, then the lanes.
 template <typename T, typename Term>
 NNOPS_INLINE acc_t<T> sum_over_classes(int64_t classes, Term term) {
   using V = Vec<acc_t<T>>;

@@ -46,7 +46,18 @@ Reduction check_reduction(const char* op, int64_t reduction) {
 
 void check_index_target(const char* op, Sizes input, const Tensor& target) {
   const Sizes sizes = target.sizes();
-  if (input.size() == 1) {
+  const bool single = input.size() == 1;
+  // The order of the checks is torch's, and decides which exception comes first.
+  NNOPS_CHECK_VALUE(single || input[0] == (sizes.empty() ? 0 : sizes[0]), op,
+                    ": input and target must have the same batch size, but got input of sizes ",
+                    tuple_text(input), " and target of sizes ", tuple_text(sizes));
+  const auto type = target.scalar_type();
+  using torch::headeronly::ScalarType;
+  NNOPS_CHECK(type == ScalarType::Long || type == ScalarType::Byte, op,
+              ": target must hold class indices of dtype int64 or uint8, but got dtype ",
+              torch::headeronly::toString(type), " and sizes ", tuple_text(sizes),
+              " for input of sizes ", tuple_text(input));
+  if (single) {
     NNOPS_CHECK_VALUE(
         sizes.size() != 1 || sizes[0] == 1, op,
         ": target of an input of sizes (C) must be one class, but got input of sizes ",
@@ -56,20 +67,12 @@ void check_index_target(const char* op, Sizes input, const Tensor& target) {
                 "of sizes ",
                 tuple_text(input), " and target of sizes ", tuple_text(sizes));
   } else {
-    NNOPS_CHECK_VALUE(!sizes.empty() && sizes[0] == input[0], op,
-                      ": input and target must have the same batch size, but got input of sizes ",
-                      tuple_text(input), " and target of sizes ", tuple_text(sizes));
     const std::vector<int64_t> rows = row_sizes(input);
     NNOPS_CHECK(std::equal(rows.begin(), rows.end(), sizes.begin(), sizes.end()), op,
                 ": target must have the sizes of the input without its classes, ", tuple_text(rows),
                 ", but got input of sizes ", tuple_text(input), " and target of sizes ",
                 tuple_text(sizes));
   }
-  const auto type = target.scalar_type();
-  using torch::headeronly::ScalarType;
-  NNOPS_CHECK(type == ScalarType::Long || type == ScalarType::Byte, op,
-              ": target must hold class indices of dtype int64 or uint8, but got dtype ",
-              torch::headeronly::toString(type));
   check_device(op, "target", target);
 }
 

@@ -94,7 +94,8 @@ def cross_entropy(
 
     Differences from torch:
         uint8 targets may have spatial dimensions. A negative label_smoothing, or NaN, raises;
-        torch takes it for 0. `weight` has no gradient for probabilities either.
+        torch takes it for 0. `weight` has no gradient for probabilities either. A loss near 0 keeps
+        its digits; torch rounds it to a multiple of the dtype's epsilon.
 
     Source: torch.nn.functional.cross_entropy.
     """
