@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <optional>
+#include <stdexcept>
 
 #include "core/check.h"
 #include "core/dispatch.h"
@@ -186,9 +188,15 @@ Tensor empty_image(Sizes sizes, bool channels_last, DType dtype, const Tensor& l
 Tensor dense(const Tensor& tensor) {
   if (is_dense(tensor)) return tensor;
   // torch's preserve_format: packed, with the dimensions in the order of the strides.
-  Tensor copy = torch::stable::empty_like(tensor);
-  torch::stable::copy_(copy, tensor);
-  return copy;
+  std::optional<Tensor> copy;
+  try {
+    copy = torch::stable::empty_like(tensor);
+  } catch (const std::runtime_error&) {
+    NNOPS_CHECK(false, "empty: a packed copy of sizes ", tuple_text(tensor.sizes()),
+                " could not be allocated");
+  }
+  torch::stable::copy_(*copy, tensor);
+  return *copy;
 }
 
 Tensor with_strides_of(const Tensor& tensor, const Tensor& like) {
