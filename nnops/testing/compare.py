@@ -96,11 +96,11 @@ def assert_same_refusal(actual: object, expected: Exception, what: str, named: b
     With `named`, the message must name one of our operators, unless Python itself refused the call.
     """
     kind = type(expected).__name__
-    caught: type[Exception] = type(expected)
+    caught: tuple[type[Exception], ...] = (type(expected),)
     if isinstance(expected, NotImplementedError):
-        caught = RuntimeError
+        caught = (RuntimeError,)
     elif isinstance(expected, AttributeError):
-        caught = TypeError
+        caught = (AttributeError, TypeError)
     assert isinstance(actual, Exception), f"{what}: torch raises {kind}: {expected}\nbut we return"
     assert isinstance(actual, caught), (
         f"{what}: torch raises {kind}: {expected}\nbut we {type(actual).__name__}: {actual}"
