@@ -165,6 +165,21 @@ def answer(library: Any, name: str, arguments: dict[str, Any]) -> Any:
     return outcome(lambda: getattr(library, name)(**copies))
 
 
+# torch ignores these without a word, where an argument out of range should be refused.
+IGNORED_BY_TORCH = {("cross_entropy", "label_smoothing"): ("-1", "-0.5", "nan")}
+
+
+def accidental(name: str, value: Any) -> bool:
+    """Whether torch's answer to `value` is none it chose.
+
+    max_unpool2d computes with its arguments in Python before anything checks them: floats pass, and
+    the class of the error is that of the expression which fails first.
+    """
+    pair = isinstance(value, (tuple, list)) and len(value) == 2
+    whole = all(isinstance(each, int) for each in value) if pair else isinstance(value, int)
+    return name == "max_unpool2d" and not isinstance(value, Tensor) and not whole
+
+
 def fault(name: str, arguments: dict[str, Any], what: str) -> str:
     """How ours differs from torch's answer to this call, or an empty string."""
     expected = answer(torch.nn.functional, name, arguments)
@@ -187,10 +202,15 @@ def test_every_claimed_function_is_covered() -> None:
 @pytest.mark.parametrize("name, argument", ARGUMENTS)
 def test_one_bad_argument(name: str, argument: str) -> None:
     """Refused as torch refuses it, or the same result where torch gives one."""
-    faults = [
-        fault(name, {**VALID[name], argument: value}, f"{argument}={label}")
-        for label, value in bad_values(VALID[name][argument])
-    ]
+    faults = []
+    for label, value in bad_values(VALID[name][argument]):
+        arguments = {**VALID[name], argument: value}
+        if label in IGNORED_BY_TORCH.get((name, argument), ()) or accidental(name, value):
+            actual = answer(F, name, arguments)
+            if function_is_ours(name) and isinstance(actual, Exception):
+                assert "nnops::" in str(actual), f"{name}({argument}={label}): {actual!r}"
+            continue
+        faults.append(fault(name, arguments, f"{argument}={label}"))
     faults = [text for text in faults if text]
     assert not faults, f"{len(faults)} differ:\n" + "\n".join(faults)
 
@@ -198,8 +218,8 @@ def test_one_bad_argument(name: str, argument: str) -> None:
 # What must be refused, by torch too: (function, what is exchanged, what the message says).
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("conv2d", {"input": torch.ones(2, 3, 6, 6)}, "channels"),
-    ("conv2d", {"input": torch.ones(6, 6)}, "dimension|3-D|rank"),
-    ("conv2d", {"input": torch.ones(1, 1, 2, 6, 6)}, "dimension|3-D|rank"),
+    ("conv2d", {"input": torch.ones(6, 6)}, "dimension|3-D|rank|\\(C, H, W\\)"),
+    ("conv2d", {"input": torch.ones(1, 1, 2, 6, 6)}, "dimension|3-D|rank|\\(C, H, W\\)"),
     ("conv2d", {"weight": torch.ones(4, 2, 7, 7)}, "kernel|weight"),
     ("conv2d", {"bias": torch.ones(3)}, "bias"),
     ("conv2d", {"bias": torch.ones(4, 1)}, "bias"),
@@ -225,7 +245,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("max_pool2d", {"dilation": 0}, "dilation"),
     ("max_pool2d", {"kernel_size": 7}, "small|size|kernel"),
     ("max_pool2d", {"kernel_size": (2, 2, 2)}, "kernel"),
-    ("max_pool2d", {"input": torch.ones(6, 6)}, "dimension|3-D|3D"),
+    ("max_pool2d", {"input": torch.ones(6, 6)}, "dimension|3-D|3D|\\(C, H, W\\)"),
     ("max_pool2d", {"input": torch.ones(2, 0, 6, 6)[:, :, :0]}, ""),
     ("max_unpool2d", {"indices": INDICES + 100}, "ind"),
     ("max_unpool2d", {"indices": INDICES - 100}, "ind"),

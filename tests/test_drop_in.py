@@ -80,6 +80,8 @@ def test_modules_override_forward_only(name: str) -> None:
         for key, value in vars(kind).items()
         if isinstance(value, (types.FunctionType, property, classmethod, staticmethod))
     }
+    if "__deprecated__" in vars(ours):  # what typing_extensions.deprecated puts on a class
+        own -= {"__new__", "__init_subclass__"}
     assert own == {"forward"}
     assert parameters(inspect.signature(ours.forward)) == parameters(
         inspect.signature(theirs.forward)

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <optional>
+#include <stdexcept>
 
 #include "core/check.h"
 #include "core/dispatch.h"
@@ -52,6 +54,16 @@ bool has_strides(const Tensor& tensor, Sizes wanted) {
   return true;
 }
 
+Tensor allocate(Sizes sizes, Sizes strides, int32_t dtype_code, const Tensor& like) {
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError failed =
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                               dtype_code, device_type(like), like.get_device_index(), &handle);
+  NNOPS_CHECK(failed == AOTI_TORCH_SUCCESS, "empty: a tensor of sizes ", tuple_text(sizes),
+              " and dtype ", dtype_text(dtype_code), " could not be allocated");
+  return Tensor(handle);
+}
+
 }  // namespace
 
 DType dtype_of(const char* op, const Tensor& tensor) {
@@ -73,6 +85,11 @@ void check_device(const char* op, const char* name, const Tensor& tensor) {
   aoti_torch_get_layout(tensor.get(), &layout);
   NNOPS_CHECK_NOT_IMPLEMENTED(layout == aoti_torch_layout_strided(), op, ": ", name,
                               " must be a strided tensor, other layouts are not implemented");
+  // The stable ABI converts no dtype that it does not know, and says so without naming us.
+  const int32_t code = dtype_code(tensor);
+  NNOPS_CHECK_NOT_IMPLEMENTED(dtype_text(code).rfind("of code", 0) != 0, op, ": ", name,
+                              " must be of a plain number type, not implemented for dtype ",
+                              dtype_text(code));
 }
 
 void check_same_type(const char* op, const char* name, const Tensor& tensor, const char* like_name,
@@ -173,20 +190,11 @@ bool is_expanded(const Tensor& tensor) {
 }
 
 Tensor empty_strided(Sizes sizes, Sizes strides, DType dtype, const Tensor& like) {
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      dtype_codes()[static_cast<int>(dtype)], device_type(like), like.get_device_index(), &handle));
-  return Tensor(handle);
+  return allocate(sizes, strides, dtype_codes()[static_cast<int>(dtype)], like);
 }
 
 Tensor empty_as(const Tensor& like) {
-  AtenTensorHandle handle = nullptr;
-  const Sizes sizes = like.sizes();
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), like.strides().data(), dtype_code(like),
-      device_type(like), like.get_device_index(), &handle));
-  return Tensor(handle);
+  return allocate(like.sizes(), like.strides(), dtype_code(like), like);
 }
 
 Tensor empty_contiguous(Sizes sizes, DType dtype, const Tensor& like) {
@@ -201,9 +209,15 @@ Tensor empty_image(Sizes sizes, bool channels_last, DType dtype, const Tensor& l
 Tensor dense(const Tensor& tensor) {
   if (is_dense(tensor)) return tensor;
   // torch's preserve_format: packed, with the dimensions in the order of the strides.
-  Tensor copy = torch::stable::empty_like(tensor);
-  torch::stable::copy_(copy, tensor);
-  return copy;
+  std::optional<Tensor> copy;
+  try {
+    copy = torch::stable::empty_like(tensor);
+  } catch (const std::runtime_error&) {
+    NNOPS_CHECK(false, "empty: a packed copy of sizes ", tuple_text(tensor.sizes()),
+                " could not be allocated");
+  }
+  torch::stable::copy_(*copy, tensor);
+  return *copy;
 }
 
 Tensor with_strides_of(const Tensor& tensor, const Tensor& like) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import cast
 
@@ -138,6 +139,12 @@ def reduction_code(
     """0 none, 1 mean, 2 sum; the deprecated flags, if given, override `reduction` and warn."""
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
+    if reduction == "elementwise_mean":
+        warnings.warn(
+            "reduction='elementwise_mean' is deprecated, please use reduction='mean' instead.",
+            stacklevel=3,
+        )
+        reduction = "mean"
     try:
         return _REDUCTIONS[reduction]
     except (KeyError, TypeError):

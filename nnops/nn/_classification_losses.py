@@ -49,7 +49,7 @@ def nll_loss(
     _arguments.check_tensor(op, "input", input)
     _arguments.check_tensor(op, "target", target)
     _check_class_weight(op, weight)
-    ignore_index = _class_number(op, "ignore_index", ignore_index)
+    ignore_index = _arguments.whole_number(op, "ignore_index", ignore_index)
     code = _arguments.reduction_code(op, reduction, size_average, reduce)
     loss: Tensor = _nll_loss.nll_loss(input, target, weight, code, ignore_index)[0]
     return loss
@@ -103,7 +103,7 @@ def cross_entropy(
     _arguments.check_tensor(op, "input", input)
     _arguments.check_tensor(op, "target", target)
     _check_class_weight(op, weight)
-    ignore_index = _class_number(op, "ignore_index", ignore_index)
+    ignore_index = _arguments.whole_number(op, "ignore_index", ignore_index)
     if not isinstance(label_smoothing, (numbers.Real, torch.SymFloat)):
         raise TypeError(
             f"nnops::{op}: label_smoothing must be a float, but got label_smoothing="
@@ -116,13 +116,6 @@ def cross_entropy(
         input, target, weight, code, ignore_index, label_smoothing
     )[0]
     return loss
-
-
-def _class_number(op: str, name: str, value: int) -> int:
-    number = _arguments.whole_number(op, name, value)
-    if not -(2**63) <= number < 2**63:
-        raise ValueError(f"nnops::{op}: {name} must fit into 64 bits, but got {name}={number}")
-    return number
 
 
 def _check_class_weight(op: str, weight: Tensor | None) -> None:

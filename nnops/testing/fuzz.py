@@ -207,7 +207,8 @@ def fault_of(name: str, text: str, error: Exception) -> str:
         return f"raises {type(error).__name__}: {message}"
     # An allocation that fails speaks for itself; fake kernels refuse in torch's words.
     allocator = re.search("alloc_cpu|not enough memory|Storage size calculation overflow", message)
-    if name.strip("_") in message or "to('meta')" in text or allocator:
+    named = "nnops::" in message or name.strip("_") in message
+    if named or "to('meta')" in text or allocator:
         return ""
     return f"does not name the operator: {type(error).__name__}: {message}"
 
