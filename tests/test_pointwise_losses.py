@@ -4,6 +4,7 @@ that are cast, special values in gradients, second derivatives, torch.func and t
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -326,6 +327,16 @@ def test_result_does_not_depend_on_threads_or_isa_lanes(name: str) -> None:
         _C.set_active_isa(before[1])
     assert all(len(values) == 1 for values in results.values()), results
     assert results.get("avx2") == results.get("avx512", results.get("avx2"))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_sums_are_exact_but_for_one_rounding(dtype: torch.dtype, isa: str) -> None:
+    """Terms of both signs, so that the sum is much smaller than they are."""
+    input, target = -4 * torch.rand(100_003, dtype=dtype), torch.rand(100_003, dtype=dtype)
+    terms = F.kl_div(input, target, reduction="none")
+    exact = math.fsum(terms.tolist())
+    total = F.kl_div(input, target, reduction="sum").item()
+    assert abs(total - exact) <= torch.finfo(dtype).eps * abs(exact)
 
 
 def test_mean_of_large_values_in_half_precision_is_finite() -> None:

@@ -175,8 +175,8 @@ Tensor backward(const Problem& problem, PerDType<PointwiseLossFunctions::Backwar
   if (problem.reduction == kNone) {
     check_same_sizes(op, "grad_output", grad_output, input);
   } else {
-    NNOPS_CHECK(grad_output.numel() == 1, op,
-                ": grad_output of a reduced loss must have one element, but got sizes ",
+    NNOPS_CHECK(grad_output.dim() == 0, op,
+                ": grad_output of a reduced loss must have no dimensions, but got sizes ",
                 tuple_text(grad_output.sizes()));
   }
   const auto kernel = kernel_for(op, "vector", kernels, dtype_of(op, input));
