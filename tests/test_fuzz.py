@@ -85,7 +85,11 @@ def differentiated(
     ]
     outputs = outputs_of(function(*copies, **kwargs))
     grads: tuple[Any, ...] = ()
-    if outputs[0].requires_grad:
+    # torch's backwards do not take the mixed dtypes that its forwards take.
+    dtypes = {copy.dtype for copy in copies if isinstance(copy, Tensor)}
+    indexed = function.__name__ in ("nll_loss", "cross_entropy", "max_unpool2d")
+    mixed = len(dtypes) > 1 and not indexed
+    if outputs[0].requires_grad and not mixed:
         grads = torch.autograd.grad(outputs[0].sum(), leaves, allow_unused=True)
     return (*(output.detach() for output in outputs), *(g for g in grads if g is not None))
 
