@@ -66,14 +66,22 @@ Tensor allocate(Sizes sizes, Sizes strides, int32_t dtype_code, const Tensor& li
 
 }  // namespace
 
-DType dtype_of(const char* op, const Tensor& tensor) {
+std::optional<DType> known_dtype(const Tensor& tensor) {
   const int32_t code = dtype_code(tensor);
   const auto& codes = dtype_codes();
   for (int i = 0; i < kDTypeCount; ++i) {
     if (codes[i] == code) return static_cast<DType>(i);
   }
-  NNOPS_CHECK_NOT_IMPLEMENTED(false, op, ": not implemented for dtype ", dtype_text(code));
-  return DType::kFloat32;
+  return std::nullopt;
+}
+
+std::string dtype_text(const Tensor& tensor) { return dtype_text(dtype_code(tensor)); }
+
+DType dtype_of(const char* op, const Tensor& tensor) {
+  const std::optional<DType> dtype = known_dtype(tensor);
+  NNOPS_CHECK_NOT_IMPLEMENTED(dtype.has_value(), op, ": not implemented for dtype ",
+                              dtype_text(tensor));
+  return *dtype;
 }
 
 void check_device(const char* op, const char* name, const Tensor& tensor) {

@@ -20,6 +20,10 @@ using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 // The tensor's dtype; NotImplementedError for one that no nnops kernel knows (bool, complex, ...).
 DType dtype_of(const char* op, const Tensor& tensor);
 
+// The same without an exception, for checks of their own; and the dtype's name for messages.
+std::optional<DType> known_dtype(const Tensor& tensor);
+std::string dtype_text(const Tensor& tensor);
+
 // check_device for both tensors; RuntimeError unless they have the same dtype and the same device.
 void check_same_type(const char* op, const char* name, const Tensor& tensor, const char* like_name,
                      const Tensor& like);

@@ -51,12 +51,11 @@ void check_index_target(const char* op, Sizes input, const Tensor& target) {
   NNOPS_CHECK_VALUE(single || input[0] == (sizes.empty() ? 0 : sizes[0]), op,
                     ": input and target must have the same batch size, but got input of sizes ",
                     tuple_text(input), " and target of sizes ", tuple_text(sizes));
-  const auto type = target.scalar_type();
-  using torch::headeronly::ScalarType;
-  NNOPS_CHECK(type == ScalarType::Long || type == ScalarType::Byte, op,
+  const std::optional<DType> dtype = known_dtype(target);
+  NNOPS_CHECK(dtype == DType::kInt64 || dtype == DType::kUInt8, op,
               ": target must hold class indices of dtype int64 or uint8, but got dtype ",
-              torch::headeronly::toString(type), " and sizes ", tuple_text(sizes),
-              " for input of sizes ", tuple_text(input));
+              dtype_text(target), " and sizes ", tuple_text(sizes), " for input of sizes ",
+              tuple_text(input));
   if (single) {
     NNOPS_CHECK_VALUE(
         sizes.size() != 1 || sizes[0] == 1, op,
@@ -159,7 +158,7 @@ void throw_bad_target(const char* op, const Tensor& target, int64_t row, int64_t
     offset += position[i] * strides[i];
   }
   const void* data = target.const_data_ptr();
-  const int64_t value = target.scalar_type() == torch::headeronly::ScalarType::Byte
+  const int64_t value = known_dtype(target) == DType::kUInt8
                             ? static_cast<const uint8_t*>(data)[offset]
                             : static_cast<const int64_t*>(data)[offset];
   NNOPS_CHECK_INDEX(false, op, ": target must be a class in [0, ", classes,

@@ -20,10 +20,8 @@ const RegisterAlgorithms kAlgorithms("cross_entropy", {"class_vectors", "row_vec
 constexpr int64_t kGrain = kGrainElements / 4;
 
 bool is_floating(const Tensor& tensor) {
-  using torch::headeronly::ScalarType;
-  const ScalarType type = tensor.scalar_type();
-  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
-         type == ScalarType::Half;
+  const std::optional<DType> dtype = known_dtype(tensor);
+  return dtype.has_value() && *dtype <= DType::kFloat16;
 }
 
 void check_smoothing(const char* op, double label_smoothing) {
@@ -42,7 +40,7 @@ bool check_target(const char* op, const Tensor& input, const Tensor& target, int
   }
   NNOPS_CHECK(is_floating(target), op, ": target of the input's sizes ", tuple_text(input.sizes()),
               " holds class probabilities and must be of floating dtype, but got dtype ",
-              torch::headeronly::toString(target.scalar_type()));
+              dtype_text(target));
   NNOPS_CHECK_INDEX(input.dim() > 0, op,
                     ": input must have at least one dimension, the classes, but got sizes ()");
   check_same_type(op, "target", target, "input", input);
@@ -54,6 +52,7 @@ bool check_target(const char* op, const Tensor& input, const Tensor& target, int
 }
 
 void check_log_sum_exp(const char* op, const Tensor& log_sum_exp, const Tensor& input) {
+  check_device(op, "log_sum_exp", log_sum_exp);
   std::vector<int64_t> sizes = row_sizes(input.sizes());
   sizes.insert(sizes.begin(), 2);
   const Sizes actual = log_sum_exp.sizes();
@@ -90,7 +89,7 @@ void view_target(Problem& problem, const Tensor& target, bool probabilities, boo
                  int64_t ignore_index) {
   problem.target = class_view(target, probabilities, single);
   problem.g.target = problem.target.strides;
-  problem.g.byte_targets = target.scalar_type() == torch::headeronly::ScalarType::Byte;
+  problem.g.byte_targets = known_dtype(target) == DType::kUInt8;
   problem.g.ignore_index = ignore_index;
 }
 
@@ -165,6 +164,7 @@ Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& input, co
   check_grad_output(kOp, grad_output, reduce, row_sizes(input.sizes()));
   check_log_sum_exp(kOp, log_sum_exp, input);
   const DType dtype = dtype_of(kOp, input);
+  check_device(kOp, "total_weight", total_weight);
   NNOPS_CHECK(total_weight.numel() == 1 && dtype_of(kOp, total_weight) == accumulate_dtype(dtype),
               kOp, ": total_weight must be the one that cross_entropy returned, but got sizes ",
               tuple_text(total_weight.sizes()), " and dtype ",

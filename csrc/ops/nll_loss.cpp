@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor> nll_loss(const Tensor& input, const Tensor& target,
   const ClassView t = class_view(target, false, single);
   g.input = x.strides;
   g.target = t.strides;
-  g.byte_targets = target.scalar_type() == torch::headeronly::ScalarType::Byte;
+  g.byte_targets = known_dtype(target) == DType::kUInt8;
   set_chunks(g, 1);
 
   const std::vector<int64_t> rows = row_sizes(sizes);
@@ -71,6 +71,7 @@ Tensor nll_loss_backward(const Tensor& grad_output, const Tensor& target,
   g.ignore_index = ignore_index;
   check_grad_output(kOp, grad_output, g.reduction, row_sizes(sizes));
   const DType dtype = dtype_of(kOp, grad_output);
+  check_device(kOp, "total_weight", total_weight);
   NNOPS_CHECK(total_weight.numel() == 1 && dtype_of(kOp, total_weight) == accumulate_dtype(dtype),
               kOp, ": total_weight must be the one that nll_loss returned, but got sizes ",
               tuple_text(total_weight.sizes()), " and dtype ",
@@ -79,7 +80,7 @@ Tensor nll_loss_backward(const Tensor& grad_output, const Tensor& target,
 
   const ClassView t = class_view(target, false, single);
   g.target = t.strides;
-  g.byte_targets = target.scalar_type() == torch::headeronly::ScalarType::Byte;
+  g.byte_targets = known_dtype(target) == DType::kUInt8;
   ClassView gy{grad_output, {}};
   if (g.reduction == Reduction::kNone) gy = class_view(grad_output, false, single);
   g.grad_output = gy.strides;

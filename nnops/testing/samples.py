@@ -135,14 +135,22 @@ def tensors_of(sample: Sample) -> list[Tensor]:
 
 
 def detached(sample: Sample, dtype: torch.dtype | None = None) -> Sample:
-    """A copy whose tensors are leaves of their own; floating ones are cast to `dtype`."""
+    """A copy whose tensors are leaves of their own; floating ones are cast to `dtype`.
+
+    The strides stay, gaps included; only an expanded tensor is packed.
+    """
 
     def change(tensor: Tensor) -> Tensor:
-        copy = tensor.detach()
-        if dtype is not None and copy.dtype.is_floating_point:
-            copy = copy.to(dtype)
-        if copy is tensor or copy.data_ptr() == tensor.data_ptr():
-            copy = copy.clone()
+        cast = dtype if dtype is not None and tensor.dtype.is_floating_point else tensor.dtype
+        expanded = any(
+            size > 1 and stride == 0
+            for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        )
+        if expanded:
+            copy = tensor.detach().to(cast, copy=True)
+        else:
+            copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=cast)
+            copy.copy_(tensor.detach())
         return copy.requires_grad_(tensor.requires_grad)
 
     return map_tensors(sample, change)

@@ -2,9 +2,10 @@
 
 * Selection (max_pool2d, relu) and sums of small whole numbers are compared bit for bit.
 * Everything else is held against torch's own function in float64: the largest error may be at most
-  twice that of torch in the dtype under test, plus two units in the last place of the largest
-  value (torch's error may happen to be zero). In float64 torch's function is no better a reference
-  than ours: the two may differ by 16 units in the last place of the largest value.
+  twice that of torch in the dtype under test, plus four units in the last place of the largest
+  value (on small tensors torch's error is a matter of luck). In float64 torch's function is no
+  better a reference than ours: the two may differ by 16 units in the last place of the largest
+  value.
 * NaN and infinities must stand where torch's stand.
 """
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 ERROR_RATIO = 2.0
-FLOOR_ULPS = 2.0
+FLOOR_ULPS = 4.0
 FLOAT64_ULPS = 16.0
 
 

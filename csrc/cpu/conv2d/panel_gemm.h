@@ -36,7 +36,7 @@ constexpr int kTileVectors = 1;
 #endif
 
 constexpr int kPanelVectors = 3;
-constexpr int64_t kDepthBlock = 256;
+constexpr int64_t kDepthBlock = 64;
 
 template <typename A>
 constexpr int64_t kPanelWidth = kPanelVectors * kLanes<A>;

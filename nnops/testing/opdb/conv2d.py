@@ -17,14 +17,14 @@ from nnops.testing.samples import (
 )
 
 # name, input, weight, bias?, parameters. Sizes straddle the tile (2, 6 or 8 rows), the panel (48 or
-# 24 columns) and the depth block (256).
+# 24 columns) and the depth block (64).
 GEOMETRIES: tuple[tuple[str, tuple[int, ...], tuple[int, ...], bool, dict[str, object]], ...] = (
     ("1x1 image", (1, 1, 1, 1), (1, 1, 1, 1), True, {}),
     ("one channel", (2, 1, 5, 7), (3, 1, 3, 3), True, {}),
     ("lenet 1", (2, 1, 32, 32), (6, 1, 5, 5), True, {}),
     ("lenet 2", (2, 6, 14, 14), (16, 6, 5, 5), True, {}),
     ("cifar 1", (2, 3, 32, 32), (32, 3, 5, 5), True, {"padding": 2}),
-    ("depth of two blocks", (1, 40, 9, 9), (9, 40, 3, 3), True, {"padding": 1}),
+    ("many depth blocks", (1, 40, 9, 9), (9, 40, 3, 3), True, {"padding": 1}),
     ("pointwise", (2, 17, 6, 5), (5, 17, 1, 1), True, {}),
     ("unbatched", (3, 8, 7), (4, 3, 3, 3), True, {}),
     ("no bias", (2, 3, 8, 7), (4, 3, 3, 3), False, {}),

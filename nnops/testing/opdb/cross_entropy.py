@@ -91,7 +91,7 @@ def gradcheck_samples(make: Maker) -> Iterator[Sample]:
         )
         yield Sample(
             f"{reduction} one row",
-            (make.tensor(5), torch.tensor([3]), weight),
+            (make.tensor(5), torch.tensor(3), weight),
             {"reduction": reduction, "label_smoothing": 0.1},
         )
     yield Sample("one row, probabilities", (make.tensor(5), make.tensor(5, low=0.1), weight))
