@@ -7,19 +7,48 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from nnops.ops._operator import batch_first
 
 
-def empty_image(like: Tensor, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
-    """A fake output: sizes of `like` with another height and width, channels_last if `like` is."""
+def suggests_channels_last(tensor: Tensor) -> bool:
+    """Whether the strides of a 4-D tensor suggest channels_last, by torch's rule.
+
+    The same rule as in csrc/core/tensor.cpp, on sizes that may be symbolic.
+    """
+    if tensor.dim() != 4:
+        return False
+    sizes, strides = tensor.shape, tensor.stride()
+    if strides[1] == 0:
+        return False
+    least = 0
+    for index in (1, 3, 2, 0):
+        if sizes[index] == 0 or strides[index] < least:
+            return False
+        if index == 0 and least == strides[1]:
+            return False
+        least = strides[index] * max(sizes[index], 1)
+    return True
+
+
+def empty_image(
+    like: Tensor, sizes: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    """A fake output on the device of `like`, channels_last or row-major."""
     return torch.empty(
-        (*like.shape[:-2], height, width),
+        tuple(sizes),
         dtype=like.dtype if dtype is None else dtype,
         device=like.device,
-        memory_format=suggest_memory_format(like),
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
     )
+
+
+def empty_resized(
+    like: Tensor, height: int, width: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    """A fake output: sizes of `like` with another height and width, channels_last if `like` is."""
+    sizes = (*like.shape[:-2], height, width)
+    return empty_image(like, sizes, suggests_channels_last(like), dtype)
 
 
 def call_with_folded_batch(

@@ -37,7 +37,7 @@ FORMULAS: dict[str, type[Formulas]] = {}
 
 
 class Formulas:
-    """How one operator of torch.ops.nnops differentiates. All methods are static.
+    """How one operator of torch.ops.nnops differentiates. No method has an instance.
 
     `setup_context(ctx, inputs, output)` saves what the derivatives need, the least of it:
     `needed_inputs(ctx)` tells which inputs are differentiated. `backward(ctx, *grad_outputs)`

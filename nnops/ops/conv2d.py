@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nnops.ops._layout import empty_image, suggests_channels_last
+from nnops.ops._images import empty_image, suggests_channels_last
 from nnops.ops._operator import Formulas, mount, needed_inputs
 
 
@@ -106,11 +106,45 @@ class Conv2d(Formulas):
         return tangent
 
 
-class Conv2dBackwardInput(Formulas):
+class _Gradient(Formulas):
+    """(a, b, size, stride, padding, dilation, groups) -> gradient, linear in a and in b"""
+
+    differentiable = (0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        a, b, ctx.size, *ctx.parameters = inputs
+        ctx.size_of_b = b.shape[2:]
+        a_needs, b_needs = needed_inputs(ctx)[:2]
+        ctx.save_for_backward(a if b_needs else None, b if a_needs else None)
+
+    @classmethod
+    def partials(cls, ctx: Any, grad: Tensor, a: Tensor, b: Tensor) -> tuple[Any, Any]:
+        """The gradients of a and b, None where not needed; `grad` is shaped like the result."""
+        raise NotImplementedError
+
+    @classmethod
+    def backward(cls, ctx: Any, *grad_outputs: Any) -> Any:
+        partials = cls.partials(ctx, grad_outputs[0], *ctx.saved_tensors)
+        return (*partials, None, None, None, None, None)
+
+    @classmethod
+    def jvp(cls, ctx: Any, *tangents: Any) -> Any:
+        a_tangent, b_tangent = tangents[:2]
+        a, b = ctx.saved_tensors
+        operator = _GRADIENTS[cls.name]
+        tangent = None
+        if a_tangent is not None:
+            tangent = operator(a_tangent, b, ctx.size, *ctx.parameters)
+        if b_tangent is not None:
+            tangent = _add(tangent, operator(a, b_tangent, ctx.size, *ctx.parameters))
+        return tangent
+
+
+class Conv2dBackwardInput(_Gradient):
     """(grad_output, weight, input_size, stride, padding, dilation, groups) -> grad_input"""
 
     name = "conv2d_backward_input"
-    differentiable = (0, 1)
 
     @staticmethod
     def fake(
@@ -126,53 +160,19 @@ class Conv2dBackwardInput(Formulas):
         channels_last = suggests_channels_last(grad_output) or suggests_channels_last(weight)
         return empty_image(grad_output, sizes, channels_last)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        grad_output, weight, ctx.input_size, *ctx.parameters = inputs
-        ctx.kernel_size = weight.shape[2:]
-        grad_needs, weight_needs = needed_inputs(ctx)[:2]
-        ctx.save_for_backward(
-            grad_output if weight_needs else None,
-            weight if grad_needs else None,
-        )
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        (grad,) = grad_outputs  # shaped like the input
-        grad_output, weight = ctx.saved_tensors
+    @classmethod
+    def partials(cls, ctx: Any, grad: Tensor, a: Tensor, b: Tensor) -> tuple[Any, Any]:
         needs = ctx.needs_input_grad
         return (
-            conv2d(grad, weight, None, *ctx.parameters) if needs[0] else None,
-            conv2d_backward_weight(grad_output, grad, ctx.kernel_size, *ctx.parameters)
-            if needs[1]
-            else None,
-            None,
-            None,
-            None,
-            None,
-            None,
+            conv2d(grad, b, None, *ctx.parameters) if needs[0] else None,
+            conv2d_backward_weight(a, grad, ctx.size_of_b, *ctx.parameters) if needs[1] else None,
         )
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        grad_tangent, weight_tangent = tangents[:2]
-        grad_output, weight = ctx.saved_tensors
-        size, parameters = ctx.input_size, ctx.parameters
-        tangent = None
-        if grad_tangent is not None:
-            tangent = conv2d_backward_input(grad_tangent, weight, size, *parameters)
-        if weight_tangent is not None:
-            tangent = _add(
-                tangent, conv2d_backward_input(grad_output, weight_tangent, size, *parameters)
-            )
-        return tangent
 
-
-class Conv2dBackwardWeight(Formulas):
+class Conv2dBackwardWeight(_Gradient):
     """(grad_output, input, kernel_size, stride, padding, dilation, groups) -> grad_weight"""
 
     name = "conv2d_backward_weight"
-    differentiable = (0, 1)
 
     @staticmethod
     def fake(
@@ -188,46 +188,13 @@ class Conv2dBackwardWeight(Formulas):
         channels_last = suggests_channels_last(grad_output) or suggests_channels_last(input)
         return empty_image(grad_output, sizes, channels_last)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        grad_output, input, ctx.kernel_size, *ctx.parameters = inputs
-        ctx.input_size = input.shape[2:]
-        grad_needs, input_needs = needed_inputs(ctx)[:2]
-        ctx.save_for_backward(
-            grad_output if input_needs else None,
-            input if grad_needs else None,
-        )
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        (grad,) = grad_outputs  # shaped like the weight
-        grad_output, input = ctx.saved_tensors
+    @classmethod
+    def partials(cls, ctx: Any, grad: Tensor, a: Tensor, b: Tensor) -> tuple[Any, Any]:
         needs = ctx.needs_input_grad
         return (
-            conv2d(input, grad, None, *ctx.parameters) if needs[0] else None,
-            conv2d_backward_input(grad_output, grad, ctx.input_size, *ctx.parameters)
-            if needs[1]
-            else None,
-            None,
-            None,
-            None,
-            None,
-            None,
+            conv2d(b, grad, None, *ctx.parameters) if needs[0] else None,
+            conv2d_backward_input(a, grad, ctx.size_of_b, *ctx.parameters) if needs[1] else None,
         )
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        grad_tangent, input_tangent = tangents[:2]
-        grad_output, input = ctx.saved_tensors
-        size, parameters = ctx.kernel_size, ctx.parameters
-        tangent = None
-        if grad_tangent is not None:
-            tangent = conv2d_backward_weight(grad_tangent, input, size, *parameters)
-        if input_tangent is not None:
-            tangent = _add(
-                tangent, conv2d_backward_weight(grad_output, input_tangent, size, *parameters)
-            )
-        return tangent
 
 
 class Conv2dBackwardBias(Formulas):
@@ -263,3 +230,8 @@ conv2d = mount(Conv2d)
 conv2d_backward_input = mount(Conv2dBackwardInput)
 conv2d_backward_weight = mount(Conv2dBackwardWeight)
 conv2d_backward_bias = mount(Conv2dBackwardBias)
+
+_GRADIENTS = {
+    "conv2d_backward_input": conv2d_backward_input,
+    "conv2d_backward_weight": conv2d_backward_weight,
+}

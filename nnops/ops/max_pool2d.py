@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnops.ops._images import call_with_folded_batch, empty_image
+from nnops.ops._images import call_with_folded_batch, empty_resized
 from nnops.ops._operator import Formulas, may_be_differentiated, mount
 from nnops.ops.max_unpool2d import max_pool2d_with_indices_backward, max_unpool2d_backward
 
@@ -75,7 +75,7 @@ def _fake_output(dtype: torch.dtype | None, input: Tensor, *window: Any) -> Tens
             ),
         )
         sizes.append(count)
-    return empty_image(input, sizes[0], sizes[1], dtype)
+    return empty_resized(input, sizes[0], sizes[1], dtype)
 
 
 class MaxPool2d(Formulas):
@@ -203,7 +203,7 @@ class MaxPool2dBackward(Formulas):
 
     @staticmethod
     def fake(grad_output: Tensor, offsets: Tensor, input_size: Pair, *window: Pair) -> Tensor:
-        return empty_image(offsets, input_size[0], input_size[1], grad_output.dtype)
+        return empty_resized(offsets, input_size[0], input_size[1], grad_output.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -234,7 +234,7 @@ class MaxPool2dGather(Formulas):
 
     @staticmethod
     def fake(input: Tensor, offsets: Tensor, *window: Pair) -> Tensor:
-        return empty_image(offsets, offsets.shape[-2], offsets.shape[-1], input.dtype)
+        return empty_resized(offsets, offsets.shape[-2], offsets.shape[-1], input.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nnops.ops._images import call_with_folded_batch, empty_image
+from nnops.ops._images import call_with_folded_batch, empty_resized
 from nnops.ops._operator import Formulas, mount
 
 
@@ -24,7 +24,7 @@ class MaxUnpool2d(Formulas):
 
     @staticmethod
     def fake(input: Tensor, indices: Tensor, output_size: Sequence[int]) -> Tensor:
-        return empty_image(input, output_size[0], output_size[1])
+        return empty_resized(input, output_size[0], output_size[1])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -54,7 +54,7 @@ class MaxUnpool2dBackward(Formulas):
 
     @staticmethod
     def fake(grad_output: Tensor, indices: Tensor) -> Tensor:
-        return empty_image(indices, indices.shape[-2], indices.shape[-1], grad_output.dtype)
+        return empty_resized(indices, indices.shape[-2], indices.shape[-1], grad_output.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -85,7 +85,7 @@ class MaxPool2dWithIndicesBackward(Formulas):
 
     @staticmethod
     def fake(grad_output: Tensor, indices: Tensor, input_size: Sequence[int]) -> Tensor:
-        return empty_image(indices, input_size[0], input_size[1], grad_output.dtype)
+        return empty_resized(indices, input_size[0], input_size[1], grad_output.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
