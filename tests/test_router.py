@@ -366,7 +366,7 @@ def bytes_saved(function: Callable[[Tensor], Any], x: Tensor) -> int:
 
 
 # Where torch saves a tensor that it made, nnops the caller's own two, which mostly live on anyway.
-SAVES_ITS_INPUTS = ("l1_loss", "kl_div")
+SAVES_ITS_INPUTS = ("l1_loss",)
 
 
 @EVERY

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nnops.ops._operator import Formulas, Router, mount
+from nnops.ops._operator import Formulas, Router, mount, needed_inputs
 
 _NONE, _MEAN = 0, 1
 
@@ -121,7 +121,16 @@ class Loss(Formulas):
 
     @classmethod
     def setup_context(cls, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _save(ctx, inputs[:2], inputs[2:-1], inputs[-1])
+        needs_input, needs_target = needed_inputs(ctx)[:2]
+        wanted: set[int] = set()
+        if needs_input or cls.by_target is None:
+            wanted.update(cls.by_input.operands)
+        if needs_target and cls.by_target is not None:
+            wanted.update(cls.by_target.operands)
+        operands = tuple(
+            value if index in wanted else None for index, value in enumerate(inputs[:2])
+        )
+        _save(ctx, operands, inputs[2:-1], inputs[-1])
 
     @classmethod
     def backward(cls, ctx: Any, *grad_outputs: Any) -> Any:

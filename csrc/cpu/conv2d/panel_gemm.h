@@ -121,11 +121,14 @@ template <typename T>
 NNOPS_INLINE void copy_steps(acc_t<T>* row, int64_t row_step, const T* source,
                              int64_t source_stride, int64_t start, int64_t step, int64_t length,
                              int64_t limit) {
-  // First k with start + k step >= 0, and first with start + k step >= limit.
-  const int64_t begin = start >= 0 ? 0 : smaller(length, divide_up(-start, step));
-  const int64_t end = start >= limit ? 0 : smaller(length, divide_up(limit - start, step));
+  // First k with start + k step >= 0, and first with start + k step >= limit. Runs are short and
+  // many: no division where the step is 1.
+  const int64_t to_zero = start < 0 ? -start : 0;
+  const int64_t to_limit = start < limit ? limit - start : 0;
+  const int64_t begin = smaller(length, step == 1 ? to_zero : divide_up(to_zero, step));
+  const int64_t end = smaller(length, step == 1 ? to_limit : divide_up(to_limit, step));
   int64_t k = 0;
-  for (; k < smaller(begin, length); ++k) row[k * row_step] = 0;
+  for (; k < begin; ++k) row[k * row_step] = 0;
   if (step * source_stride == 1 && row_step == 1) {
     const T* from = source + start;
     for (; k < end; ++k) row[k] = to_acc(from[k]);
@@ -162,13 +165,18 @@ NNOPS_INLINE void pack_backward_row(acc_t<T>* row, const T* plane, int64_t kh, i
     const PixelRun& run = runs[i];
     acc_t<T>* target = row + run.column;
     const int64_t t = run.y + g.pad_top - kh * g.dilation_h;
-    const bool outside = t < 0 || t % g.stride_h != 0 || t / g.stride_h >= g.oh;
+    const int64_t u = run.x + g.pad_left - kw * g.dilation_w;
+    const int64_t oh = g.stride_h == 1 ? t : t / g.stride_h;
+    const bool outside = t < 0 || oh >= g.oh || oh * g.stride_h != t;
     if (g.stride_w > 1 || outside) {
       for (int64_t k = 0; k < run.length; ++k) target[k] = 0;
     }
     if (outside) continue;
-    const T* source = plane + (t / g.stride_h) * g.output.h;
-    const int64_t u = run.x + g.pad_left - kw * g.dilation_w;
+    const T* source = plane + oh * g.output.h;
+    if (g.stride_w == 1) {
+      copy_steps(target, 1, source, g.output.w, u, 1, run.length, g.ow);
+      continue;
+    }
     // The first column that an output pixel reaches: u + k a multiple of stride_w.
     const int64_t first = ((-u) % g.stride_w + g.stride_w) % g.stride_w;
     if (first >= run.length) continue;
@@ -369,13 +377,19 @@ template <typename T>
 NNOPS_INLINE void pack_grad_output(acc_t<T>* packed, const T* grad_output, int64_t rows,
                                    int64_t begin, int64_t end, const Conv2dGeometry& g) {
   const int64_t pixels = g.oh * g.ow;
-  for (int64_t first_row = 0; first_row < rows; first_row += kTileRows) {
-    for (int64_t p = begin; p < end; ++p, packed += kTileRows) {
-      const T* pixel = grad_output + p / pixels * g.output.n + p % pixels / g.ow * g.output.h +
+  const T* pixel[kDepthBlock];
+  for (int64_t p = begin; p < end; ++p) {
+    pixel[p - begin] = grad_output + p / pixels * g.output.n + p % pixels / g.ow * g.output.h +
                        p % g.ow * g.output.w;
-      for (int r = 0; r < kTileRows; ++r) {
-        const int64_t row = first_row + r;
-        packed[r] = row < rows ? to_acc(pixel[row * g.output.c]) : acc_t<T>{0};
+  }
+  const int64_t count = end - begin;
+  for (int64_t first_row = 0; first_row < rows;
+       first_row += kTileRows, packed += count * kTileRows) {
+    for (int r = 0; r < kTileRows; ++r) {
+      const int64_t channel = (first_row + r) * g.output.c;
+      const bool exists = first_row + r < rows;
+      for (int64_t i = 0; i < count; ++i) {
+        packed[i * kTileRows + r] = exists ? to_acc(pixel[i][channel]) : acc_t<T>{0};
       }
     }
   }
