@@ -320,7 +320,7 @@ int64_t pool_backward(void* grad_input, const void* grad_output, const uint8_t* 
     // From one pixel to the next, in the gradient and in what is accumulated.
     const int64_t pixel_step = g.channels_last ? g.c : 1;
     const int64_t sum_step = kDirect ? pixel_step : block;
-    acc_t<T>* sums;
+    acc_t<T>* sums = nullptr;
     if constexpr (kDirect) {
       sums = target;
     } else {

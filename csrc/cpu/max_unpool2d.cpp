@@ -80,7 +80,7 @@ void add_planes(void* planes, const void* values, const int64_t* indices, float*
         T* target = static_cast<T*>(planes) + plane;
         const T* source = static_cast<const T*>(values) + value;
         const int64_t sum_step = kDirect ? step : block;
-        acc_t<T>* sums;
+        acc_t<T>* sums = nullptr;
         if constexpr (kDirect) {
           sums = target;
         } else {

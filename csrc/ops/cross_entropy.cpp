@@ -119,8 +119,9 @@ int threads_for(const ClassGeometry& g) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& target,
-                                                 std::optional<Tensor> weight, int64_t reduction,
-                                                 int64_t ignore_index, double label_smoothing) {
+                                                 const std::optional<Tensor>& weight,
+                                                 int64_t reduction, int64_t ignore_index,
+                                                 double label_smoothing) {
   constexpr const char* kOp = "cross_entropy";
   const bool probabilities = check_target(kOp, input, target, ignore_index);
   const bool single = input.dim() == 1;
@@ -152,7 +153,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& input, const Tens
 }
 
 Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
-                              std::optional<Tensor> weight, const Tensor& log_sum_exp,
+                              const std::optional<Tensor>& weight, const Tensor& log_sum_exp,
                               const Tensor& total_weight, int64_t reduction, int64_t ignore_index,
                               double label_smoothing) {
   constexpr const char* kOp = "cross_entropy_backward";
@@ -195,7 +196,7 @@ Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& input, co
 }
 
 Tensor cross_entropy_backward_target(const Tensor& grad_output, const Tensor& input,
-                                     std::optional<Tensor> weight, const Tensor& log_sum_exp,
+                                     const std::optional<Tensor>& weight, const Tensor& log_sum_exp,
                                      int64_t reduction, double label_smoothing) {
   constexpr const char* kOp = "cross_entropy_backward_target";
   check_device(kOp, "input", input);

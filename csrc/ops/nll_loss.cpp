@@ -17,7 +17,7 @@ constexpr KernelTable<NllLossKernels> kTable = NNOPS_KERNEL_TABLE(nll_loss_kerne
 const RegisterAlgorithms kAlgorithms("nll_loss", {"gather"});
 
 std::tuple<Tensor, Tensor> nll_loss(const Tensor& input, const Tensor& target,
-                                    std::optional<Tensor> weight, int64_t reduction,
+                                    const std::optional<Tensor>& weight, int64_t reduction,
                                     int64_t ignore_index) {
   constexpr const char* kOp = "nll_loss";
   check_device(kOp, "input", input);
@@ -53,8 +53,9 @@ std::tuple<Tensor, Tensor> nll_loss(const Tensor& input, const Tensor& target,
 }
 
 Tensor nll_loss_backward(const Tensor& grad_output, const Tensor& target,
-                         std::optional<Tensor> weight, const Tensor& total_weight,
-                         std::vector<int64_t> input_size, int64_t reduction, int64_t ignore_index) {
+                         const std::optional<Tensor>& weight, const Tensor& total_weight,
+                         const std::vector<int64_t>& input_size, int64_t reduction,
+                         int64_t ignore_index) {
   constexpr const char* kOp = "nll_loss_backward";
   check_device(kOp, "grad_output", grad_output);
   check_device(kOp, "total_weight", total_weight);
