@@ -135,10 +135,9 @@ void check_output_sizes(const char* op, const Tensor& grad_output, const Conv2dG
 }
 
 int conv_threads(const Conv2dGeometry& g) {
-  const int64_t terms = g.c / g.groups * g.kh * g.kw;
-  const int64_t pixels = g.oh * g.ow;
-  const double products = static_cast<double>(g.n) * static_cast<double>(g.oc) *
-                          static_cast<double>(pixels) * static_cast<double>(terms);
+  const int64_t group_c = g.c / g.groups;
+  const auto products = static_cast<double>(g.n * g.oc) * static_cast<double>(g.oh * g.ow) *
+                        static_cast<double>(group_c * g.kh * g.kw);
   constexpr auto kMost = static_cast<double>(std::numeric_limits<int64_t>::max() / 2);
   return thread_count(static_cast<int64_t>(std::min(products, kMost)), kGrainProducts);
 }
