@@ -7,7 +7,6 @@
 #include "ops/conv2d.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "core/check.h"
 #include "core/dispatch.h"
@@ -138,7 +137,7 @@ int conv_threads(const Conv2dGeometry& g) {
   const int64_t group_c = g.c / g.groups;
   const auto products = static_cast<double>(g.n * g.oc) * static_cast<double>(g.oh * g.ow) *
                         static_cast<double>(group_c * g.kh * g.kw);
-  constexpr auto kMost = static_cast<double>(std::numeric_limits<int64_t>::max() / 2);
+  constexpr double kMost = 0x1p62;
   return thread_count(static_cast<int64_t>(std::min(products, kMost)), kGrainProducts);
 }
 
