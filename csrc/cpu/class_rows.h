@@ -2,8 +2,8 @@
 // the sum over chunks. Everything lives in the ISA's namespace.
 #pragma once
 
-#include "core/class_geometry.h"
 #include "cpu/simd.h"
+#include "ops/class_geometry.h"
 
 NNOPS_BEGIN_KERNELS
 

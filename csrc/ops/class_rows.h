@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "core/class_geometry.h"
 #include "core/tensor.h"
+#include "ops/class_geometry.h"
 
 namespace nnops {
 

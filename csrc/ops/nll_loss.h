@@ -1,8 +1,8 @@
 // nll_loss: the contract between csrc/ops/nll_loss.cpp and the kernels. No torch headers.
 #pragma once
 
-#include "core/class_geometry.h"
 #include "core/kernel_table.h"
+#include "ops/class_geometry.h"
 
 namespace nnops {
 
