@@ -92,9 +92,13 @@ def test_gradients_have_the_same_bits_on_any_number_of_threads() -> None:
 def test_avx2_and_avx512_give_the_same_bits() -> None:
     args = [torch.randn(3, 37, 15, 14), torch.randn(19, 37, 3, 3), torch.randn(19)]
     results = []
-    for level in ("avx2", "avx512"):
-        _C.set_active_isa(level)
-        results.append(forward_and_gradients(F.conv2d, args, {"padding": 1}))
+    before = _C.active_isa()
+    try:
+        for level in ("avx2", "avx512"):
+            _C.set_active_isa(level)
+            results.append(forward_and_gradients(F.conv2d, args, {"padding": 1}))
+    finally:
+        _C.set_active_isa(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
