@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from nnops import _C
+from nnops.testing.compare import outputs_of
 from nnops.testing.opdb import CASES
 from nnops.testing.recorder import OperatorCalls, public_operators
 from nnops.testing.samples import Maker, OpCase, Sample, detached, map_tensors, tensors_of
@@ -28,16 +29,13 @@ BY_DTYPE = [
     for case in CASES
     for dtype in case.dtypes
 ]
+BY_FLOATING_DTYPE = [each for each in BY_DTYPE if each.values[1].is_floating_point]
 BY_CASE = [pytest.param(case, id=case.name) for case in CASES]
 BY_ERROR = [
     pytest.param(case, sample, id=f"{case.name}-{sample.name}")
     for case in CASES
     for sample in case.error_samples()
 ]
-
-
-def outputs_of(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
 
 
 def compare(
@@ -124,11 +122,8 @@ def test_forward(case: OpCase, dtype: torch.dtype, isa: str) -> None:
         compare_outputs(case, sample)
 
 
-@pytest.mark.parametrize("case, dtype", BY_DTYPE)
+@pytest.mark.parametrize("case, dtype", BY_FLOATING_DTYPE)
 def test_gradients(case: OpCase, dtype: torch.dtype, isa: str) -> None:
-    if not dtype.is_floating_point:
-        case.ours(next(case.samples(Maker(dtype))))
-        return
     for sample in grad_samples(case, dtype):
         compare_gradients(case, sample)
 
@@ -325,5 +320,5 @@ def test_declared_operators_are_reached(case: OpCase) -> None:
     assert set(case.operators) == reached
 
 
-def test_active_isa_is_the_best_available() -> None:
+def test_the_baseline_isa_is_always_available() -> None:
     assert _C.available_isas()[0] == "default"

@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 
 from nnops.testing.samples import Sample, detached, map_tensors, tensors_of
-from nnops.testing.tolerances import (
-    assert_accurate,
-    assert_equal,
-    assert_same_non_finite,
-    assert_same_type,
-    largest_error,
-)
+from nnops.testing.tolerances import assert_equal, assert_within_operands
 
 Function = Callable[..., Any]
 
@@ -56,34 +50,6 @@ def gradients(function: Function, sample: Sample) -> list[Tensor | None]:
     return list(torch.autograd.grad(outputs, inputs, seeds, allow_unused=True))
 
 
-# Below this many elements torch's error may be small by luck, and says little about ours.
-FEW_ELEMENTS = 32
-LUCK_ULPS = 16.0
-
-
-def assert_close(
-    actual: Tensor, expected: Tensor, reference: Tensor, inputs: list[Tensor], what: str
-) -> None:
-    """tolerances.assert_accurate, or within 16 units in the last place of the largest operand.
-
-    The latter for results of a few elements, which may be sums that cancel, and for float64, where
-    the reference is torch's own result and no better than ours.
-    """
-    few = actual.numel() <= FEW_ELEMENTS or actual.dtype == torch.float64
-    if few and actual.dtype.is_floating_point and actual.shape == expected.shape:
-        magnitudes = [
-            float(each.detach().double().abs().nan_to_num(0, 0, 0).max())
-            for each in (*inputs, reference)
-            if each.numel() and each.dtype.is_floating_point
-        ]
-        bound = LUCK_ULPS * torch.finfo(actual.dtype).eps * max(magnitudes, default=0.0)
-        if largest_error(actual, reference) <= bound:
-            assert_same_type(actual, expected, what)
-            assert_same_non_finite(actual, expected, what)
-            return
-    assert_accurate(actual, expected, reference, what)
-
-
 def assert_same_call(
     ours: Function, theirs: Function, sample: Sample, what: str, exact: bool = False
 ) -> None:
@@ -97,7 +63,7 @@ def assert_same_call(
         if exact:
             assert_equal(actual, expected, label)
         else:
-            assert_close(actual, expected, references[index], tensors_of(sample), label)
+            assert_within_operands(actual, expected, references[index], tensors_of(sample), label)
         assert actual.requires_grad == expected.requires_grad, f"{label}: {actual.requires_grad=}"
     if not any(tensor.requires_grad for tensor in tensors_of(sample)):
         return
@@ -108,7 +74,7 @@ def assert_same_call(
         actual_grad, reference = ours_grads[index], reference_grads[index]
         assert (actual_grad is None) == (gradient is None), f"{label}: {actual_grad=}"
         if gradient is not None and actual_grad is not None and reference is not None:
-            assert_close(actual_grad, gradient, reference, tensors_of(sample), label)
+            assert_within_operands(actual_grad, gradient, reference, tensors_of(sample), label)
 
 
 def outcome(action: Callable[[], Any]) -> Any:
