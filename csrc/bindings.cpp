@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/dispatch.h"
+#include "core/huge_pages.h"
 #include "core/isa.h"
 
 namespace py = pybind11;
@@ -54,6 +55,10 @@ PYBIND11_MODULE(_C, module) {
       "(operator, algorithm, ISA) of the calling thread's last kernel call.");
   module.def("force_algorithm", &nnops::force_algorithm, py::arg("op"), py::arg("algorithm"),
              "Makes `op` take this algorithm in the whole process; an empty name ends it.");
+  module.def("huge_pages", &nnops::huge_pages_enabled,
+             "Whether large outputs ask the system for huge pages.");
+  module.def("set_huge_pages", &nnops::set_huge_pages_enabled, py::arg("enabled"),
+             "Switches that for the whole process.");
   module.def(
       "algorithms",
       [] {

@@ -202,3 +202,25 @@ def test_a_torch_that_is_new_enough_is_accepted(
 ) -> None:
     monkeypatch.setattr(torch, "__version__", version)
     _library._check_torch_version()
+
+
+def test_huge_pages_change_no_result() -> None:
+    input = torch.randn(3 << 20)
+    was_enabled = _C.huge_pages()
+    results = []
+    try:
+        for enabled in (True, False):
+            _C.set_huge_pages(enabled)
+            assert _C.huge_pages() is enabled
+            results.append(torch.ops.nnops.relu(input))
+    finally:
+        _C.set_huge_pages(was_enabled)
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+def test_huge_pages_can_be_switched_off_by_the_environment() -> None:
+    script = "import nnops._library as library; print(library._C.huge_pages())"
+    for value, expected in (("0", "False"), ("1", "True")):
+        environment = {**os.environ, "NNOPS_HUGE_PAGES": value}
+        output = subprocess.check_output([sys.executable, "-c", script], env=environment, text=True)
+        assert output.strip() == expected

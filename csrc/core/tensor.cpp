@@ -8,6 +8,7 @@
 
 #include "core/check.h"
 #include "core/dispatch.h"
+#include "core/huge_pages.h"
 
 namespace nnops {
 namespace {
@@ -54,6 +55,12 @@ bool has_strides(const Tensor& tensor, Sizes wanted) {
   return true;
 }
 
+void ask_for_huge_pages(const Tensor& tensor) {
+  int64_t bytes = 0;
+  aoti_torch_get_storage_size(tensor.get(), &bytes);
+  advise_huge_pages(tensor.mutable_data_ptr(), bytes);
+}
+
 Tensor allocate(Sizes sizes, Sizes strides, int32_t dtype_code, const Tensor& like) {
   AtenTensorHandle handle = nullptr;
   const AOTITorchError failed =
@@ -61,7 +68,9 @@ Tensor allocate(Sizes sizes, Sizes strides, int32_t dtype_code, const Tensor& li
                                dtype_code, device_type(like), like.get_device_index(), &handle);
   NNOPS_CHECK(failed == AOTI_TORCH_SUCCESS, "empty: a tensor of sizes ", tuple_text(sizes),
               " and dtype ", dtype_text(dtype_code), " could not be allocated");
-  return Tensor(handle);
+  Tensor tensor(handle);
+  ask_for_huge_pages(tensor);
+  return tensor;
 }
 
 }  // namespace
@@ -214,18 +223,24 @@ Tensor empty_image(Sizes sizes, bool channels_last, DType dtype, const Tensor& l
       sizes, channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes), dtype, like);
 }
 
-Tensor dense(const Tensor& tensor) {
-  if (is_dense(tensor)) return tensor;
-  // torch's preserve_format: packed, with the dimensions in the order of the strides.
-  std::optional<Tensor> copy;
+Tensor empty_dense_like(const Tensor& tensor) {
+  if (is_dense(tensor)) return empty_as(tensor);
+  std::optional<Tensor> empty;
   try {
-    copy = torch::stable::empty_like(tensor);
+    empty = torch::stable::empty_like(tensor);
   } catch (const std::runtime_error&) {
-    NNOPS_CHECK(false, "empty: a packed copy of sizes ", tuple_text(tensor.sizes()),
+    NNOPS_CHECK(false, "empty: a packed tensor of sizes ", tuple_text(tensor.sizes()),
                 " could not be allocated");
   }
-  torch::stable::copy_(*copy, tensor);
-  return *copy;
+  ask_for_huge_pages(*empty);
+  return *empty;
+}
+
+Tensor dense(const Tensor& tensor) {
+  if (is_dense(tensor)) return tensor;
+  Tensor copy = empty_dense_like(tensor);
+  torch::stable::copy_(copy, tensor);
+  return copy;
 }
 
 Tensor with_strides_of(const Tensor& tensor, const Tensor& like) {

@@ -51,10 +51,12 @@ bool is_dense(const Tensor& tensor);
 // Whether two elements certainly share memory: a dimension of stride 0 (an expanded tensor).
 bool is_expanded(const Tensor& tensor);
 
-// Uninitialised, on the device of `like`.
+// Uninitialised, on the device of `like`; large ones ask for huge pages.
 Tensor empty_strided(Sizes sizes, Sizes strides, DType dtype, const Tensor& like);
 // Like the dense tensor `like`: its sizes, strides and dtype.
 Tensor empty_as(const Tensor& like);
+// torch's preserve_format: packed, with the dimensions in the order of the strides of `tensor`.
+Tensor empty_dense_like(const Tensor& tensor);
 Tensor empty_contiguous(Sizes sizes, DType dtype, const Tensor& like);
 // (N, C, H, W) in channels_last or row-major order.
 Tensor empty_image(Sizes sizes, bool channels_last, DType dtype, const Tensor& like);

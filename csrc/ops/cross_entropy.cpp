@@ -173,7 +173,7 @@ Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& input, co
   Problem problem = view_input(kOp, input, reduce, label_smoothing);
   const std::optional<Tensor> w = check_weight(kOp, weight, problem.g.classes, "input", input);
   view_target(problem, target, probabilities, single, ignore_index);
-  Tensor grad_input = torch::stable::empty_like(input);
+  Tensor grad_input = empty_dense_like(input);
   view_gradients(problem, grad_output, grad_input, single);
   choose_vectors(problem, probabilities, true);
   const ClassGeometry& g = problem.g;
@@ -211,7 +211,7 @@ Tensor cross_entropy_backward_target(const Tensor& grad_output, const Tensor& in
   const DType dtype = dtype_of(kOp, input);
   Problem problem = view_input(kOp, input, reduce, label_smoothing);
   const std::optional<Tensor> w = check_weight(kOp, weight, problem.g.classes, "input", input);
-  Tensor grad_target = torch::stable::empty_like(input);
+  Tensor grad_target = empty_dense_like(input);
   view_gradients(problem, grad_output, grad_target, single);
   choose_vectors(problem, false, true);
   const ClassGeometry& g = problem.g;

@@ -116,8 +116,8 @@ struct Operands {
 };
 
 Tensor empty_in_order(Order order, const Tensor& input, const Tensor& target, DType dtype) {
-  if (order == Order::kInput) return torch::stable::empty_like(input);
-  if (order == Order::kTarget) return torch::stable::empty_like(target);
+  if (order == Order::kInput) return empty_dense_like(input);
+  if (order == Order::kTarget) return empty_dense_like(target);
   const auto strides = order == Order::kInputThenTarget ? elementwise_strides(input, target)
                                                         : elementwise_strides(target, input);
   return empty_strided(input.sizes(), strides, dtype, input);
@@ -180,7 +180,7 @@ Tensor backward(const Problem& problem, PerDType<PointwiseLossFunctions::Backwar
                 tuple_text(grad_output.sizes()));
   }
   const auto kernel = kernel_for(op, "vector", kernels, dtype_of(op, input));
-  Tensor gradient = torch::stable::empty_like(input);
+  Tensor gradient = empty_dense_like(input);
   const Operands operands(problem, input, target, gradient);
   if (n == 0) return gradient;
   const bool per_element = !is_single_value(grad_output);
