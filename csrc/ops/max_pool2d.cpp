@@ -16,7 +16,78 @@ namespace nnops {
 namespace {
 
 constexpr KernelTable<MaxPool2dKernels> kTable = NNOPS_KERNEL_TABLE(max_pool2d_kernels);
-const RegisterAlgorithms kAlgorithms("max_pool2d", {"tiles"});
+
+using ForwardChoice =
+    Algorithm<MaxPool2dKernels, MaxPool2dKernels::ForwardAlgorithm, Pool2dGeometry>;
+using BackwardChoice =
+    Algorithm<MaxPool2dKernels, PerDType<MaxPool2dKernels::Backward>, Pool2dGeometry>;
+
+bool is_floating(DType dtype) { return dtype <= DType::kFloat16; }
+
+// What "rows" and "channels" ask for alike: places inside a plane are kept in lanes of 32 bits.
+std::string vector_reason(const Pool2dGeometry& g, DType dtype) {
+  if (!is_floating(dtype)) return "only for floating dtypes";
+  const bool narrow = g.h + g.pad_h <= INT32_MAX / g.w;
+  return narrow ? "" : "only for planes below 2**31 elements";
+}
+
+std::string supports_rows(const Pool2dGeometry& g, DType dtype) {
+  if (g.channels_last) return "only for row-major output";
+  if (g.input_strides[3] != 1 && g.w > 1) return "only for input with contiguous rows";
+  if (g.dilation_w != 1) return "only for dilation 1 along the rows";
+  if (g.stride_w > 2) return "only for stride 1 and 2 along the rows";
+  if (g.kernel_w < g.stride_w) return "only for windows without gaps along the rows";
+  return vector_reason(g, dtype);
+}
+
+std::string supports_channels(const Pool2dGeometry& g, DType dtype) {
+  if (!g.channels_last) return "only for channels_last output";
+  if (g.input_strides[1] != 1) return "only for input with contiguous channels";
+  return vector_reason(g, dtype);
+}
+
+std::string supports_all(const Pool2dGeometry&, DType) { return ""; }
+
+// Where the windows tile the height of every plane, the planes, which lie one behind the other,
+// are one tall plane: a net's small maps become long runs of rows.
+void stack_planes(Pool2dGeometry& g) {
+  const bool tiles =
+      g.pad_h == 0 && g.dilation_h == 1 && g.kernel_h == g.stride_h && g.oh * g.stride_h == g.h;
+  const bool packed = !g.channels_last && g.input_strides[2] == g.w && g.input_strides[3] == 1 &&
+                      g.input_strides[1] == g.h * g.w && g.input_strides[0] == g.c * g.h * g.w;
+  if (!tiles || !packed) return;
+  g.h *= g.n * g.c;
+  g.oh *= g.n * g.c;
+  g.n = 1;
+  g.c = 1;
+}
+
+constexpr ForwardChoice kForward[] = {
+    {"rows", supports_rows, &MaxPool2dKernels::rows},
+    {"channels", supports_channels, &MaxPool2dKernels::channels},
+    {"tiles", supports_all, &MaxPool2dKernels::tiles},
+};
+const RegisterAlgorithms kForwardNames("max_pool2d", {"rows", "channels", "tiles"});
+
+std::string supports_backward_tiles(const Pool2dGeometry& g, DType) {
+  const bool tiles = g.kernel_h == 2 && g.kernel_w == 2 && g.stride_h == 2 && g.stride_w == 2 &&
+                     g.dilation_h == 1 && g.dilation_w == 1 && g.pad_h == 0 && g.pad_w == 0;
+  if (!tiles) return "only for 2x2 windows of stride 2 without padding and dilation";
+  if (2 * g.oh > g.h || 2 * g.ow > g.w) return "only without windows that hang over the end";
+  return g.channels_last ? "only for row-major gradients" : "";
+}
+
+std::string supports_backward_channels(const Pool2dGeometry& g, DType) {
+  if (!g.channels_last) return "only for channels_last gradients";
+  return g.dilation_h != 1 || g.dilation_w != 1 ? "only for dilation 1" : "";
+}
+
+constexpr BackwardChoice kBackward[] = {
+    {"tiles", supports_backward_tiles, &MaxPool2dKernels::backward_tiles},
+    {"channels", supports_backward_channels, &MaxPool2dKernels::backward_channels},
+    {"scatter", supports_all, &MaxPool2dKernels::backward_scatter},
+};
+const RegisterAlgorithms kBackwardNames("max_pool2d_backward", {"tiles", "channels", "scatter"});
 
 using Ints = std::vector<int64_t>;
 
@@ -111,10 +182,10 @@ struct Forward {
 };
 
 // `record_dtype` is the dtype of what is recorded beside the output, if anything.
-Forward run_forward(const char* name, const Tensor& input, const Ints& kernel_size,
-                    const Ints& stride, const Ints& padding, const Ints& dilation, bool ceil_mode,
-                    std::optional<DType> record_dtype,
-                    PerDType<MaxPool2dKernels::Forward> MaxPool2dKernels::* kernels) {
+Forward run_forward(
+    const char* name, const Tensor& input, const Ints& kernel_size, const Ints& stride,
+    const Ints& padding, const Ints& dilation, bool ceil_mode, std::optional<DType> record_dtype,
+    PerDType<MaxPool2dKernels::Forward> MaxPool2dKernels::ForwardAlgorithm::* form) {
   constexpr const char* kOp = "max_pool2d";  // what the caller knows it by
   check_image(kOp, "input", input);
   Pool2dGeometry g = window_geometry(kOp, kernel_size, stride, padding, dilation);
@@ -131,7 +202,6 @@ Forward run_forward(const char* name, const Tensor& input, const Ints& kernel_si
               ", kernel_size=", tuple_text(kernel_size), ", padding=", tuple_text(padding),
               ", dilation=", tuple_text(dilation));
   const DType dtype = dtype_of(kOp, input);
-  const auto kernel = kernel_for(name, "tiles", active_kernels(kTable).*kernels, dtype);
   if (record_dtype == DType::kUInt8) {
     NNOPS_CHECK(
         g.kernel_h <= kLargestOffsetWindow && g.kernel_h * g.kernel_w <= kLargestOffsetWindow, name,
@@ -149,6 +219,10 @@ Forward run_forward(const char* name, const Tensor& input, const Ints& kernel_si
   }
   set_strides(g.input_strides, input);
   set_strides(g.output_strides, result.output);
+  if (record_dtype != DType::kInt64) stack_planes(g);
+  const ForwardChoice& choice = choose_algorithm(kOp, kForward, g, dtype);
+  const auto kernel =
+      kernel_for(name, choice.name, (active_kernels(kTable).*choice.entry).*form, dtype);
   if (count > 0) {
     kernel(result.output.mutable_data_ptr(), record, input.const_data_ptr(), g,
            thread_count(window_work(g), kGrainElements));
@@ -159,23 +233,25 @@ Forward run_forward(const char* name, const Tensor& input, const Ints& kernel_si
 Tensor max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
                   const Ints& padding, const Ints& dilation, bool ceil_mode) {
   return run_forward("max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode,
-                     std::nullopt, &MaxPool2dKernels::values)
+                     std::nullopt, &MaxPool2dKernels::ForwardAlgorithm::values)
       .output;
 }
 
 std::tuple<Tensor, Tensor> max_pool2d_with_offsets(const Tensor& input, const Ints& kernel_size,
                                                    const Ints& stride, const Ints& padding,
                                                    const Ints& dilation, bool ceil_mode) {
-  Forward result = run_forward("max_pool2d_with_offsets", input, kernel_size, stride, padding,
-                               dilation, ceil_mode, DType::kUInt8, &MaxPool2dKernels::offsets);
+  Forward result =
+      run_forward("max_pool2d_with_offsets", input, kernel_size, stride, padding, dilation,
+                  ceil_mode, DType::kUInt8, &MaxPool2dKernels::ForwardAlgorithm::offsets);
   return {result.output, result.record};
 }
 
 std::tuple<Tensor, Tensor> max_pool2d_with_indices(const Tensor& input, const Ints& kernel_size,
                                                    const Ints& stride, const Ints& padding,
                                                    const Ints& dilation, bool ceil_mode) {
-  Forward result = run_forward("max_pool2d_with_indices", input, kernel_size, stride, padding,
-                               dilation, ceil_mode, DType::kInt64, &MaxPool2dKernels::indices);
+  Forward result =
+      run_forward("max_pool2d_with_indices", input, kernel_size, stride, padding, dilation,
+                  ceil_mode, DType::kInt64, &MaxPool2dKernels::ForwardAlgorithm::indices);
   return {result.output, result.record};
 }
 
@@ -234,7 +310,6 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets, con
               ": grad_output and offsets must have the same sizes, but got ",
               tuple_text(grad_output.sizes()), " and ", tuple_text(offsets.sizes()));
   const DType dtype = dtype_of(kOp, grad_output);
-  const auto kernel = kernel_for(kOp, "tiles", active_kernels(kTable).backward, dtype);
   const Ints sizes = resized(offsets, g.h, g.w);
   const int64_t count = checked_numel(kOp, sizes);
   Tensor grad_input = empty_image(sizes, g.channels_last, dtype, offsets);
@@ -244,12 +319,18 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets, con
   const Tensor gy = packed_image(grad_output, g.channels_last);
   set_strides(g.input_strides, grad_input);
   set_strides(g.output_strides, codes);
+  stack_planes(g);
+  const BackwardChoice& choice = choose_algorithm(kOp, kBackward, g, dtype);
+  const auto kernel = kernel_for(kOp, choice.name, active_kernels(kTable).*choice.entry, dtype);
   const int threads = thread_count(count, kGrainElements);
-  const SumScratch scratch(dtype, threads, g.channels_last ? std::min(g.c, kChannelBlock) : 1, g.h,
-                           g.w, offsets);
-  const int64_t wrong =
-      kernel(grad_input.mutable_data_ptr(), gy.const_data_ptr(),
-             static_cast<const uint8_t*>(codes.const_data_ptr()), scratch.data(), g, threads);
+  std::optional<SumScratch> scratch;
+  if (choice.entry == &MaxPool2dKernels::backward_scatter) {
+    scratch.emplace(dtype, threads, g.channels_last ? std::min(g.c, kChannelBlock) : 1, g.h, g.w,
+                    offsets);
+  }
+  const int64_t wrong = kernel(grad_input.mutable_data_ptr(), gy.const_data_ptr(),
+                               static_cast<const uint8_t*>(codes.const_data_ptr()),
+                               scratch ? scratch->data() : nullptr, g, threads);
   check_offsets_were_right(kOp, wrong, codes);
   return grad_input;
 }
@@ -264,7 +345,7 @@ Tensor max_pool2d_gather(const Tensor& input, const Tensor& offsets, const Ints&
               ": input and offsets must have the same batch and channels, but got sizes ",
               tuple_text(input.sizes()), " and ", tuple_text(offsets.sizes()));
   const DType dtype = dtype_of(kOp, input);
-  const auto kernel = kernel_for(kOp, "tiles", active_kernels(kTable).gather, dtype);
+  const auto kernel = kernel_for(kOp, "offsets", active_kernels(kTable).gather, dtype);
   Tensor output = empty_image(offsets.sizes(), g.channels_last, dtype, offsets);
   const int64_t count = offsets.numel();
   if (count == 0) return output;

@@ -37,20 +37,29 @@ struct MaxPool2dKernels {
   // output: (n, c, oh, ow). record: null, uint8 offsets or int64 indices, sized as the output.
   using Forward = void (*)(void* output, void* record, const void* input,
                            const Pool2dGeometry& geometry, int threads);
-  // grad_input (n, c, h, w) = sum of grad_output over the windows whose offset points there.
-  // scratch: for bfloat16 and float16, threads * min(c, kChannelBlock) * h * w floats for
-  // channels_last and threads * h * w otherwise; else null. Returns the lowest position in memory
-  // of an offset that points outside of the window or the input, or -1.
+  // One algorithm, in its three forms by what is recorded.
+  struct ForwardAlgorithm {
+    PerDType<Forward> values;
+    PerDType<Forward> offsets;
+    PerDType<Forward> indices;
+  };
+  // grad_input (n, c, h, w) = sum of grad_output over the windows whose offset points there, in
+  // row-major order. scratch: for "scatter" of bfloat16 and float16, threads * min(c,
+  // kChannelBlock) * h * w floats for channels_last and threads * h * w otherwise; else null.
+  // Returns the lowest position in memory of an offset that points outside of the window or the
+  // input, or -1.
   using Backward = int64_t (*)(void* grad_input, const void* grad_output, const uint8_t* offsets,
                                float* scratch, const Pool2dGeometry& geometry, int threads);
   // output (n, c, oh, ow) = the input's elements at the offsets, 0 where there is none. Returns as
   // Backward does.
   using Gather = int64_t (*)(void* output, const void* input, const uint8_t* offsets,
                              const Pool2dGeometry& geometry, int threads);
-  PerDType<Forward> values;
-  PerDType<Forward> offsets;
-  PerDType<Forward> indices;
-  PerDType<Backward> backward;
+  ForwardAlgorithm rows;
+  ForwardAlgorithm channels;
+  ForwardAlgorithm tiles;
+  PerDType<Backward> backward_tiles;
+  PerDType<Backward> backward_channels;
+  PerDType<Backward> backward_scatter;
   PerDType<Gather> gather;
 };
 NNOPS_DECLARE_KERNELS(MaxPool2dKernels, max_pool2d_kernels)

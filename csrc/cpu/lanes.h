@@ -1,0 +1,229 @@
+// Vectors as wide as the ISA's registers, and shorter ones down to one lane, for kernels in which
+// lanes do not meet: without a sum over lanes the width changes no bit.
+//
+// Lanes<T, N> holds N values of float or double, LaneMask<T, N> N integers of their width: masks
+// and codes. bfloat16 and float16 load to and store from float lanes. A run of n >= N elements is
+// covered by for_lanes: whole vectors, and one that overlaps its predecessor.
+#pragma once
+
+#include "cpu/simd.h"
+
+NNOPS_BEGIN_KERNELS
+
+template <typename T, int N>
+struct LanesOf;
+
+#define NNOPS_LANES_OF(T, I, N)                                    \
+  template <>                                                      \
+  struct LanesOf<T, N> {                                           \
+    typedef T type __attribute__((vector_size(N * sizeof(T))));    \
+    typedef I mask __attribute__((vector_size(N * sizeof(T))));    \
+    typedef uint8_t bytes __attribute__((vector_size(N)));         \
+    typedef uint16_t halves __attribute__((vector_size(2 * N)));   \
+    typedef int64_t quadwords __attribute__((vector_size(8 * N))); \
+  };
+NNOPS_LANES_OF(float, int32_t, 1)
+NNOPS_LANES_OF(float, int32_t, 4)
+NNOPS_LANES_OF(float, int32_t, 8)
+NNOPS_LANES_OF(float, int32_t, 16)
+NNOPS_LANES_OF(double, int64_t, 1)
+NNOPS_LANES_OF(double, int64_t, 2)
+NNOPS_LANES_OF(double, int64_t, 4)
+NNOPS_LANES_OF(double, int64_t, 8)
+#undef NNOPS_LANES_OF
+
+template <typename T, int N>
+using Lanes = typename LanesOf<T, N>::type;
+template <typename T, int N>
+using LaneMask = typename LanesOf<T, N>::mask;
+
+#if defined(__AVX512F__)
+constexpr int kRegisterBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kRegisterBytes = 32;
+#else
+constexpr int kRegisterBytes = 16;
+#endif
+
+// Lanes of the widest and of the narrowest vector that compute a T.
+template <typename T>
+constexpr int kMostLanes = kRegisterBytes / int{sizeof(acc_t<T>)};
+template <typename T>
+constexpr int kLeastLanes = 16 / int{sizeof(acc_t<T>)};
+
+// --- load and store -----------------------------------------------------------------------------
+
+template <int N, typename T>
+NNOPS_INLINE Lanes<acc_t<T>, N> load_lanes(const T* pointer) {
+  Lanes<acc_t<T>, N> result;
+  if constexpr (sizeof(T) == sizeof(acc_t<T>)) {
+    std::memcpy(&result, pointer, sizeof(result));
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    typename LanesOf<float, N>::halves bits;
+    std::memcpy(&bits, pointer, sizeof(bits));
+    result =
+        reinterpret_cast<Lanes<float, N>>(__builtin_convertvector(bits, LaneMask<float, N>) << 16);
+  } else {
+#if defined(__F16C__)
+    if constexpr (N == 4) {
+      const __m128 lanes = _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(pointer)));
+      std::memcpy(&result, &lanes, sizeof(result));
+    } else if constexpr (N == 8) {
+      const __m256 lanes =
+          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pointer)));
+      std::memcpy(&result, &lanes, sizeof(result));
+    } else if constexpr (N == 16) {
+      result = load(pointer);
+    } else {
+      for (int i = 0; i < N; ++i) result[i] = static_cast<float>(pointer[i]);
+    }
+#else
+    for (int i = 0; i < N; ++i) result[i] = static_cast<float>(pointer[i]);
+#endif
+  }
+  return result;
+}
+
+template <int N, typename T>
+NNOPS_INLINE void store_lanes(T* pointer, Lanes<acc_t<T>, N> value) {
+  if constexpr (sizeof(T) == sizeof(acc_t<T>)) {
+    std::memcpy(pointer, &value, sizeof(value));
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    // Round to nearest, ties to even; a NaN stays a quiet NaN.
+    typedef typename LanesOf<float, N>::halves Halves;
+    typedef LaneMask<float, N> Bits;
+    const Bits bits = reinterpret_cast<Bits>(value);
+    const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Bits quiet = Bits{} + 0x7fc0;
+    const Halves result = __builtin_convertvector(value != value ? quiet : rounded, Halves);
+    std::memcpy(pointer, &result, sizeof(result));
+  } else {
+#if defined(__F16C__)
+    if constexpr (N == 4) {
+      __m128 lanes;
+      std::memcpy(&lanes, &value, sizeof(lanes));
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(pointer),
+                       _mm_cvtps_ph(lanes, _MM_FROUND_TO_NEAREST_INT));
+    } else if constexpr (N == 8) {
+      __m256 lanes;
+      std::memcpy(&lanes, &value, sizeof(lanes));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(pointer),
+                       _mm256_cvtps_ph(lanes, _MM_FROUND_TO_NEAREST_INT));
+    } else if constexpr (N == 16) {
+      store(pointer, value);
+    } else {
+      for (int i = 0; i < N; ++i) pointer[i] = static_cast<float16>(value[i]);
+    }
+#else
+    for (int i = 0; i < N; ++i) pointer[i] = static_cast<float16>(value[i]);
+#endif
+  }
+}
+
+// N bytes as integers of T's width, and back: codes between 0 and 255. (GCC 12 converts vectors of
+// bytes element by element, hence the intrinsics.)
+template <typename T, int N>
+NNOPS_INLINE LaneMask<T, N> load_bytes(const uint8_t* pointer) {
+  LaneMask<T, N> result;
+  [[maybe_unused]] typename LanesOf<T, N>::bytes bytes;
+  std::memcpy(&bytes, pointer, sizeof(bytes));
+#if defined(__AVX2__)
+  if constexpr (N >= 2) {
+    __m128i lanes = _mm_setzero_si128();
+    std::memcpy(&lanes, &bytes, sizeof(bytes));
+    if constexpr (sizeof(T) == 4 && N == 4) {
+      result = reinterpret_cast<LaneMask<T, N>>(_mm_cvtepu8_epi32(lanes));
+    } else if constexpr (sizeof(T) == 4 && N == 8) {
+      result = reinterpret_cast<LaneMask<T, N>>(_mm256_cvtepu8_epi32(lanes));
+    } else if constexpr (sizeof(T) == 8 && N == 2) {
+      result = reinterpret_cast<LaneMask<T, N>>(_mm_cvtepu8_epi64(lanes));
+    } else if constexpr (sizeof(T) == 8 && N == 4) {
+      result = reinterpret_cast<LaneMask<T, N>>(_mm256_cvtepu8_epi64(lanes));
+    }
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4 && N == 16) {
+      result = reinterpret_cast<LaneMask<T, N>>(_mm512_cvtepu8_epi32(lanes));
+    } else if constexpr (sizeof(T) == 8 && N == 8) {
+      result = reinterpret_cast<LaneMask<T, N>>(_mm512_cvtepu8_epi64(lanes));
+    }
+#endif
+    return result;
+  }
+#endif
+  result = __builtin_convertvector(bytes, LaneMask<T, N>);
+  return result;
+}
+template <typename T, int N>
+NNOPS_INLINE void store_bytes(uint8_t* pointer, LaneMask<T, N> codes) {
+  const auto bytes = __builtin_convertvector(codes, typename LanesOf<T, N>::bytes);
+  std::memcpy(pointer, &bytes, sizeof(bytes));
+}
+
+// --- even and odd lanes -------------------------------------------------------------------------
+
+// Lanes 0, 2, 4, ... and 1, 3, 5, ... of 2 N consecutive ones.
+template <typename V>
+NNOPS_INLINE void split_pairs(V low, V high, V& even, V& odd) {
+  constexpr int kCount = sizeof(V) / sizeof(low[0]);
+  if constexpr (kCount == 2) {
+    even = __builtin_shufflevector(low, high, 0, 2);
+    odd = __builtin_shufflevector(low, high, 1, 3);
+  } else if constexpr (kCount == 4) {
+    even = __builtin_shufflevector(low, high, 0, 2, 4, 6);
+    odd = __builtin_shufflevector(low, high, 1, 3, 5, 7);
+  } else if constexpr (kCount == 8) {
+    even = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14);
+    odd = __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15);
+  } else {
+    even = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28,
+                                   30);
+    odd = __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29,
+                                  31);
+  }
+}
+
+// The inverse.
+template <typename V>
+NNOPS_INLINE void merge_pairs(V even, V odd, V& low, V& high) {
+  constexpr int kCount = sizeof(V) / sizeof(even[0]);
+  if constexpr (kCount == 2) {
+    low = __builtin_shufflevector(even, odd, 0, 2);
+    high = __builtin_shufflevector(even, odd, 1, 3);
+  } else if constexpr (kCount == 4) {
+    low = __builtin_shufflevector(even, odd, 0, 4, 1, 5);
+    high = __builtin_shufflevector(even, odd, 2, 6, 3, 7);
+  } else if constexpr (kCount == 8) {
+    low = __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11);
+    high = __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15);
+  } else {
+    low =
+        __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    high = __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
+                                   15, 31);
+  }
+}
+
+// --- runs ---------------------------------------------------------------------------------------
+
+template <int N>
+struct LaneCount {
+  static constexpr int value = N;
+};
+
+// Calls vectors(LaneCount<N>{}, position) so that [begin, end) is covered by vectors of N lanes,
+// the widest that fit, of which the last may overlap the one before; runs shorter than every vector
+// of T go to single(position) one by one.
+template <typename T, int N = kMostLanes<T>, typename Vectors, typename Single>
+NNOPS_INLINE void for_lanes(int64_t begin, int64_t end, Vectors vectors, Single single) {
+  if (end - begin >= N) {
+    int64_t position = begin;
+    for (; position + N <= end; position += N) vectors(LaneCount<N>{}, position);
+    if (position < end) vectors(LaneCount<N>{}, end - N);
+  } else if constexpr (N > kLeastLanes<T>) {
+    for_lanes<T, N / 2>(begin, end, vectors, single);
+  } else {
+    for (int64_t position = begin; position < end; ++position) single(position);
+  }
+}
+
+NNOPS_END_KERNELS

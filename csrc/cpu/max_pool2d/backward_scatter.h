@@ -1,0 +1,108 @@
+// max_pool2d backward, "scatter": every window and stride. grad_output is added at the maxima into
+// zeroed planes, in row-major order, which fixes the order of every sum. Parallel over channel
+// groups (n, c) or (n, block of c). Sums of bfloat16 and float16 are accumulated in float scratch
+// planes. Where windows lie inside the input and their offsets are taps, nothing else is checked.
+#pragma once
+
+#include "cpu/max_pool2d/maxima.h"
+
+NNOPS_BEGIN_KERNELS
+
+// One plane, row-major; `sums` is zeroed here.
+template <typename T>
+__attribute__((noinline)) void scatter_plane(acc_t<T>* sums, const T* gy, const uint8_t* offsets,
+                                             const OffsetTable& table, const Pool2dGeometry& g,
+                                             const ChannelGroup& group, const OffsetCheck& check,
+                                             const InnerWindows& inner, LowestPosition* wrong) {
+  const int64_t base = group.image * g.output_strides[0] + group.channel * g.output_strides[1];
+  const int64_t pixels = g.h * g.w;
+  const int64_t stride_w = g.stride_w;
+  std::memset(sums, 0, static_cast<size_t>(pixels) * sizeof(sums[0]));
+  const auto checked = [&](int64_t oh, int64_t begin, int64_t end) {
+    for_each_maximum(
+        offsets, table, g, group, oh, begin, end, wrong,
+        [&](int64_t, int64_t place, int64_t ih, int64_t iw) {
+          sums[ih * g.w + iw] += to_acc(gy[place]);
+        },
+        [](int64_t) {});
+  };
+  const bool all_inside = check.all_are_taps(base);
+  for (int64_t oh = 0; oh < g.oh; ++oh) {
+    if (!all_inside && !check.inner_are_taps(oh, base + oh * g.ow, 1)) {
+      checked(oh, 0, g.ow);
+      continue;
+    }
+    if (inner.begin > 0) checked(oh, 0, inner.begin);
+    const T* row = gy + base + oh * g.ow;
+    const uint8_t* row_offsets = offsets + base + oh * g.ow;
+    acc_t<T>* window = sums + (oh * g.stride_h - g.pad_h) * g.w - g.pad_w + inner.begin * stride_w;
+    for (int64_t ow = inner.begin; ow < inner.end; ++ow) {
+      window[table.places[row_offsets[ow]]] += to_acc(row[ow]);
+      window += stride_w;
+    }
+    if (inner.end < g.ow) checked(oh, inner.end, g.ow);
+  }
+}
+
+// A block of channels where they are innermost: `sum_step` from pixel to pixel in `sums`.
+template <typename T>
+NNOPS_INLINE void scatter_channels(acc_t<T>* sums, int64_t sum_step, const T* gy,
+                                   const uint8_t* offsets, const OffsetTable& table,
+                                   const Pool2dGeometry& g, const ChannelGroup& group,
+                                   LowestPosition* wrong) {
+  for (int64_t pixel = 0; pixel < g.h * g.w; ++pixel) {
+    for (int64_t channel = 0; channel < group.channels; ++channel) {
+      sums[pixel * sum_step + channel] = 0;
+    }
+  }
+  for (int64_t oh = 0; oh < g.oh; ++oh) {
+    for_each_maximum(
+        offsets, table, g, group, oh, 0, g.ow, wrong,
+        [&](int64_t channel, int64_t place, int64_t ih, int64_t iw) {
+          sums[(ih * g.w + iw) * sum_step + channel] += to_acc(gy[place]);
+        },
+        [](int64_t) {});
+  }
+}
+
+template <typename T>
+int64_t pool_backward_scatter(void* grad_input, const void* grad_output, const uint8_t* offsets,
+                              float* scratch, const Pool2dGeometry& g, int threads) {
+  constexpr bool kDirect = sizeof(acc_t<T>) == sizeof(T);
+  T* gx = static_cast<T*>(grad_input);
+  const T* gy = static_cast<const T*>(grad_output);
+  LowestPosition wrong;
+  const OffsetCheck check(offsets, g, &wrong);
+  const OffsetTable& table = check.table();
+  const InnerWindows inner = inner_columns(g);
+  const int64_t block = g.channels_last ? smaller(g.c, kChannelBlock) : 1;
+  const int64_t pixels = g.h * g.w;
+  parallel_slots(channel_group_count(g.n, g.c, block), threads, [&](int64_t slot, int64_t index) {
+    const ChannelGroup group = channel_group(index, g.c, block);
+    T* target = gx + group.image * g.input_strides[0] + group.channel * g.input_strides[1];
+    // From one pixel to the next, in the gradient and in what is accumulated.
+    const int64_t pixel_step = g.channels_last ? g.c : 1;
+    const int64_t sum_step = kDirect ? pixel_step : block;
+    acc_t<T>* sums = nullptr;
+    if constexpr (kDirect) {
+      sums = target;
+    } else {
+      sums = scratch + slot * block * pixels;
+    }
+    if (g.channels_last) {
+      scatter_channels(sums, sum_step, gy, offsets, table, g, group, &wrong);
+    } else {
+      scatter_plane(sums, gy, offsets, table, g, group, check, inner, &wrong);
+    }
+    if constexpr (!kDirect) {
+      for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+        for (int64_t channel = 0; channel < group.channels; ++channel) {
+          target[pixel * pixel_step + channel] = from_acc<T>(sums[pixel * sum_step + channel]);
+        }
+      }
+    }
+  });
+  return wrong.or_minus_one();
+}
+
+NNOPS_END_KERNELS

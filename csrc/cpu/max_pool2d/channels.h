@@ -1,0 +1,114 @@
+// max_pool2d forward, "channels": channels_last output, channels of the input contiguous. A vector
+// holds neighbouring channels of one output, and goes through the taps of their window.
+#pragma once
+
+#include "cpu/max_pool2d/best.h"
+
+NNOPS_BEGIN_KERNELS
+
+// `pixels` neighbouring outputs, whose windows have the tap rows and columns [0, tap_rows) x
+// [0, tap_columns) from `first` on; the codes of the taps begin with `first_code`, those of indices
+// count from `base` for the first pixel.
+template <typename T, Record kRecord, int kKernelH, int kKernelW>
+__attribute__((noinline)) void pool_pixels(T* output, Recorded<kRecord>* record, const T* first,
+                                           const Pool2dGeometry& g, int64_t pixels,
+                                           int64_t tap_rows, int64_t tap_columns,
+                                           int64_t first_code, int64_t base) {
+  const int64_t row_count = kKernelH > 0 ? kKernelH : tap_rows;
+  const int64_t column_count = kKernelW > 0 ? kKernelW : tap_columns;
+  const int64_t row_step = g.dilation_h * g.input_strides[2];
+  const int64_t column_step = g.dilation_w * g.input_strides[3];
+  const int64_t pixel_step = g.stride_w * g.input_strides[3];
+  const int64_t channels = g.c;
+  const TapCodes<kRecord> codes(g);
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    const auto pool = [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
+      constexpr int N = decltype(lanes)::value;
+      const T* row = first + channel;
+      int64_t row_code = first_code;
+      Best<T, N, kRecord> best(load_lanes<N>(row), row_code);
+      for (int64_t kw = 1; kw < column_count; ++kw) {
+        best.take(load_lanes<N>(row + kw * column_step), row_code + kw * codes.column_step);
+      }
+      for (int64_t kh = 1; kh < row_count; ++kh) {
+        row += row_step;
+        row_code += codes.row_step;
+        for (int64_t kw = 0; kw < column_count; ++kw) {
+          best.take(load_lanes<N>(row + kw * column_step), row_code + kw * codes.column_step);
+        }
+      }
+      best.write(output + channel, kRecord == Record::kNone ? nullptr : record + channel, base, 0);
+    };
+    for_lanes<acc_t<T>>(0, channels, pool, [&](int64_t channel) __attribute__((always_inline)) {
+      pool(LaneCount<1>{}, channel);
+    });
+    first += pixel_step;
+    output += channels;
+    if constexpr (kRecord != Record::kNone) record += channels;
+    base += kRecord == Record::kIndices ? g.stride_w : 0;
+  }
+}
+
+template <typename T, Record kRecord, int kKernelH, int kKernelW>
+NNOPS_INLINE void pool_channels(void* output, void* record, const void* input,
+                                const Pool2dGeometry& g, int threads) {
+  T* y = static_cast<T*>(output);
+  Recorded<kRecord>* r = static_cast<Recorded<kRecord>*>(record);
+  const T* x = static_cast<const T*>(input);
+  const InnerWindows inner = inner_columns(g);
+  const InnerWindows whole_rows = inner_rows(g);
+  const TapCodes<kRecord> codes(g);
+  for_output_rows(g, threads, [=, &g](int64_t image, int64_t, int64_t begin, int64_t end) {
+    for (int64_t oh = begin; oh < end; ++oh) {
+      const int64_t start_h = oh * g.stride_h - g.pad_h;
+      const TapRange rows = taps_inside(start_h, g.kernel_h, g.dilation_h, g.h);
+      const T* row = x + image * g.input_strides[0] + start_h * g.input_strides[2];
+      const int64_t place = (image * g.oh + oh) * g.ow;
+      for (int64_t ow = 0; ow < g.ow; ++ow) {
+        const int64_t start_w = ow * g.stride_w - g.pad_w;
+        T* output_pixel = y + (place + ow) * g.c;
+        Recorded<kRecord>* record_pixel =
+            kRecord == Record::kNone ? nullptr : r + (place + ow) * g.c;
+        const T* window = row + start_w * g.input_strides[3];
+        const int64_t base = codes.base(start_h, start_w);
+        if (ow == inner.begin && inner.end > ow && whole_rows.contains(oh)) {
+          const int64_t pixels = inner.end - inner.begin;
+          pool_pixels<T, kRecord, kKernelH, kKernelW>(output_pixel, record_pixel, window, g, pixels,
+                                                      g.kernel_h, g.kernel_w, 0, base);
+          ow += pixels - 1;
+          continue;
+        }
+        const TapRange columns = taps_inside(start_w, g.kernel_w, g.dilation_w, g.w);
+        if (!rows.empty() && !columns.empty()) {
+          pool_pixels<T, kRecord, 0, 0>(
+              output_pixel, record_pixel,
+              window + rows.begin * g.dilation_h * g.input_strides[2] +
+                  columns.begin * g.dilation_w * g.input_strides[3],
+              g, 1, rows.end - rows.begin, columns.end - columns.begin,
+              rows.begin * codes.row_step + columns.begin * codes.column_step, base);
+          continue;
+        }
+        for (int64_t channel = 0; channel < g.c; ++channel) {
+          output_pixel[channel] = from_acc<T>(lowest_value<T>());
+          if constexpr (kRecord != Record::kNone) {
+            record_pixel[channel] = kNothingRecorded<kRecord>;
+          }
+        }
+      }
+    }
+  });
+}
+
+template <typename T, Record kRecord>
+NNOPS_INLINE void choose_pool_channels(void* output, void* record, const void* input,
+                                       const Pool2dGeometry& g, int threads) {
+  if (g.kernel_h == 2 && g.kernel_w == 2) {
+    pool_channels<T, kRecord, 2, 2>(output, record, input, g, threads);
+  } else if (g.kernel_h == 3 && g.kernel_w == 3) {
+    pool_channels<T, kRecord, 3, 3>(output, record, input, g, threads);
+  } else {
+    pool_channels<T, kRecord, 0, 0>(output, record, input, g, threads);
+  }
+}
+
+NNOPS_END_KERNELS

@@ -1,0 +1,142 @@
+"""The algorithms of max_pool2d compute the same bits; each problem gets the one meant for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nnops import _C
+
+ops = torch.ops.nnops
+
+Window = tuple[list[int], list[int], list[int], list[int]]
+
+
+def window(kernel: int, stride: int, pad: int = 0, dilation: int = 1) -> Window:
+    return [kernel] * 2, [stride] * 2, [pad] * 2, [dilation] * 2
+
+
+# Kernels with code of their own, kernels without, windows that overlap, tile and leave gaps.
+WINDOWS = (
+    window(2, 2),
+    window(2, 2, 1),
+    window(3, 2),
+    window(3, 2, 1),
+    window(3, 1, 1),
+    window(5, 2, 2),
+    window(4, 1, 2),
+    window(2, 3),
+    window(2, 2, 0, 2),
+    ([3, 2], [1, 2], [1, 0], [2, 1]),
+)
+# Around the widths of all vectors; one and two columns; odd and even heights.
+SIZES = ((1, 5, 6), (3, 8, 9), (4, 6, 18), (6, 7, 33), (20, 9, 36), (37, 6, 70))
+
+
+@contextmanager
+def forced(op: str, algorithm: str) -> Iterator[None]:
+    _C.force_algorithm(op, algorithm)
+    try:
+        yield
+    finally:
+        _C.force_algorithm(op, "")
+
+
+def awkward_image(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """Many ties, both zeros, infinities and NaN."""
+    image = torch.randint(-3, 4, (2, *shape)).to(dtype)
+    special = torch.rand_like(image, dtype=torch.float32)
+    image[special < 0.05] = float("nan")
+    image[(special >= 0.05) & (special < 0.15)] = -float("inf")
+    image[(special >= 0.15) & (special < 0.2)] = -0.0
+    return image.to(memory_format=torch.channels_last) if channels_last else image
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(
+        a.nan_to_num(0.5).view(integer), b.nan_to_num(0.5).view(integer)
+    )
+
+
+FORMS = ("max_pool2d", "max_pool2d_with_offsets", "max_pool2d_with_indices")
+
+
+def outputs(form: str, image: Tensor, arguments: Window, ceil_mode: bool) -> tuple[Tensor, ...]:
+    result: Any = getattr(ops, form)(image, *arguments, ceil_mode)
+    return result if isinstance(result, tuple) else (result,)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["row-major", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_forward_is_the_same_by_every_algorithm(
+    dtype: torch.dtype, channels_last: bool, isa: str
+) -> None:
+    algorithm = "channels" if channels_last else "rows"
+    compared = 0
+    for shape in SIZES:
+        image = awkward_image(shape, dtype, channels_last)
+        for arguments in WINDOWS:
+            for form in FORMS:
+                for ceil_mode in (False, True):
+                    results = outputs(form, image, arguments, ceil_mode)
+                    if _C.last_choice()[1] != algorithm:
+                        continue
+                    with forced("max_pool2d", "tiles"):
+                        expected = outputs(form, image, arguments, ceil_mode)
+                    for result, other in zip(results, expected, strict=True):
+                        assert same_bits(result, other), (shape, arguments, form, ceil_mode)
+                    compared += 1
+    assert compared > 100
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["row-major", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_backward_is_the_same_by_every_algorithm(
+    dtype: torch.dtype, channels_last: bool, isa: str
+) -> None:
+    seen = set()
+    for shape in SIZES:
+        image = torch.randint(-3, 4, (2, *shape)).to(dtype)
+        if channels_last:
+            image = image.to(memory_format=torch.channels_last)
+        for arguments in WINDOWS:
+            output, offsets = ops.max_pool2d_with_offsets(image, *arguments, False)
+            grad = torch.randn_like(output)
+            grad[0, 0, 0, 0] = float("nan")
+            size = list(image.shape[-2:])
+            result = ops.max_pool2d_backward(grad, offsets, size, *arguments)
+            seen.add(_C.last_choice()[1])
+            with forced("max_pool2d_backward", "scatter"):
+                expected = ops.max_pool2d_backward(grad, offsets, size, *arguments)
+            assert same_bits(result, expected), (shape, arguments)
+    assert seen == ({"channels", "scatter"} if channels_last else {"tiles", "scatter"})
+
+
+def test_each_problem_gets_its_algorithm() -> None:
+    image = torch.randn(2, 5, 12, 14)
+    last = image.to(memory_format=torch.channels_last)
+    expected = (
+        (image, window(3, 2, 1), "rows"),
+        (last, window(3, 2, 1), "channels"),
+        (image.to(torch.int32), window(2, 2), "tiles"),
+        (image, window(3, 3), "tiles"),
+        (image, window(2, 2, 0, 2), "tiles"),
+        (image.transpose(2, 3), window(2, 2), "tiles"),
+        (image[:, :, 1:11, 2:9], window(2, 2), "rows"),
+    )
+    for input, arguments, algorithm in expected:
+        ops.max_pool2d(input, *arguments, False)
+        assert _C.last_choice()[1] == algorithm, (input.shape, input.stride(), arguments)
+
+
+def test_an_algorithm_that_cannot_do_it_says_so() -> None:
+    with forced("max_pool2d", "channels"), pytest.raises(RuntimeError, match="'channels' cannot"):
+        ops.max_pool2d(torch.randn(1, 2, 4, 4), *window(2, 2), False)
