@@ -61,6 +61,13 @@ class Maker:
         result = values.to(self.dtype).to(self.device)
         return result.requires_grad_(self.requires_grad and grad)
 
+    def image(self, *shape: int, layout: str = "NCHW", grad: bool = True) -> Tensor:
+        """A tensor of [N, C, H, W], "NCHW" or "channels_last" in memory."""
+        image = self.tensor(*shape, grad=False)
+        if layout == "channels_last":
+            image = image.contiguous(memory_format=torch.channels_last)
+        return image.requires_grad_(self.requires_grad and grad)
+
     def integer_valued(self, *shape: int, magnitude: int = 3, grad: bool = True) -> Tensor:
         """Small whole numbers in any dtype: sums of products of them are exact, ties abound."""
         low = 0 if self.dtype == torch.uint8 else -magnitude
@@ -83,6 +90,47 @@ class Maker:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a call cannot avoid: operations, and bytes read and written if each moves once.
+
+    flops counts two for a multiply-add; exponentials and logarithms count as one.
+    """
+
+    flops: int
+    read: int
+    written: int
+
+    @property
+    def bytes(self) -> int:
+        return self.read + self.written
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.read + other.read, self.written + other.written)
+
+
+NO_WORK = Work(0, 0, 0)
+
+# The kernel class of samples that measure the price of a call, not the work in it.
+OVERHEAD = "overhead"
+
+
+@dataclass(frozen=True)
+class BenchmarkSample:
+    """One call worth timing. Nothing is allocated before `build` is called.
+
+    Tensors that need a gradient in training (not targets, nor the images of a first layer) get one
+    when the maker says so.
+    """
+
+    name: str
+    # Which of the operator's kernels this is for: goals are set per class.
+    kernel_class: str
+    build: Callable[[Maker], Sample]
+    # "NCHW", "channels_last", or "" where there is no choice.
+    layout: str = ""
+
+
+@dataclass(frozen=True)
 class OpCase:
     """One function of nnops.nn.functional, held against torch.nn.functional's of the same name.
 
@@ -99,21 +147,33 @@ class OpCase:
     error_samples: Callable[[], Iterator[ErrorSample]]
     # The result must equal torch's bit for bit (selection, not arithmetic).
     exact: bool = False
-    # Work of one forward call, for benchmarks.
-    flops: Callable[[Sample], int] = lambda sample: 0
-    bytes: Callable[[Sample], int] = lambda sample: 0
     function: Callable[..., Any] | None = None
     reference: Callable[..., Any] | None = None
+    # For benchmarks: the calls to time, and the work of one forward and one backward pass, the
+    # latter for those tensors of the sample that need a gradient.
+    benchmark_samples: tuple[BenchmarkSample, ...] = ()
+    forward_work: Callable[[Sample], Work] = lambda sample: NO_WORK
+    backward_work: Callable[[Sample], Work] = lambda sample: NO_WORK
+    # Names of the leading arguments whose gradients are operators of their own, to be timed apart.
+    backward_parts: tuple[str, ...] = ()
 
-    def ours(self, sample: Sample) -> Any:
+    @property
+    def our_function(self) -> Callable[..., Any]:
         import nnops.nn.functional as functional
 
-        function = self.function or getattr(functional, self.name)
-        return function(*sample.args, **sample.kwargs)
+        function: Callable[..., Any] = self.function or getattr(functional, self.name)
+        return function
+
+    @property
+    def torch_function(self) -> Callable[..., Any]:
+        reference: Callable[..., Any] = self.reference or getattr(torch.nn.functional, self.name)
+        return reference
+
+    def ours(self, sample: Sample) -> Any:
+        return self.our_function(*sample.args, **sample.kwargs)
 
     def torchs(self, sample: Sample) -> Any:
-        reference = self.reference or getattr(torch.nn.functional, self.name)
-        return reference(*sample.args, **sample.kwargs)
+        return self.torch_function(*sample.args, **sample.kwargs)
 
 
 def map_tensors(sample: Sample, change: Callable[[Tensor], Tensor]) -> Sample:

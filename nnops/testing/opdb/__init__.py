@@ -17,16 +17,18 @@ from nnops.testing.opdb import (
 )
 from nnops.testing.samples import OpCase
 
-CASES: tuple[OpCase, ...] = (
-    *conv2d.CASES,
-    *cross_entropy.CASES,
-    *max_pool2d.CASES,
-    *max_unpool2d.CASES,
-    *nll_loss.CASES,
-    *pointwise_losses.CASES,
-    *relu.CASES,
-    *template_op.CASES,
-)
+FAMILIES: dict[str, tuple[OpCase, ...]] = {
+    "conv2d": conv2d.CASES,
+    "cross_entropy": cross_entropy.CASES,
+    "max_pool2d": max_pool2d.CASES,
+    "max_unpool2d": max_unpool2d.CASES,
+    "nll_loss": nll_loss.CASES,
+    "pointwise_losses": pointwise_losses.CASES,
+    "relu": relu.CASES,
+    "template_op": template_op.CASES,
+}
+
+CASES: tuple[OpCase, ...] = tuple(case for cases in FAMILIES.values() for case in cases)
 
 
 def case(name: str) -> OpCase:

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 
 import torch
 
+from nnops.testing.opdb.conv2d_layers import benchmark_samples
 from nnops.testing.samples import (
     FLOATING,
     ErrorSample,
     Maker,
     OpCase,
     Sample,
+    Work,
     bytes_of,
+    tensors_of,
 )
 
 # name, input, weight, bias?, parameters. Sizes straddle the tile (2, 6 or 8 rows), the panel (48 or
@@ -141,11 +144,28 @@ def error_samples() -> Iterator[ErrorSample]:
     yield error("no weight", (x, None), "weight.*NoneType", TypeError)
 
 
-def flops(sample: Sample) -> int:
-    """Two per product of the forward pass."""
+def _output(sample: Sample) -> torch.Tensor:
     input, weight = sample.args[:2]
-    output = torch.nn.functional.conv2d(input.to("meta"), weight.to("meta"), None, **sample.kwargs)
-    return int(2 * output.numel() * weight[0].numel())
+    return torch.nn.functional.conv2d(
+        input.detach().to("meta"), weight.detach().to("meta"), None, **sample.kwargs
+    )
+
+
+def forward_work(sample: Sample) -> Work:
+    """Two operations per product."""
+    output = _output(sample)
+    flops = 2 * output.numel() * sample.args[1][0].numel()
+    return Work(flops, bytes_of(*tensors_of(sample)), bytes_of(output))
+
+
+def backward_work(sample: Sample) -> Work:
+    """As many products as forward for each of input and weight; each reads the other one."""
+    output = _output(sample)
+    products = 2 * output.numel() * sample.args[1][0].numel()
+    input, weight = sample.args[:2]
+    needed = [tensor for tensor in tensors_of(sample) if tensor.requires_grad]
+    others = [other for needs, other in ((input, weight), (weight, input)) if needs.requires_grad]
+    return Work(products * len(others), bytes_of(output, *others), bytes_of(*needed))
 
 
 CASES = (
@@ -161,7 +181,9 @@ CASES = (
         samples=samples,
         gradcheck_samples=gradcheck_samples,
         error_samples=error_samples,
-        flops=flops,
-        bytes=lambda sample: bytes_of(sample.args[0], sample.args[1]),
+        benchmark_samples=benchmark_samples(),
+        forward_work=forward_work,
+        backward_work=backward_work,
+        backward_parts=("input", "weight"),
     ),
 )

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 import torch
 
 from nnops.testing.opdb.nll_loss import (
+    BENCHMARKS,
     EMPTY_SHAPES,
     REDUCTIONS,
     SHAPES,
+    benchmark,
     class_count,
     shared_error_samples,
     target_shape,
 )
-from nnops.testing.samples import FLOATING, ErrorSample, Maker, OpCase, Sample, bytes_of
+from nnops.testing.samples import FLOATING, ErrorSample, Maker, OpCase, Sample, Work, bytes_of
 
 
 def samples(make: Maker) -> Iterator[Sample]:
@@ -177,6 +179,19 @@ def error_samples() -> Iterator[ErrorSample]:
     )
 
 
+def forward_work(sample: Sample) -> Work:
+    """For each logit a maximum, a difference, an exponential and a sum."""
+    input, target = sample.args[:2]
+    return Work(4 * input.numel(), bytes_of(input, target), input.element_size())
+
+
+def backward_work(sample: Sample) -> Work:
+    """Reads the logits, the targets and one log-sum-exp per target; writes the gradient."""
+    input, target = sample.args[:2]
+    log_sums = target.numel() * input.element_size()
+    return Work(3 * input.numel(), bytes_of(input, target) + log_sums, bytes_of(input))
+
+
 CASES = (
     OpCase(
         name="cross_entropy",
@@ -189,8 +204,8 @@ CASES = (
         samples=samples,
         gradcheck_samples=gradcheck_samples,
         error_samples=error_samples,
-        # A maximum, an exponential and a sum for each logit.
-        flops=lambda sample: 4 * sample.args[0].numel(),
-        bytes=lambda sample: bytes_of(sample.args[0], sample.args[1]),
+        benchmark_samples=tuple(benchmark(*each) for each in BENCHMARKS),
+        forward_work=forward_work,
+        backward_work=backward_work,
     ),
 )

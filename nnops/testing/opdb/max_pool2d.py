@@ -10,10 +10,13 @@ import torch
 from nnops.testing.samples import (
     FLOATING,
     INTEGERS,
+    OVERHEAD,
+    BenchmarkSample,
     ErrorSample,
     Maker,
     OpCase,
     Sample,
+    Work,
     bytes_of,
 )
 
@@ -42,6 +45,22 @@ GEOMETRIES: tuple[tuple[str, tuple[int, ...], tuple[Any, ...]], ...] = (
     ("empty list as stride", (1, 2, 6, 6), (3, [])),
     ("largest window with offsets", (1, 2, 16, 18), ((15, 17), 1)),
     ("window too large for offsets", (2, 2, 19, 18), (16, 2, 3)),
+)
+
+
+# Name, kernel class, shape, window: each is timed in both layouts.
+BENCHMARKS: tuple[tuple[str, str, tuple[int, ...], tuple[int, ...]], ...] = (
+    ("vgg 8x64x224", "2x2s2", (8, 64, 224, 224), (2,)),
+    ("vgg2 8x128x112", "2x2s2", (8, 128, 112, 112), (2,)),
+    ("cifar 64x32x32", "2x2s2", (64, 32, 32, 32), (2,)),
+    ("cifar3 64x64x8", "2x2s2", (64, 64, 8, 8), (2,)),
+    ("lenet 64x6x28", "2x2s2", (64, 6, 28, 28), (2,)),
+    ("caffe lenet 64x20x24", "2x2s2", (64, 20, 24, 24), (2,)),
+    ("resnet 8x64x112", "3x3s2", (8, 64, 112, 112), (3, 2, 1)),
+    ("alex 16x64x55", "3x3s2", (16, 64, 55, 55), (3, 2)),
+    ("alex3 16x256x13", "3x3s2", (16, 256, 13, 13), (3, 2)),
+    ("inception 8x192x28", "3x3s1", (8, 192, 28, 28), (3, 1, 1)),
+    ("tiny 1x4x8", OVERHEAD, (1, 4, 8, 8), (2,)),
 )
 
 
@@ -114,13 +133,30 @@ def error_samples() -> Iterator[ErrorSample]:
     yield ErrorSample("not a tensor", ([1.0], 2), {}, TypeError, "max_pool2d.*input.*list")
 
 
-def moved_bytes(sample: Sample) -> int:
-    """Input once, and for each output element its value and an offset."""
-    input = sample.args[0]
-    output = torch.nn.functional.max_pool2d(input, *sample.args[1:], **sample.kwargs)
-    if isinstance(output, tuple):
-        return bytes_of(input, *output)
-    return bytes_of(input, output) + int(output.numel())
+def _benchmark(
+    name: str, kernel_class: str, shape: tuple[int, ...], window: tuple[int, ...], layout: str
+) -> BenchmarkSample:
+    def build(make: Maker) -> Sample:
+        return Sample(name, (make.image(*shape, layout=layout), *window))
+
+    return BenchmarkSample(name, kernel_class, build, layout)
+
+
+def _output(sample: Sample) -> torch.Tensor:
+    input, *window = sample.args
+    output: torch.Tensor = torch.nn.functional.max_pool2d(input.detach().to("meta"), *window)
+    return output
+
+
+def forward_work(sample: Sample) -> Work:
+    """Reads the input once, writes the output; no offsets, which only training needs."""
+    return Work(0, bytes_of(sample.args[0]), bytes_of(_output(sample)))
+
+
+def backward_work(sample: Sample) -> Work:
+    """Reads the gradient of the output, and for each output an offset of one byte."""
+    output = _output(sample)
+    return Work(0, bytes_of(output) + output.numel(), bytes_of(sample.args[0]))
 
 
 CASES = (
@@ -140,6 +176,12 @@ CASES = (
         gradcheck_samples=gradcheck_samples,
         error_samples=error_samples,
         exact=True,
-        bytes=moved_bytes,
+        benchmark_samples=tuple(
+            _benchmark(*benchmark, layout)
+            for layout in ("NCHW", "channels_last")
+            for benchmark in BENCHMARKS
+        ),
+        forward_work=forward_work,
+        backward_work=backward_work,
     ),
 )

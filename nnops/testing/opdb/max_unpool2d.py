@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnops.testing.samples import FLOATING, ErrorSample, Maker, OpCase, Sample, bytes_of
+from nnops.testing.samples import (
+    FLOATING,
+    OVERHEAD,
+    BenchmarkSample,
+    ErrorSample,
+    Maker,
+    OpCase,
+    Sample,
+    Work,
+    bytes_of,
+)
 
 
 def places(make: Maker, *shape: int, high: int) -> Tensor:
@@ -131,6 +141,34 @@ def error_samples() -> Iterator[ErrorSample]:
     yield error("not a tensor", "indices.*list", values, [1], 2, error=TypeError)
 
 
+def _benchmark(
+    name: str, kernel_class: str, shape: tuple[int, ...], layout: str
+) -> BenchmarkSample:
+    """Undoes a pooling by windows of 2x2; `shape` is that of the pooled image."""
+
+    def build(make: Maker) -> Sample:
+        batch, channels, height, width = shape
+        image = torch.rand(batch, channels, 2 * height, 2 * width)
+        _, indices = torch.nn.functional.max_pool2d(image, 2, return_indices=True)
+        if layout == "channels_last":
+            indices = indices.contiguous(memory_format=torch.channels_last)
+        return Sample(name, (make.image(*shape, layout=layout), indices, 2))
+
+    return BenchmarkSample(name, kernel_class, build, layout)
+
+
+def forward_work(sample: Sample) -> Work:
+    """Reads the values and their places; writes a plane of four times the values."""
+    values, indices = sample.args[:2]
+    return Work(0, bytes_of(values, indices), 4 * bytes_of(values))
+
+
+def backward_work(sample: Sample) -> Work:
+    """Reads the places, and what the gradient has there."""
+    values, indices = sample.args[:2]
+    return Work(0, bytes_of(values, indices), bytes_of(values))
+
+
 CASES = (
     OpCase(
         name="max_unpool2d",
@@ -140,6 +178,15 @@ CASES = (
         gradcheck_samples=gradcheck_samples,
         error_samples=error_samples,
         exact=True,
-        bytes=lambda sample: 2 * bytes_of(*sample.args[:2]),
+        benchmark_samples=tuple(
+            _benchmark(name, kernel_class, shape, layout)
+            for layout in ("NCHW", "channels_last")
+            for name, kernel_class, shape in (
+                ("cifar 64x32x16", "2x2s2", (64, 32, 16, 16)),
+                ("tiny 1x4x4", OVERHEAD, (1, 4, 4, 4)),
+            )
+        ),
+        forward_work=forward_work,
+        backward_work=backward_work,
     ),
 )

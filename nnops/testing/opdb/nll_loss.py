@@ -9,10 +9,13 @@ import torch
 
 from nnops.testing.samples import (
     FLOATING,
+    OVERHEAD,
+    BenchmarkSample,
     ErrorSample,
     Maker,
     OpCase,
     Sample,
+    Work,
     bytes_of,
 )
 
@@ -28,6 +31,24 @@ SHAPES = (
 )
 EMPTY_SHAPES = ((0, 5), (3, 5, 0), (0, 4, 2, 3))
 REDUCTIONS = ("none", "mean", "sum")
+
+
+# Name, kernel class, shape of the logits; cross_entropy is timed on the same.
+BENCHMARKS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
+    ("64x10", "rows", (64, 10)),
+    ("512x1000", "rows", (512, 1000)),
+    ("2048x32000", "long rows", (2048, 32000)),
+    ("8x21x64x64", "planes", (8, 21, 64, 64)),
+    ("tiny 4x10", OVERHEAD, (4, 10)),
+)
+
+
+def benchmark(name: str, kernel_class: str, shape: tuple[int, ...]) -> BenchmarkSample:
+    def build(make: Maker) -> Sample:
+        target = make.indices(*target_shape(shape), high=class_count(shape))
+        return Sample(name, (make.tensor(*shape, low=-5, high=5), target))
+
+    return BenchmarkSample(name, kernel_class, build)
 
 
 def target_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -162,6 +183,18 @@ def error_samples() -> Iterator[ErrorSample]:
     )
 
 
+def forward_work(sample: Sample) -> Work:
+    """Reads the targets, and one logit for each."""
+    input, target = sample.args[:2]
+    return Work(0, bytes_of(target) + target.numel() * input.element_size(), input.element_size())
+
+
+def backward_work(sample: Sample) -> Work:
+    """Reads the targets; writes zeros, and one number for each target."""
+    input, target = sample.args[:2]
+    return Work(0, bytes_of(target), bytes_of(input))
+
+
 CASES = (
     NllLossCase(
         name="nll_loss",
@@ -170,8 +203,8 @@ CASES = (
         samples=samples,
         gradcheck_samples=gradcheck_samples,
         error_samples=error_samples,
-        bytes=lambda sample: (
-            bytes_of(sample.args[1]) + sample.args[1].numel() * sample.args[0].element_size()
-        ),
+        benchmark_samples=tuple(benchmark(*each) for each in BENCHMARKS),
+        forward_work=forward_work,
+        backward_work=backward_work,
     ),
 )

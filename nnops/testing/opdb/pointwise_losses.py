@@ -11,10 +11,13 @@ from torch import Tensor
 from nnops.testing.samples import (
     FLOATING,
     INTEGERS,
+    OVERHEAD,
+    BenchmarkSample,
     ErrorSample,
     Maker,
     OpCase,
     Sample,
+    Work,
     bytes_of,
 )
 
@@ -41,9 +44,46 @@ def _shape_samples(make: Maker, pair: Pair, **kwargs: Any) -> Iterator[Sample]:
             yield Sample(name, pair(make, *shape), {"reduction": reduction, **kwargs})
 
 
-def _bytes(sample: Sample) -> int:
-    output = sample.args[0] if sample.kwargs.get("reduction") == "none" else torch.empty(())
-    return bytes_of(sample.args[0], sample.args[1], output)
+# 16 KB to 64 MB of float32 in each of input and target.
+BENCHMARK_EXPONENTS = (12, 18, 20, 24)
+
+
+def _benchmarks(pair: Pair, **kwargs: Any) -> tuple[BenchmarkSample, ...]:
+    """Means, with a gradient of the input alone."""
+
+    def benchmark(name: str, kernel_class: str, count: int) -> BenchmarkSample:
+        def build(make: Maker) -> Sample:
+            input, target = pair(make, count)
+            return Sample(name, (input, target.detach()), kwargs)
+
+        return BenchmarkSample(name, kernel_class, build)
+
+    return (
+        *(benchmark(f"2^{power}", "mean", 2**power) for power in BENCHMARK_EXPONENTS),
+        benchmark("16 elements", OVERHEAD, 16),
+    )
+
+
+def _forward_work(flops: int) -> Callable[[Sample], Work]:
+    """Reads both operands; `flops` per element."""
+
+    def work(sample: Sample) -> Work:
+        input, target = sample.args[:2]
+        output = bytes_of(input) if sample.kwargs.get("reduction") == "none" else 4
+        return Work(flops * input.numel(), bytes_of(input, target), output)
+
+    return work
+
+
+def _backward_work(flops: int) -> Callable[[Sample], Work]:
+    """Reads both operands; writes the gradients that are needed."""
+
+    def work(sample: Sample) -> Work:
+        input, target = sample.args[:2]
+        written = bytes_of(*(each for each in (input, target) if each.requires_grad))
+        return Work(flops * input.numel(), bytes_of(input, target), written)
+
+    return work
 
 
 def _reduction_errors(pair: tuple[Tensor, Tensor], op: str) -> Iterator[ErrorSample]:
@@ -373,7 +413,9 @@ CASES = (
         samples=l1_samples,
         gradcheck_samples=_difference_gradchecks,
         error_samples=l1_errors,
-        bytes=_bytes,
+        benchmark_samples=_benchmarks(_any_pair),
+        forward_work=_forward_work(3),
+        backward_work=_backward_work(2),
     ),
     OpCase(
         name="mse_loss",
@@ -382,7 +424,9 @@ CASES = (
         samples=mse_samples,
         gradcheck_samples=_difference_gradchecks,
         error_samples=lambda: _difference_errors("mse_loss"),
-        bytes=_bytes,
+        benchmark_samples=_benchmarks(_any_pair),
+        forward_work=_forward_work(3),
+        backward_work=_backward_work(2),
     ),
     OpCase(
         name="smooth_l1_loss",
@@ -392,7 +436,9 @@ CASES = (
         samples=smooth_l1_samples,
         gradcheck_samples=smooth_l1_gradchecks,
         error_samples=smooth_l1_errors,
-        bytes=_bytes,
+        benchmark_samples=_benchmarks(_any_pair),
+        forward_work=_forward_work(6),
+        backward_work=_backward_work(4),
     ),
     OpCase(
         name="huber_loss",
@@ -401,7 +447,9 @@ CASES = (
         samples=huber_samples,
         gradcheck_samples=huber_gradchecks,
         error_samples=huber_errors,
-        bytes=_bytes,
+        benchmark_samples=_benchmarks(_any_pair),
+        forward_work=_forward_work(6),
+        backward_work=_backward_work(4),
     ),
     OpCase(
         name="kl_div",
@@ -410,7 +458,9 @@ CASES = (
         samples=kl_samples,
         gradcheck_samples=kl_gradchecks,
         error_samples=kl_errors,
-        bytes=_bytes,
+        benchmark_samples=_benchmarks(_kl_pair),
+        forward_work=_forward_work(5),
+        backward_work=_backward_work(2),
     ),
     OpCase(
         name="binary_cross_entropy",
@@ -423,7 +473,9 @@ CASES = (
         samples=bce_samples,
         gradcheck_samples=bce_gradchecks,
         error_samples=bce_errors,
-        bytes=_bytes,
+        benchmark_samples=_benchmarks(_bce_pair),
+        forward_work=_forward_work(7),
+        backward_work=_backward_work(5),
     ),
     OpCase(
         name="binary_cross_entropy_with_logits",
@@ -436,6 +488,8 @@ CASES = (
         samples=logits_samples,
         gradcheck_samples=logits_gradchecks,
         error_samples=logits_errors,
-        bytes=_bytes,
+        benchmark_samples=_benchmarks(_logits_pair),
+        forward_work=_forward_work(7),
+        backward_work=_backward_work(5),
     ),
 )

@@ -9,12 +9,18 @@ import torch
 from nnops.testing.samples import (
     FLOATING,
     INTEGERS,
+    OVERHEAD,
+    BenchmarkSample,
     ErrorSample,
     Maker,
     OpCase,
     Sample,
+    Work,
     bytes_of,
 )
+
+# 4 KB to 128 MB of float32.
+BENCHMARK_EXPONENTS = (12, 14, 16, 18, 20, 22, 24, 25)
 
 
 def samples(make: Maker) -> Iterator[Sample]:
@@ -39,6 +45,21 @@ def error_samples() -> Iterator[ErrorSample]:
     yield ErrorSample("not a tensor", ([1.0],), {}, TypeError, "relu.*input.*list")
 
 
+def _benchmark(name: str, kernel_class: str, count: int) -> BenchmarkSample:
+    return BenchmarkSample(name, kernel_class, lambda make: Sample(name, (make.tensor(count),)))
+
+
+def forward_work(sample: Sample) -> Work:
+    input = sample.args[0]
+    return Work(input.numel(), bytes_of(input), bytes_of(input))
+
+
+def backward_work(sample: Sample) -> Work:
+    """Reads the gradient of the output and one bit per element."""
+    input = sample.args[0]
+    return Work(input.numel(), bytes_of(input) + input.numel() // 8, bytes_of(input))
+
+
 CASES = (
     OpCase(
         name="relu",
@@ -48,6 +69,11 @@ CASES = (
         gradcheck_samples=gradcheck_samples,
         error_samples=error_samples,
         exact=True,
-        bytes=lambda sample: 2 * bytes_of(sample.args[0]),
+        benchmark_samples=(
+            *(_benchmark(f"2^{power}", "vector", 2**power) for power in BENCHMARK_EXPONENTS),
+            _benchmark("16 elements", OVERHEAD, 16),
+        ),
+        forward_work=forward_work,
+        backward_work=backward_work,
     ),
 )

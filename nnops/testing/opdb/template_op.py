@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from nnops.ops.template_op import template_op
-from nnops.testing.samples import FLOATING, ErrorSample, Maker, OpCase, Sample, bytes_of
+from nnops.testing.samples import (
+    FLOATING,
+    OVERHEAD,
+    BenchmarkSample,
+    ErrorSample,
+    Maker,
+    OpCase,
+    Sample,
+    Work,
+    bytes_of,
+)
 
 NOT_IN_TORCH = "torch has no such operator"
 
@@ -47,6 +57,23 @@ def error_samples() -> Iterator[ErrorSample]:
     )
 
 
+def _benchmark(name: str, kernel_class: str, count: int) -> BenchmarkSample:
+    return BenchmarkSample(
+        name, kernel_class, lambda make: Sample(name, (make.tensor(count), 0.75))
+    )
+
+
+def forward_work(sample: Sample) -> Work:
+    input = sample.args[0]
+    return Work(2 * input.numel(), bytes_of(input), bytes_of(input))
+
+
+def backward_work(sample: Sample) -> Work:
+    """Reads the input and the gradient of the output."""
+    input = sample.args[0]
+    return Work(3 * input.numel(), 2 * bytes_of(input), bytes_of(input))
+
+
 CASES = (
     OpCase(
         name="template_op",
@@ -57,7 +84,11 @@ CASES = (
         error_samples=error_samples,
         function=template_op,
         reference=reference,
-        flops=lambda sample: 2 * sample.args[0].numel(),
-        bytes=lambda sample: 2 * bytes_of(sample.args[0]),
+        benchmark_samples=(
+            _benchmark("2^20", "vector", 2**20),
+            _benchmark("16 elements", OVERHEAD, 16),
+        ),
+        forward_work=forward_work,
+        backward_work=backward_work,
     ),
 )

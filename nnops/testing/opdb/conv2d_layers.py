@@ -1,0 +1,120 @@
+"""conv2d: the layers of known networks that the benchmarks time. One line adds one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from nnops.testing.samples import OVERHEAD, BenchmarkSample, Maker, Sample
+
+# Images of up to this many channels come from outside: they need no gradient.
+FIRST_LAYER_CHANNELS = 4
+WINOGRAD_CHANNELS = 64
+WIDE_CHANNELS = 32
+WIDE_CHANNELS_5X5 = 16
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A square convolution of square images; padding None keeps the size where stride is 1."""
+
+    name: str
+    batch: int
+    channels: int
+    filters: int
+    size: int
+    kernel: int
+    stride: int = 1
+    padding: int | None = None
+    _: KW_ONLY
+    groups: int = 1
+    dilation: int = 1
+    bias: bool = True
+    layout: str = "NCHW"
+
+    @property
+    def first(self) -> bool:
+        return self.channels <= FIRST_LAYER_CHANNELS
+
+    @property
+    def kernel_class(self) -> str:
+        """The class of the table of goals."""
+        dense = self.stride == self.dilation == self.groups == 1
+        narrowest = min(self.channels, self.filters)
+        if self.first:
+            return "first layer"
+        if self.groups == self.channels:
+            return "depthwise"
+        if dense and self.kernel == 3 and narrowest >= WINOGRAD_CHANNELS:
+            return "3x3s1"
+        if dense and self.kernel == 5 and narrowest >= WIDE_CHANNELS_5X5:
+            return "5x5s1"
+        return "direct" if narrowest >= WIDE_CHANNELS else "narrow"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        padding = self.dilation * (self.kernel // 2) if self.padding is None else self.padding
+        return {
+            "stride": self.stride,
+            "padding": padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+
+    def build(self, make: Maker) -> Sample:
+        filter_shape = (self.channels // self.groups, self.kernel, self.kernel)
+        bound = math.sqrt(3 / math.prod(filter_shape))
+        image = (self.batch, self.channels, self.size, self.size)
+        tensors = (
+            make.image(*image, layout=self.layout, grad=not self.first),
+            make.tensor(self.filters, *filter_shape, low=-bound, high=bound),
+            make.tensor(self.filters) if self.bias else None,
+        )
+        return Sample(self.name, tensors, self.parameters)
+
+
+# Name, batch, channels, filters, size, kernel, stride, padding. Batch normalisation follows the
+# layers without bias.
+LAYERS = (
+    Layer("lenet1 b64", 64, 1, 6, 32, 5, padding=0),
+    Layer("lenet1 b1", 1, 1, 6, 32, 5, padding=0),
+    Layer("lenet2 b64", 64, 6, 16, 14, 5, padding=0),
+    Layer("lenet2 b1", 1, 6, 16, 14, 5, padding=0),
+    Layer("cifar1 b64", 64, 3, 32, 32, 5),
+    Layer("cifar1 b1", 1, 3, 32, 32, 5),
+    Layer("cifar2 b64", 64, 32, 32, 16, 5),
+    Layer("cifar3 b64", 64, 32, 64, 8, 5),
+    Layer("alex1 11x11s4 b16", 16, 3, 64, 224, 11, 4, 2),
+    Layer("alex2 5x5 b16", 16, 64, 192, 27, 5),
+    Layer("alex3 3x3 b16", 16, 192, 384, 13, 3),
+    Layer("vgg1_1 b4", 4, 3, 64, 224, 3),
+    Layer("vgg1_1 b1", 1, 3, 64, 224, 3),
+    Layer("vgg1_2 b2", 2, 64, 64, 224, 3),
+    Layer("vgg2_2 b2", 2, 128, 128, 112, 3),
+    Layer("vgg3_2 b2", 2, 256, 256, 56, 3),
+    Layer("vgg4_2 b4", 4, 512, 512, 28, 3),
+    Layer("vgg5 b8", 8, 512, 512, 14, 3),
+    Layer("resnet conv1 7x7s2 b8", 8, 3, 64, 224, 7, 2, 3, bias=False),
+    Layer("resnet conv1 7x7s2 b1", 1, 3, 64, 224, 7, 2, 3, bias=False),
+    Layer("resnet 64x56 b8", 8, 64, 64, 56, 3, bias=False),
+    Layer("resnet 512x7 b8", 8, 512, 512, 7, 3, bias=False),
+    Layer("resnet 3x3s2 128x56 b8", 8, 128, 128, 56, 3, 2, bias=False),
+    Layer("resnet 1x1 64->256 b8", 8, 64, 256, 56, 1, bias=False),
+    Layer("resnet 1x1 256->64 b8", 8, 256, 64, 56, 1, bias=False),
+    Layer("resnext 128x56 g32 b8", 8, 128, 128, 56, 3, groups=32, bias=False),
+    Layer("mobilenet conv1 3x3s2 b8", 8, 3, 32, 224, 3, 2, 1, bias=False),
+    Layer("mobilenet dw 144x56 b8", 8, 144, 144, 56, 3, groups=144, bias=False),
+    Layer("mobilenet dw 3x3s2 96x112 b8", 8, 96, 96, 112, 3, 2, 1, groups=96, bias=False),
+)
+
+
+def benchmark_samples() -> tuple[BenchmarkSample, ...]:
+    tiny = Layer("tiny 1x8x8", 1, 8, 8, 8, 3)
+    return (
+        *(
+            BenchmarkSample(layer.name, layer.kernel_class, layer.build, layer.layout)
+            for layer in LAYERS
+        ),
+        BenchmarkSample(tiny.name, OVERHEAD, tiny.build, tiny.layout),
+    )
