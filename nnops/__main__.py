@@ -7,6 +7,7 @@ import sys
 try:
     import typer
 
+    from nnops.cli.bench import ManyValues, bench, bench_compare, bench_report
     from nnops.cli.info import info
 except ModuleNotFoundError as error:
     if error.name not in {"typer", "rich"}:
@@ -22,6 +23,9 @@ def main() -> None:
 
 
 app.command()(info)
+app.command(cls=ManyValues)(bench)
+app.command()(bench_report)
+app.command()(bench_compare)
 
 if __name__ == "__main__":
     app(prog_name="python -m nnops")

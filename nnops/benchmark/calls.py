@@ -1,0 +1,163 @@
+"""What is timed: the call of each mode, ours and the peers', prepared from one sample.
+
+fwd            function(...) under no_grad
+bwd            torch.autograd.grad through a graph that is kept, with a gradient made before
+bwd-input,     the same for one operand alone: torch is asked for one output of
+bwd-weight     aten::convolution_backward, we run one operator
+full           the operator's share of a training step: gradients dropped, forward, backward
+overhead       function(...) on a tiny input under no_grad: the price of a call
+overhead-grad  the same, recording the graph
+memory         no times: bytes (memory.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnops.benchmark.timing import Contestant
+from nnops.testing.compare import outputs_of
+from nnops.testing.samples import (
+    OVERHEAD,
+    BenchmarkSample,
+    OpCase,
+    Sample,
+    Work,
+    map_tensors,
+    tensors_of,
+)
+
+Function = Callable[..., Any]
+
+
+class Mode(str, Enum):
+    FORWARD = "fwd"
+    BACKWARD = "bwd"
+    BACKWARD_INPUT = "bwd-input"
+    BACKWARD_WEIGHT = "bwd-weight"
+    FULL = "full"
+    OVERHEAD = "overhead"
+    OVERHEAD_GRAD = "overhead-grad"
+    MEMORY = "memory"
+
+    @property
+    def backward_part(self) -> str:
+        """The operand whose gradient alone is timed, or ""."""
+        parts = (Mode.BACKWARD_INPUT, Mode.BACKWARD_WEIGHT)
+        return self.value.removeprefix("bwd-") if self in parts else ""
+
+    @property
+    def needs_gradients(self) -> bool:
+        return self not in (Mode.FORWARD, Mode.OVERHEAD)
+
+    def fits(self, case: OpCase, benchmark: BenchmarkSample) -> bool:
+        """Whether this sample has a row in this mode, as far as one can tell without building."""
+        if (benchmark.kernel_class == OVERHEAD) != (self in (Mode.OVERHEAD, Mode.OVERHEAD_GRAD)):
+            return False
+        return not self.backward_part or self.backward_part in case.backward_parts
+
+
+@contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield
+
+
+def _compiled(function: Function) -> Function:
+    compiled: Function = torch.compile(function, dynamic=False)
+    return compiled
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Someone to be measured against: torch's function, changed or run in a certain way."""
+
+    name: str
+    change: Callable[[Function], Function] = lambda function: function
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+    # Families of the database; empty: all.
+    families: tuple[str, ...] = ()
+
+
+EAGER = Peer("torch")
+PEERS = {
+    peer.name: peer
+    for peer in (
+        EAGER,
+        Peer("compile", change=_compiled),
+        Peer("no-mkldnn", around=_without_mkldnn, families=("conv2d",)),
+    )
+}
+
+
+def sample_for(case: OpCase, sample: Sample, mode: Mode) -> Sample | None:
+    """`sample` with those tensors needing a gradient that `mode` differentiates; None: no row."""
+    if not mode.needs_gradients:
+        return map_tensors(sample, Tensor.detach)
+    if mode.backward_part:
+        wanted = sample.args[case.backward_parts.index(mode.backward_part)]
+        if not wanted.requires_grad:
+            return None
+        return map_tensors(sample, lambda tensor: tensor.detach().requires_grad_(tensor is wanted))
+    return sample
+
+
+def phases(case: OpCase, sample: Sample, mode: Mode) -> tuple[Work, ...]:
+    """The work of the call, by passes over the data; none for overhead and memory."""
+    forward, backward = case.forward_work(sample), case.backward_work(sample)
+    if mode == Mode.FORWARD:
+        return (forward,)
+    if mode == Mode.FULL:
+        return (forward, backward)
+    return (backward,) if mode.value.startswith("bwd") else ()
+
+
+def contestant(name: str, function: Function, sample: Sample, mode: Mode, peer: Peer) -> Contestant:
+    """`sample` comes from sample_for."""
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        with torch.set_grad_enabled(mode.needs_gradients), peer.around():
+            yield
+
+    with around():
+        call = _call(peer.change(function), sample, mode)
+    return Contestant(name, call, around)
+
+
+def _call(function: Function, sample: Sample, mode: Mode) -> Callable[[], object]:
+    forward = partial(function, *sample.args, **sample.kwargs)
+    leaves = [tensor for tensor in tensors_of(sample) if tensor.requires_grad]
+    if mode == Mode.FULL:
+        return _training_step(forward, leaves)
+    if mode.value.startswith("bwd"):
+        output = outputs_of(forward())[0]
+        seed = torch.ones_like(output) if output.dim() == 0 else torch.rand_like(output)
+        return partial(torch.autograd.grad, output, leaves, seed, retain_graph=True)
+    return forward
+
+
+def _training_step(forward: Callable[[], Any], leaves: list[Tensor]) -> Callable[[], object]:
+    output = outputs_of(forward())[0].detach()
+    # A loss starts the backward pass; anything else gets a gradient from the layer behind it.
+    seed = torch.rand_like(output) if output.dim() else None
+    del output
+
+    def step() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        outputs_of(forward())[0].backward(seed)
+
+    return step
+
+
+def training_step(function: Function, sample: Sample) -> Callable[[], object]:
+    """The call of mode `full`."""
+    return _call(function, sample, Mode.FULL)

@@ -1,0 +1,208 @@
+"""Every sample of the database x ISA x threads x mode: built, checked, measured; one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+
+import nnops
+from nnops import _C
+from nnops.benchmark import machine
+from nnops.benchmark.calls import (
+    EAGER,
+    Mode,
+    Peer,
+    contestant,
+    phases,
+    sample_for,
+)
+from nnops.benchmark.check import Expected, check, expected_of
+from nnops.benchmark.limits import Limits
+from nnops.benchmark.memory import measure_in_fresh_process
+from nnops.benchmark.results import Row, Versus
+from nnops.benchmark.timing import alternate, ratios, spread
+from nnops.testing.opdb import FAMILIES
+from nnops.testing.samples import NO_WORK, BenchmarkSample, Maker, OpCase, Sample, tensors_of
+
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. `ops` are names of functions or families; empty: all."""
+
+    modes: tuple[Mode, ...]
+    threads: tuple[int, ...]
+    isas: tuple[str, ...]
+    ops: tuple[str, ...] = ()
+    # Rows whose "op sample layout class" contains this, or matches it as a pattern.
+    filter: str = ""
+    dtype: torch.dtype = torch.float32
+    peers: tuple[Peer, ...] = ()
+    seconds: float = 1.0
+    isa_forced: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One sample, and the modes that it has rows in."""
+
+    family: str
+    case: OpCase
+    benchmark: BenchmarkSample
+    modes: tuple[Mode, ...]
+
+
+def subjects(plan: Plan) -> list[Subject]:
+    found = []
+    for family, cases in FAMILIES.items():
+        for case in cases:
+            if plan.ops and case.name not in plan.ops and family not in plan.ops:
+                continue
+            for benchmark in case.benchmark_samples:
+                modes = tuple(mode for mode in plan.modes if mode.fits(case, benchmark))
+                if modes and _selected(plan.filter, case, benchmark):
+                    found.append(Subject(family, case, benchmark, modes))
+    return found
+
+
+def _selected(pattern: str, case: OpCase, benchmark: BenchmarkSample) -> bool:
+    text = f"{case.name} {benchmark.name} {benchmark.layout} {benchmark.kernel_class}"
+    return pattern in text or fnmatchcase(text, pattern)
+
+
+def row_count(plan: Plan) -> int:
+    """How many rows there will be at most; some samples lack the gradient that a mode times."""
+    settings = len(plan.isas) * len(plan.threads)
+    return settings * sum(len(subject.modes) for subject in subjects(plan))
+
+
+def run(plan: Plan, limits: dict[int, Limits]) -> Iterator[Row]:
+    """Yields each row as soon as it is measured; leaves ISA and threads as they were."""
+    isa, threads = _C.active_isa(), torch.get_num_threads()
+    try:
+        for subject in subjects(plan):
+            yield from _rows_of(subject, plan, limits)
+    finally:
+        _C.set_active_isa(isa)
+        torch.set_num_threads(threads)
+
+
+def _rows_of(subject: Subject, plan: Plan, limits: dict[int, Limits]) -> Iterator[Row]:
+    case = subject.case
+    sample = subject.benchmark.build(Maker(plan.dtype, requires_grad=True))
+    expected = expected_of(case, sample)
+    for isa in plan.isas:
+        _C.set_active_isa(isa)
+        for threads in plan.threads:
+            torch.set_num_threads(threads)
+            error = _wrong_numbers(case, sample, expected)
+            for mode in subject.modes:
+                differentiated = sample_for(case, sample, mode)
+                if differentiated is None:
+                    continue
+                row = _description(subject, sample, mode, plan)
+                try:
+                    if error:
+                        raise error
+                    if mode == Mode.MEMORY:
+                        row = _with_memory(row, subject, plan)
+                    else:
+                        row = _with_times(row, subject, differentiated, mode, plan, limits[threads])
+                except Exception as reason:
+                    # The row says why it has no figures; the others are still wanted.
+                    row = replace(row, error=f"{type(reason).__name__}: {reason}")
+                yield row
+
+
+def _wrong_numbers(case: OpCase, sample: Sample, expected: Expected) -> Exception | None:
+    try:
+        check(case, sample, expected)
+    except Exception as error:
+        return error
+    return None
+
+
+def _description(subject: Subject, sample: Sample, mode: Mode, plan: Plan) -> Row:
+    case = subject.case
+    return Row(
+        family=subject.family,
+        op=case.name,
+        mode=mode.value,
+        sample=subject.benchmark.name,
+        kernel_class=subject.benchmark.kernel_class,
+        shapes=[list(tensor.shape) for tensor in tensors_of(sample)],
+        dtype=str(plan.dtype).removeprefix("torch."),
+        layout=subject.benchmark.layout,
+        isa=_C.active_isa(),
+        isa_forced=plan.isa_forced,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        nnops=nnops.__version__,
+        commit=machine.commit(),
+        cpu=machine.cpu_model(),
+    )
+
+
+def _with_times(
+    row: Row, subject: Subject, sample: Sample, mode: Mode, plan: Plan, limits: Limits
+) -> Row:
+    case = subject.case
+    peers = [
+        peer
+        for peer in (EAGER, *plan.peers)
+        if not peer.families or subject.family in peer.families
+    ]
+    if any(peer.name == "compile" for peer in peers):
+        torch.compiler.reset()
+    rounds = alternate(
+        [
+            contestant(OURS, case.our_function, sample, mode, Peer(OURS)),
+            *(contestant(peer.name, case.torch_function, sample, mode, peer) for peer in peers),
+        ],
+        plan.seconds,
+    )
+    ours = spread(rounds[OURS])
+    versus = {}
+    for peer in peers:
+        ratio = ratios(rounds[peer.name], rounds[OURS])
+        microseconds = spread(rounds[peer.name]).median * 1e6
+        versus[peer.name] = Versus(ratio.median, ratio.p20, ratio.p80, microseconds)
+    works = phases(case, sample, mode)
+    work = sum(works, start=NO_WORK)
+    timed = replace(
+        row,
+        flops=work.flops,
+        bytes=work.bytes,
+        rounds=len(rounds[OURS]),
+        ours_us=ours.median * 1e6,
+        ours_p20_us=ours.p20 * 1e6,
+        ours_p80_us=ours.p80 * 1e6,
+        peers=versus,
+    )
+    if not work.bytes:
+        return timed
+    return replace(
+        timed,
+        gb_s=work.bytes / ours.median / 1e9,
+        gflop_s=work.flops / ours.median / 1e9,
+        bound=limits.bound(work),
+        percent_of_limit=100 * sum(map(limits.seconds, works)) / ours.median,
+    )
+
+
+def _with_memory(row: Row, subject: Subject, plan: Plan) -> Row:
+    ours, torchs = (
+        measure_in_fresh_process(
+            subject.case, subject.benchmark, plan.dtype, row.isa, row.threads, who
+        )
+        for who in (OURS, EAGER.name)
+    )
+    memory = {OURS: ours, EAGER.name: torchs}
+    if not ours.saved:
+        return replace(row, memory=memory)
+    ratio = torchs.saved / ours.saved
+    return replace(row, memory=memory, peers={EAGER.name: Versus(ratio, ratio, ratio)})

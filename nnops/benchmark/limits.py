@@ -1,0 +1,141 @@
+"""What this machine can do at most: measured in every run, for every thread count.
+
+* copy: `destination.copy_(source)` between buffers that are used again and again (warm, no page
+  faults), by working set (source + destination); read and write both count.
+* read: the best of a sum, a maximum and the copy, over a warm buffer.
+* FMA: the better rate of torch.matmul on large square float32 matrices and of torch.conv2d on a wide
+  3x3 layer. That is a lower bound of the peak: MKL's matmul reaches some 80 % of it on CPUs that are
+  not Intel's, oneDNN's direct convolution some 95 %.
+
+Each is the best of several tries: a limit is what is possible, not what is usual. All of them go
+through torch, so they contain its overhead and are lower bounds in turn; a row can exceed 100 %
+where its traffic stays in a nearer cache than the copy's, or where Winograd saves multiplications.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from nnops.testing.samples import Work
+
+# Bytes, from within L2 to far beyond the last level.
+WORKING_SETS = tuple(2**power for power in range(18, 29))
+MATRIX_SIZE = 2048
+# Images, channels, pixels along each side.
+IMAGE_SHAPE = (2, 256, 56, 56)
+TRY_SECONDS = 4e-3
+TRIES = 7
+
+Curve = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """GB/s by working set in bytes, and GFLOP/s, on one number of threads."""
+
+    threads: int
+    copy: Curve
+    read: Curve
+    gflops: float
+
+    def bandwidth(self, work: Work) -> float:
+        """GB/s possible for this traffic: that of a copy, or of reading if little is written."""
+        writes = work.written > 0.1 * work.read
+        return at(self.copy if writes else self.read, work.bytes)
+
+    def seconds(self, work: Work) -> float:
+        """The least time for this work."""
+        return max(self.memory_seconds(work), self.compute_seconds(work))
+
+    def bound(self, work: Work) -> str:
+        """What keeps this work from being faster: "memory" or "compute"."""
+        return "memory" if self.memory_seconds(work) >= self.compute_seconds(work) else "compute"
+
+    def memory_seconds(self, work: Work) -> float:
+        return work.bytes / (self.bandwidth(work) * 1e9)
+
+    def compute_seconds(self, work: Work) -> float:
+        return work.flops / (self.gflops * 1e9)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Limits:
+        def curve(points: Any) -> Curve:
+            return tuple((int(size), float(rate)) for size, rate in points)
+
+        return Limits(
+            values["threads"], curve(values["copy"]), curve(values["read"]), values["gflops"]
+        )
+
+
+def at(curve: Curve, size: int) -> float:
+    """The curve at `size`: linear between its points over log(size), constant outside."""
+    if size <= curve[0][0]:
+        return curve[0][1]
+    for (below, low), (above, high) in itertools.pairwise(curve):
+        if size <= above:
+            share = math.log(size / below) / math.log(above / below)
+            return low + share * (high - low)
+    return curve[-1][1]
+
+
+def measure_limits(threads: int, quick: bool = False) -> Limits:
+    """`quick`: one try each, for trying the engine out; about three seconds otherwise."""
+    tries = 1 if quick else TRIES
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        copy = tuple((size, _copy_rate(size, tries)) for size in WORKING_SETS)
+        read = tuple((size, max(rate, _read_rate(size, tries))) for size, rate in copy)
+        return Limits(threads, copy, read, max(_matmul_rate(tries), _conv2d_rate(tries)))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fastest(call: Callable[[], object], tries: int) -> float:
+    """Seconds of one call, in the best of several tries."""
+    call()
+    start = time.perf_counter()
+    call()
+    count = math.ceil(TRY_SECONDS / max(time.perf_counter() - start, 1e-9))
+    best = math.inf
+    for _ in range(tries):
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        best = min(best, (time.perf_counter() - start) / count)
+    return best
+
+
+def _copy_rate(size: int, tries: int) -> float:
+    source = torch.ones(size // 8)
+    destination = torch.zeros_like(source)
+    return size / _fastest(lambda: destination.copy_(source), tries) / 1e9
+
+
+def _read_rate(size: int, tries: int) -> float:
+    source = torch.ones(size // 4)
+    fastest = min(_fastest(source.sum, tries), _fastest(source.amax, tries))
+    return size / fastest / 1e9
+
+
+def _matmul_rate(tries: int) -> float:
+    a, b, out = (torch.rand(MATRIX_SIZE, MATRIX_SIZE) for _ in range(3))
+    seconds = _fastest(lambda: torch.mm(a, b, out=out), tries)
+    return 2 * MATRIX_SIZE**3 / seconds / 1e9
+
+
+def _conv2d_rate(tries: int) -> float:
+    image, weight = torch.rand(IMAGE_SHAPE), torch.rand(IMAGE_SHAPE[1], IMAGE_SHAPE[1], 3, 3)
+    with torch.no_grad():
+        seconds = _fastest(lambda: torch.conv2d(image, weight, padding=1), tries)
+    return 2 * image.numel() * weight[0].numel() / seconds / 1e9

@@ -1,0 +1,223 @@
+"""Plots of a result file, per family x dtype x ISA x thread count: ratio bars, and a roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from nnops.benchmark.limits import Limits, at
+from nnops.benchmark.results import EAGER, Results, Row, Versus
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+WIN, LOSS, PEER, ROOF = "#2a7f62", "#c0392b", "#8a8a8a", "#404040"
+MARKERS = "os^Dvp*hX<>P"
+ROW_INCHES, PANEL_INCHES, LABEL_INCHES = 0.23, 3.4, 2.6
+
+
+def draw(results: Results, folder: Path) -> list[Path]:
+    """Writes all plots into `folder`, and returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for title, stem, rows in _figures(results.rows):
+        path = folder / f"{stem}.ratio.png"
+        _ratio_bars(rows, title, path)
+        paths.append(path)
+        limits = results.limits_of(rows[0].threads)
+        measured = [row for row in rows if row.bound and row.ours_us]
+        if limits is not None and measured:
+            path = folder / f"{stem}.roofline.png"
+            _roofline(measured, limits, title, path)
+            paths.append(path)
+    return paths
+
+
+def _figures(rows: list[Row]) -> Iterator[tuple[str, str, list[Row]]]:
+    groups: dict[tuple[str, str, str, int], list[Row]] = {}
+    for row in rows:
+        if row.ratio is not None:
+            groups.setdefault((row.family, row.dtype, row.isa, row.threads), []).append(row)
+    for (family, dtype, isa, threads), group in groups.items():
+        plural = "s" if threads > 1 else ""
+        title = f"{family} {dtype}, {isa}, {threads} thread{plural}, torch {group[0].torch}"
+        yield title, f"{family}-{dtype}-{isa}-{threads}", group
+
+
+# --- ratio bars -----------------------------------------------------------------------------------
+
+
+def _label(row: Row, with_op: bool) -> str:
+    words = [row.op] if with_op else []
+    words.append(row.sample)
+    if row.layout:
+        words.append("CL" if row.layout == "channels_last" else row.layout)
+    return "  ".join(words)
+
+
+def _ratio_bars(rows: list[Row], title: str, path: Path) -> None:
+    """One panel per mode, one line per sample; the bar starts at 1, where we are as fast."""
+    modes = list(dict.fromkeys(row.mode for row in rows))
+    with_op = len({row.op for row in rows}) > 1
+    labels = list(dict.fromkeys(_label(row, with_op) for row in rows))
+    position = {label: index for index, label in enumerate(labels)}
+    figure, panels = plt.subplots(
+        1,
+        len(modes),
+        figsize=(
+            LABEL_INCHES + PANEL_INCHES * len(modes),
+            1.5 + ROW_INCHES * max(len(labels), 4),
+        ),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    others = sorted({peer for row in rows for peer in row.peers} - {EAGER})
+    for axes, mode in zip(panels[0], modes, strict=True):
+        here = [row for row in rows if row.mode == mode]
+        _bars(axes, here, [position[_label(row, with_op)] for row in here], others)
+        axes.set_title(mode, fontsize=10)
+    panels[0][0].set_yticks(range(len(labels)), labels, fontsize=8)
+    panels[0][0].set_ylim(len(labels) - 0.4, -0.6)
+    legend = [Line2D([], [], color=ROOF, lw=0.8, label="p20 to p80 of the rounds")]
+    legend += [
+        Line2D([], [], color=PEER, marker=MARKERS[index], ls="", label=f"{peer} / ours")
+        for index, peer in enumerate(others)
+    ]
+    figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), fontsize=8)
+    figure.suptitle(f"time of torch eager / time of nnops: {title}", fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _bars(axes: Any, rows: list[Row], positions: list[int], others: list[str]) -> None:
+    eager = [row.peers[EAGER] for row in rows]
+    for position, versus in zip(positions, eager, strict=True):
+        color = WIN if versus.ratio >= 1 else LOSS
+        axes.barh(position, versus.ratio - 1, left=1, height=0.7, color=color, alpha=0.85)
+        axes.plot([versus.p20, versus.p80], [position] * 2, color=ROOF, lw=0.8)
+    for row, position in zip(rows, positions, strict=True):
+        for index, peer in enumerate(others):
+            if peer in row.peers:
+                ratio = row.peers[peer].ratio
+                axes.plot(ratio, position, MARKERS[index], color=PEER, ms=4)
+    axes.set_xscale("log")
+    lowest, highest = _extent([versus for row in rows for versus in row.peers.values()])
+    # The figures stand at the right edge, in a column that no bar reaches.
+    right = highest * (highest / lowest) ** 0.28
+    axes.set_xlim(lowest, right)
+    for position, versus in zip(positions, eager, strict=True):
+        color = LOSS if versus.ratio < 1 else ROOF
+        axes.text(
+            *(
+                0.985,
+                position,
+                f"{versus.ratio:.2f}" if versus.ratio < 10 else f"{versus.ratio:.1f}",
+            ),
+            transform=axes.get_yaxis_transform(),
+            **{"ha": "right", "va": "center", "fontsize": 7, "color": color},
+        )
+    axes.axvline(1, color=ROOF, lw=1)
+    _plain_log_ticks(axes.xaxis, right / lowest)
+    axes.grid(axis="x", color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="x", labelsize=8)
+
+
+def _extent(versus: list[Versus]) -> tuple[float, float]:
+    lowest = min(min(each.p20, each.ratio) for each in versus)
+    highest = max(max(each.p80, each.ratio) for each in versus)
+    return min(lowest * 0.9, 0.8), max(highest * 1.1, 1.25)
+
+
+def _plain_log_ticks(axis: Any, span: float) -> None:
+    subs = (1, 2, 5) if span < 300 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+# --- rooflines ------------------------------------------------------------------------------------
+
+
+def _roofline(rows: list[Row], limits: Limits, title: str, path: Path) -> None:
+    """Arithmetic against its intensity where that is the limit, else traffic by working set."""
+    compute = sum(row.bound == "compute" for row in rows) > len(rows) / 2
+    figure, axes = plt.subplots(figsize=(9.5, 5.6), layout="constrained")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    (_compute_roof if compute else _memory_roof)(axes, rows, limits)
+    _points(axes, rows, compute)
+    axes.grid(which="both", color="#e6e6e6", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _points(axes: Any, rows: list[Row], compute: bool) -> None:
+    """Filled: ours; hollow: torch. One marker per mode and kernel class."""
+    series = list(dict.fromkeys(_series(row) for row in rows))
+    colors = plt.get_cmap("tab20")
+    for index, name in enumerate(series):
+        here = [row for row in rows if _series(row) == name]
+        marker, color = MARKERS[index % len(MARKERS)], colors(index % 20)
+        x = [row.flops / row.bytes if compute else row.bytes for row in here]
+        amount = [row.flops if compute else row.bytes for row in here]
+        ours = [work / (row.ours_us or 1) / 1e3 for work, row in zip(amount, here, strict=True)]
+        theirs = [
+            work / (row.peers[EAGER].us or 1) / 1e3 for work, row in zip(amount, here, strict=True)
+        ]
+        axes.plot(x, ours, marker, color=color, ms=6, label=name)
+        axes.plot(x, theirs, marker, mfc="none", mec=color, ms=5, alpha=0.6)
+    axes.plot([], [], "o", mfc="none", mec=ROOF, label="hollow: torch eager")
+
+
+def _series(row: Row) -> str:
+    """Many ops of one family share a class, and one op has many classes."""
+    kind = row.op if row.family != row.op else row.kernel_class
+    layout = " CL" if row.layout == "channels_last" else ""
+    return f"{kind}{layout} {row.mode}"
+
+
+def _memory_roof(axes: Any, rows: list[Row], limits: Limits) -> None:
+    sizes = np.geomspace(limits.copy[0][0], limits.copy[-1][0], 200)
+    for curve, style, name in ((limits.copy, "-", "copy"), (limits.read, "--", "read")):
+        rates = [at(curve, int(size)) for size in sizes]
+        axes.plot(sizes, rates, style, color=ROOF, lw=1.2, label=f"limit: {name}, warm")
+    axes.set_xlabel("bytes read + written, each once per pass")
+    axes.set_ylabel("GB/s")
+    axes.xaxis.set_major_locator(LogLocator(base=4, numticks=20))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _size(size)))
+    _plain_log_ticks(axes.yaxis, 1e3)
+
+
+def _size(size: float) -> str:
+    for unit, scale in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)):
+        if size >= scale:
+            return f"{size / scale:g} {unit}"
+    return f"{size:g} B"
+
+
+def _compute_roof(axes: Any, rows: list[Row], limits: Limits) -> None:
+    intensities = [row.flops / row.bytes for row in rows]
+    x = np.geomspace(min(intensities) / 1.5, max(intensities) * 1.5, 200)
+    far = limits.copy[-1][1]
+    axes.plot(
+        x, np.minimum(x * far, limits.gflops), "-", color=ROOF, lw=1.2, label="limit: DRAM, FMA"
+    )
+    near = max(rate for _, rate in limits.copy)
+    axes.plot(
+        x, np.minimum(x * near, limits.gflops), "--", color=ROOF, lw=1, label="limit: cache, FMA"
+    )
+    axes.set_xlabel("arithmetic intensity: operations / byte")
+    axes.set_ylabel("GFLOP/s")
+    _plain_log_ticks(axes.xaxis, 1e3)
+    _plain_log_ticks(axes.yaxis, 1e3)

@@ -1,0 +1,139 @@
+"""Tables for the terminal: rows (losses first), the summary against the goals, a comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from rich.table import Table
+from rich.text import Text
+
+from nnops.benchmark.compare import Change, Comparison
+from nnops.benchmark.goals import Line
+from nnops.benchmark.results import EAGER, Bytes, Row, Versus
+
+LOSS, GOOD = "red", "green"
+
+
+def row_table(rows: Iterable[Row]) -> Table:
+    """Losses first, the worst on top; then by ratio."""
+    ordered = sorted(rows, key=lambda row: (not row.error, not row.lost, row.ratio or math.inf))
+    peers = sorted({name for row in ordered for name in row.peers}, key=lambda n: (n != EAGER, n))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("op", "mode", "sample", "layout", "ISA"):
+        table.add_column(column, no_wrap=True)
+    for column in ("thr", "ours us", *(f"{peer}/ours (p20-p80)" for peer in peers)):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("GB/s", "GFLOP/s", "% limit"):
+        table.add_column(column, justify="right")
+    for row in ordered:
+        labels = (row.op, row.mode, row.sample, row.layout, row.isa, str(row.threads))
+        if row.error:
+            table.add_row(*labels, "error", Text(row.error, LOSS), style=LOSS)
+            continue
+        table.add_row(
+            *labels,
+            _number(row.ours_us),
+            *(_versus(row.peers.get(peer)) for peer in peers),
+            _number(row.gb_s),
+            _number(row.gflop_s),
+            f"{row.percent_of_limit:.0f}" if row.percent_of_limit is not None else "",
+            style=LOSS if row.lost else "",
+        )
+    return table
+
+
+def memory_table(rows: Iterable[Row]) -> Table:
+    """MB saved for backward (inputs + outputs + else) and the peak of a step, ours and torch's."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("op", "sample", "layout"):
+        table.add_column(column, no_wrap=True)
+    for who in ("ours", "torch"):
+        table.add_column(f"{who}: saved (in + out + else) MB", justify="right")
+        table.add_column(f"{who}: peak MB", justify="right")
+    table.add_column("saved, torch/ours", justify="right")
+    for row in rows:
+        figures = [text for each in row.memory.values() for text in _bytes(each)]
+        ratio = f"{row.ratio:.2f}" if row.ratio is not None else ""
+        table.add_row(row.op, row.sample, row.layout, *figures, ratio)
+    return table
+
+
+def summary_table(lines: Iterable[Line]) -> Table:
+    """Per op x mode x layout x class: geometric mean and worst, next to the goals."""
+    ordered = sorted(lines, key=lambda line: (line.met is None, line.met or False))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("op", "mode", "layout", "class", "ISA"):
+        table.add_column(column, no_wrap=True)
+    for column in ("thr", "rows", "geomean", "goal", "worst", "floor"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("worst sample", no_wrap=True)
+    table.add_column("goal", no_wrap=True)
+    for line in ordered:
+        table.add_row(
+            *(line.op, line.mode, line.layout, line.kernel_class, line.isa, str(line.threads)),
+            f"{line.rows}" + (f" + {line.errors} errors" if line.errors else ""),
+            *(_number(line.geomean), _number(line.goal_geomean)),
+            *(_number(line.worst), _number(line.goal_floor)),
+            line.worst_sample,
+            _verdict(line.met),
+        )
+    return table
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Regressions first, then by factor; what is within the noise stays grey."""
+
+    def order(change: Change) -> tuple[bool, float]:
+        return (not change.regressed, change.factor or 0.0)
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("op", "mode", "sample", "layout", "ISA"):
+        table.add_column(column, no_wrap=True)
+    for column in ("thr", "old", "new", "change", "noise"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
+    for change in sorted(comparison.changes, key=order):
+        row = change.row
+        verdict, style = "", "dim"
+        if change.regressed:
+            verdict, style = row.error or "slower", LOSS
+        elif change.improved:
+            verdict, style = "faster", GOOD
+        percent = f"{100 * (change.factor - 1):+.1f} %" if change.factor is not None else ""
+        table.add_row(
+            *(row.op, row.mode, row.sample, row.layout, row.isa, str(row.threads)),
+            *(_number(change.old), _number(change.new), percent, f"{100 * change.band:.0f} %"),
+            verdict,
+            style=style,
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits, without exponents."""
+    if value is None or math.isnan(value):
+        return ""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _versus(versus: Versus | None) -> str:
+    if versus is None:
+        return ""
+    return f"{versus.ratio:.2f} ({versus.p20:.2f}-{versus.p80:.2f})"
+
+
+def _bytes(each: Bytes) -> tuple[str, str]:
+    parts = (each.saved_inputs, each.saved_outputs, each.saved_else)
+    saved = f"{_megabytes(each.saved)} ({' + '.join(map(_megabytes, parts))})"
+    return saved, _megabytes(each.peak) if each.peak is not None else ""
+
+
+def _megabytes(count: int) -> str:
+    return _number(count / 1e6)
+
+
+def _verdict(met: bool | None) -> Text:
+    if met is None:
+        return Text("")
+    return Text("met", GOOD) if met else Text("missed", LOSS)

@@ -1,0 +1,190 @@
+"""`python -m nnops bench`, `bench-report` and `bench-compare`: nnops beside torch, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typer.core import TyperCommand
+
+from nnops import _C
+from nnops.benchmark import engine, goals, report, results
+from nnops.benchmark.calls import PEERS, Mode
+from nnops.benchmark.compare import compare
+from nnops.benchmark.limits import Limits, measure_limits
+
+# A mode on the command line may stand for several.
+MODES: dict[str, tuple[Mode, ...]] = {
+    **{mode.value: (mode,) for mode in Mode},
+    "overhead": (Mode.OVERHEAD, Mode.OVERHEAD_GRAD),
+}
+DEFAULT_MODES = ("fwd", "full")
+# Rows as short as this try the engine out, and the limits need not be good either.
+QUICK_SECONDS = 0.1
+DEFAULT_OUT = Path("results/bench.jsonl")
+
+
+class ManyValues(TyperCommand):
+    """Takes `--threads 1 2` for `--threads 1 --threads 2`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        repeated = {
+            name for parameter in self.params if parameter.multiple for name in parameter.opts
+        }
+        expanded: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("-"):
+                option = word if word in repeated else ""
+            elif option and expanded[-1] != option:
+                expanded.append(option)
+            expanded.append(word)
+        return super().parse_args(ctx, expanded)
+
+
+def bench(
+    op: Annotated[
+        list[str] | None, typer.Option(help="functions or families; default: all")
+    ] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(MODES)}; default: fwd full")
+    ] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="default: as torch has it")] = None,
+    isa: Annotated[
+        list[str] | None, typer.Option(help="levels to force; default: the active one")
+    ] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="besides torch eager: compile, no-mkldnn")
+    ] = None,
+    filter: Annotated[str, typer.Option(help='part or pattern of "op sample layout class"')] = "",
+    dtype: Annotated[str, typer.Option()] = "float32",
+    seconds: Annotated[float, typer.Option(help="measuring time per row")] = 1.0,
+    out: Annotated[Path, typer.Option(help="JSON lines; plots go to the folder of that name")] = (
+        DEFAULT_OUT
+    ),
+    plot: Annotated[bool, typer.Option(help="needs matplotlib")] = True,
+) -> None:
+    """Measure nnops beside torch: the same calls in alternating rounds, checked first."""
+    plan = engine.Plan(
+        modes=tuple(
+            each for name in mode or DEFAULT_MODES for each in _chosen(MODES, name, "--mode")
+        ),
+        threads=tuple(threads or ()) or (torch.get_num_threads(),),
+        isas=tuple(isa or ()) or (_C.active_isa(),),
+        isa_forced=bool(isa),
+        ops=tuple(op or ()),
+        filter=filter,
+        dtype=getattr(torch, dtype),
+        peers=tuple(_chosen(PEERS, name, "--peer") for name in peer or ()),
+        seconds=seconds,
+    )
+    total = engine.row_count(plan)
+    if not total:
+        raise typer.BadParameter("no row of the database fits --op, --mode and --filter")
+    console = Console()
+    measured = results.Results()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w") as file:
+        _measure(plan, total, measured, file, console)
+    _show(measured, console)
+    if plot:
+        _plot(measured, out, console)
+    if any(row.error for row in measured.rows):
+        raise typer.Exit(1)
+
+
+def bench_report(
+    files: Annotated[list[Path], typer.Argument(help="result files, read as one")],
+    plot: Annotated[Path | None, typer.Option(help="draw the plots into this folder")] = None,
+) -> None:
+    """Print the tables of result files again, and draw their plots."""
+    console = Console()
+    measured = results.read(files)
+    _show(measured, console)
+    if plot is not None:
+        _plot(measured, plot.with_suffix(".jsonl"), console)
+
+
+def bench_compare(old: Path, new: Path) -> None:
+    """Compare two result files; exit code 1 if a row became slower by more than the noise."""
+    console = Console()
+    comparison = compare(results.read([old]), results.read([new]))
+    for warning in comparison.warnings:
+        console.print(f"[yellow]{warning}")
+    console.print(report.comparison_table(comparison))
+    missing, added = len(comparison.only_old), len(comparison.only_new)
+    console.print(
+        f"{len(comparison.changes)} rows in both, {missing} only in the old file, {added} only in "
+        f"the new one; [bold]{len(comparison.regressions)} slower by more than the noise"
+    )
+    if comparison.regressions:
+        raise typer.Exit(1)
+
+
+def _chosen(table: dict[str, Any], name: str, option: str) -> Any:
+    if name not in table:
+        raise typer.BadParameter(f"{option} must be one of {', '.join(table)}, but got {name}")
+    return table[name]
+
+
+def _measure(
+    plan: engine.Plan, total: int, measured: results.Results, file: Any, console: Console
+) -> None:
+    progress = Progress(
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with Live(progress, console=console, vertical_overflow="ellipsis") as live:
+        task = progress.add_task("limits", total=total)
+        limits: dict[int, Limits] = {}
+        for threads in plan.threads:
+            limits[threads] = measure_limits(threads, quick=plan.seconds < QUICK_SECONDS)
+            results.write(limits[threads], file)
+            measured.add(limits[threads])
+        for row in engine.run(plan, limits):
+            results.write(row, file)
+            measured.add(row)
+            progress.update(task, advance=1, description=row.name)
+            # On a terminal the table grows while measuring; a log gets it once, at the end.
+            if console.is_terminal:
+                live.update(Group(progress, *_row_tables(measured.rows)))
+        live.update(progress)
+    console.print()
+
+
+def _row_tables(rows: Iterable[results.Row]) -> list[Any]:
+    rows = list(rows)
+    timed = [row for row in rows if not row.memory]
+    counted = [row for row in rows if row.memory]
+    tables = [report.row_table(timed)] if timed else []
+    return [*tables, report.memory_table(counted)] if counted else tables
+
+
+def _show(measured: results.Results, console: Console) -> None:
+    for limits in measured.limits:
+        (near, near_rate), (far, far_rate) = limits.copy[0], limits.copy[-1]
+        console.print(
+            f"limits, {limits.threads} threads: copy {near_rate:.0f} GB/s at {near >> 10} KB, "
+            f"{far_rate:.0f} GB/s at {far >> 20} MB; read {limits.read[-1][1]:.0f} GB/s at "
+            f"{far >> 20} MB; {limits.gflops:.0f} GFLOP/s",
+            highlight=False,
+        )
+    for table in _row_tables(measured.rows):
+        console.print(table, "")
+    timed = [row for row in measured.rows if not row.memory]
+    if timed:
+        console.print(report.summary_table(goals.summary(timed)))
+
+
+def _plot(measured: results.Results, out: Path, console: Console) -> None:
+    from nnops.benchmark.plot import draw
+
+    for path in draw(measured, out.with_suffix("")):
+        console.print(str(path), highlight=False)
