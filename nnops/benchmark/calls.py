@@ -57,6 +57,11 @@ class Mode(str, Enum):
     def needs_gradients(self) -> bool:
         return self not in (Mode.FORWARD, Mode.OVERHEAD)
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether the time is that of work, which a limit of the machine can be held against."""
+        return self not in (Mode.OVERHEAD, Mode.OVERHEAD_GRAD, Mode.MEMORY)
+
     def fits(self, case: OpCase, benchmark: BenchmarkSample) -> bool:
         """Whether this sample has a row in this mode, as far as one can tell without building."""
         if (benchmark.kernel_class == OVERHEAD) != (self in (Mode.OVERHEAD, Mode.OVERHEAD_GRAD)):
@@ -66,8 +71,12 @@ class Mode(str, Enum):
 
 @contextmanager
 def _without_mkldnn() -> Iterator[None]:
-    with torch.backends.mkldnn.flags(enabled=False):
+    # Not mkldnn.flags(): that sets its other flags too, and warns of one.
+    before, *_ = torch.backends.mkldnn.set_flags(False, _fp32_precision=None)
+    try:
         yield
+    finally:
+        torch.backends.mkldnn.set_flags(before, _fp32_precision=None)
 
 
 def _compiled(function: Function) -> Function:

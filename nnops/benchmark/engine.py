@@ -111,7 +111,9 @@ def _rows_of(subject: Subject, plan: Plan, limits: dict[int, Limits]) -> Iterato
                     if mode == Mode.MEMORY:
                         row = _with_memory(row, subject, plan)
                     else:
-                        row = _with_times(row, subject, differentiated, mode, plan, limits[threads])
+                        row = _with_times(
+                            row, subject, differentiated, mode, plan, limits.get(threads)
+                        )
                 except Exception as reason:
                     # The row says why it has no figures; the others are still wanted.
                     row = replace(row, error=f"{type(reason).__name__}: {reason}")
@@ -148,7 +150,7 @@ def _description(subject: Subject, sample: Sample, mode: Mode, plan: Plan) -> Ro
 
 
 def _with_times(
-    row: Row, subject: Subject, sample: Sample, mode: Mode, plan: Plan, limits: Limits
+    row: Row, subject: Subject, sample: Sample, mode: Mode, plan: Plan, limits: Limits | None
 ) -> Row:
     case = subject.case
     peers = [
@@ -183,7 +185,7 @@ def _with_times(
         ours_p80_us=ours.p80 * 1e6,
         peers=versus,
     )
-    if not work.bytes:
+    if limits is None or not works:
         return timed
     return replace(
         timed,

@@ -15,6 +15,7 @@ from functools import cache
 from importlib import resources
 
 from nnops.benchmark.results import Row
+from nnops.testing.samples import OVERHEAD
 
 SHARE_BELOW_AVX512 = 0.8
 # The goals are for this dtype.
@@ -93,8 +94,11 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def summary(rows: Iterable[Row]) -> list[Line]:
-    """One line per goal, ISA and thread count, then one per class that no goal covers."""
-    rows = list(rows)
+    """One line per goal, ISA and thread count, then one per class that no goal covers.
+
+    Bytes and the price of a call are no matter of classes: their rows say it all.
+    """
+    rows = [row for row in rows if not row.memory and row.kernel_class != OVERHEAD]
     machines = sorted({(row.isa, row.threads, row.dtype) for row in rows})
     lines = []
     for isa, threads, dtype in machines:

@@ -3,9 +3,9 @@
 * copy: `destination.copy_(source)` between buffers that are used again and again (warm, no page
   faults), by working set (source + destination); read and write both count.
 * read: the best of a sum, a maximum and the copy, over a warm buffer.
-* FMA: the better rate of torch.matmul on large square float32 matrices and of torch.conv2d on a wide
-  3x3 layer. That is a lower bound of the peak: MKL's matmul reaches some 80 % of it on CPUs that are
-  not Intel's, oneDNN's direct convolution some 95 %.
+* FMA: the better rate of torch.matmul on large square float32 matrices and of torch.conv2d on a
+  wide 3x3 layer. That is a lower bound of the peak: MKL's matmul reaches some 80 % of it on CPUs
+  that are not Intel's, oneDNN's direct convolution some 95 %.
 
 Each is the best of several tries: a limit is what is possible, not what is usual. All of them go
 through torch, so they contain its overhead and are lower bounds in turn; a row can exceed 100 %

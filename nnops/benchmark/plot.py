@@ -82,7 +82,7 @@ def _ratio_bars(rows: list[Row], title: str, path: Path) -> None:
     for axes, mode in zip(panels[0], modes, strict=True):
         here = [row for row in rows if row.mode == mode]
         _bars(axes, here, [position[_label(row, with_op)] for row in here], others)
-        axes.set_title(mode, fontsize=10)
+        axes.set_title("memory: bytes saved" if mode == "memory" else mode, fontsize=10)
     panels[0][0].set_yticks(range(len(labels)), labels, fontsize=8)
     panels[0][0].set_ylim(len(labels) - 0.4, -0.6)
     legend = [Line2D([], [], color=ROOF, lw=0.8, label="p20 to p80 of the rounds")]
@@ -91,7 +91,7 @@ def _ratio_bars(rows: list[Row], title: str, path: Path) -> None:
         for index, peer in enumerate(others)
     ]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), fontsize=8)
-    figure.suptitle(f"time of torch eager / time of nnops: {title}", fontsize=10)
+    figure.suptitle(f"torch eager / nnops: {title}", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -148,43 +148,67 @@ def _plain_log_ticks(axis: Any, span: float) -> None:
 
 def _roofline(rows: list[Row], limits: Limits, title: str, path: Path) -> None:
     """Arithmetic against its intensity where that is the limit, else traffic by working set."""
+    # A training step is two passes with a limit each; there is no one place for it.
+    rows = [row for row in rows if row.mode != "full"] or rows
+    modes = list(dict.fromkeys(row.mode for row in rows))
     compute = sum(row.bound == "compute" for row in rows) > len(rows) / 2
-    figure, axes = plt.subplots(figsize=(9.5, 5.6), layout="constrained")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    (_compute_roof if compute else _memory_roof)(axes, rows, limits)
-    _points(axes, rows, compute)
-    axes.grid(which="both", color="#e6e6e6", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure, panels = plt.subplots(
+        1,
+        len(modes),
+        figsize=(1.0 + 4.6 * len(modes), 5.2),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    series = list(dict.fromkeys(_series(row) for row in rows))
+    for axes, mode in zip(panels[0], modes, strict=True):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        (_compute_roof if compute else _memory_roof)(axes, rows, limits)
+        _points(axes, [row for row in rows if row.mode == mode], series, compute)
+        axes.grid(which="both", color="#e6e6e6", lw=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=8)
+        axes.set_title(mode, fontsize=10)
+    panels[0][0].set_ylabel("GFLOP/s" if compute else "GB/s")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    roofs = dict(zip(labels, handles, strict=True))
+    legend = [handle for label, handle in roofs.items() if label.startswith("limit")]
+    legend += [
+        Line2D([], [], color=color, marker=marker, ls="", label=name)
+        for name in series
+        for color, marker in [_look(series, name)]
+    ]
+    legend.append(Line2D([], [], color=PEER, lw=0.8, marker="_", label="down or up to torch eager"))
+    figure.legend(handles=legend, loc="outside right center", fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _points(axes: Any, rows: list[Row], compute: bool) -> None:
-    """Filled: ours; hollow: torch. One marker per mode and kernel class."""
-    series = list(dict.fromkeys(_series(row) for row in rows))
-    colors = plt.get_cmap("tab20")
-    for index, name in enumerate(series):
-        here = [row for row in rows if _series(row) == name]
-        marker, color = MARKERS[index % len(MARKERS)], colors(index % 20)
-        x = [row.flops / row.bytes if compute else row.bytes for row in here]
-        amount = [row.flops if compute else row.bytes for row in here]
-        ours = [work / (row.ours_us or 1) / 1e3 for work, row in zip(amount, here, strict=True)]
-        theirs = [
-            work / (row.peers[EAGER].us or 1) / 1e3 for work, row in zip(amount, here, strict=True)
-        ]
-        axes.plot(x, ours, marker, color=color, ms=6, label=name)
-        axes.plot(x, theirs, marker, mfc="none", mec=color, ms=5, alpha=0.6)
-    axes.plot([], [], "o", mfc="none", mec=ROOF, label="hollow: torch eager")
+def _points(axes: Any, rows: list[Row], series: list[str], compute: bool) -> None:
+    """Ours as markers, each with a stem that ends at torch eager's rate."""
+    for row in rows:
+        color, marker = _look(series, _series(row))
+        x = row.flops / row.bytes if compute else row.bytes
+        amount = (row.flops if compute else row.bytes) / 1e3
+        ours = amount / (row.ours_us or 1)
+        theirs = amount / (row.peers[EAGER].us or 1)
+        axes.plot([x, x], [ours, theirs], color=color, lw=0.8, alpha=0.6)
+        axes.plot(x, theirs, "_", color=color, ms=8)
+        axes.plot(x, ours, marker, color=color, ms=6, mec="white", mew=0.5)
+
+
+def _look(series: list[str], name: str) -> tuple[Any, str]:
+    index = series.index(name)
+    return plt.get_cmap("tab10")(index % 10), MARKERS[index % len(MARKERS)]
 
 
 def _series(row: Row) -> str:
     """Many ops of one family share a class, and one op has many classes."""
     kind = row.op if row.family != row.op else row.kernel_class
-    layout = " CL" if row.layout == "channels_last" else ""
-    return f"{kind}{layout} {row.mode}"
+    return f"{kind} CL" if row.layout == "channels_last" else kind
 
 
 def _memory_roof(axes: Any, rows: list[Row], limits: Limits) -> None:
@@ -193,7 +217,6 @@ def _memory_roof(axes: Any, rows: list[Row], limits: Limits) -> None:
         rates = [at(curve, int(size)) for size in sizes]
         axes.plot(sizes, rates, style, color=ROOF, lw=1.2, label=f"limit: {name}, warm")
     axes.set_xlabel("bytes read + written, each once per pass")
-    axes.set_ylabel("GB/s")
     axes.xaxis.set_major_locator(LogLocator(base=4, numticks=20))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _size(size)))
     _plain_log_ticks(axes.yaxis, 1e3)
@@ -218,6 +241,5 @@ def _compute_roof(axes: Any, rows: list[Row], limits: Limits) -> None:
         x, np.minimum(x * near, limits.gflops), "--", color=ROOF, lw=1, label="limit: cache, FMA"
     )
     axes.set_xlabel("arithmetic intensity: operations / byte")
-    axes.set_ylabel("GFLOP/s")
     _plain_log_ticks(axes.xaxis, 1e3)
     _plain_log_ticks(axes.yaxis, 1e3)

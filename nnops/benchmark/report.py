@@ -36,7 +36,7 @@ def row_table(rows: Iterable[Row]) -> Table:
             _number(row.ours_us),
             *(_versus(row.peers.get(peer)) for peer in peers),
             _number(row.gb_s),
-            _number(row.gflop_s),
+            _number(row.gflop_s) if row.flops else "",
             f"{row.percent_of_limit:.0f}" if row.percent_of_limit is not None else "",
             style=LOSS if row.lost else "",
         )

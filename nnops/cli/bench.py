@@ -27,6 +27,7 @@ MODES: dict[str, tuple[Mode, ...]] = {
 DEFAULT_MODES = ("fwd", "full")
 # Rows as short as this try the engine out, and the limits need not be good either.
 QUICK_SECONDS = 0.1
+LOG_WIDTH = 180
 DEFAULT_OUT = Path("results/bench.jsonl")
 
 
@@ -87,7 +88,7 @@ def bench(
     total = engine.row_count(plan)
     if not total:
         raise typer.BadParameter("no row of the database fits --op, --mode and --filter")
-    console = Console()
+    console = _console()
     measured = results.Results()
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w") as file:
@@ -104,7 +105,7 @@ def bench_report(
     plot: Annotated[Path | None, typer.Option(help="draw the plots into this folder")] = None,
 ) -> None:
     """Print the tables of result files again, and draw their plots."""
-    console = Console()
+    console = _console()
     measured = results.read(files)
     _show(measured, console)
     if plot is not None:
@@ -113,7 +114,7 @@ def bench_report(
 
 def bench_compare(old: Path, new: Path) -> None:
     """Compare two result files; exit code 1 if a row became slower by more than the noise."""
-    console = Console()
+    console = _console()
     comparison = compare(results.read([old]), results.read([new]))
     for warning in comparison.warnings:
         console.print(f"[yellow]{warning}")
@@ -125,6 +126,12 @@ def bench_compare(old: Path, new: Path) -> None:
     )
     if comparison.regressions:
         raise typer.Exit(1)
+
+
+def _console() -> Console:
+    """As wide as the tables where the output is a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=LOG_WIDTH)
 
 
 def _chosen(table: dict[str, Any], name: str, option: str) -> Any:
@@ -144,7 +151,7 @@ def _measure(
     with Live(progress, console=console, vertical_overflow="ellipsis") as live:
         task = progress.add_task("limits", total=total)
         limits: dict[int, Limits] = {}
-        for threads in plan.threads:
+        for threads in plan.threads if any(mode.has_limits for mode in plan.modes) else ():
             limits[threads] = measure_limits(threads, quick=plan.seconds < QUICK_SECONDS)
             results.write(limits[threads], file)
             measured.add(limits[threads])
@@ -178,9 +185,9 @@ def _show(measured: results.Results, console: Console) -> None:
         )
     for table in _row_tables(measured.rows):
         console.print(table, "")
-    timed = [row for row in measured.rows if not row.memory]
-    if timed:
-        console.print(report.summary_table(goals.summary(timed)))
+    lines = goals.summary(measured.rows)
+    if lines:
+        console.print(report.summary_table(lines))
 
 
 def _plot(measured: results.Results, out: Path, console: Console) -> None:

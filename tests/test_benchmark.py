@@ -1,0 +1,425 @@
+"""The benchmark engine: its arithmetic, its refusals, its files. No assertion on a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+import nnops.nn.functional as F
+from nnops import _C
+from nnops.__main__ import app
+from nnops.benchmark import engine, goals, results
+from nnops.benchmark.calls import EAGER, PEERS, Mode, contestant, phases, sample_for
+from nnops.benchmark.compare import compare
+from nnops.benchmark.limits import Limits, at
+from nnops.benchmark.memory import measure_in_fresh_process, saved_bytes
+from nnops.benchmark.results import Bytes, Results, Row, Versus
+from nnops.benchmark.timing import Contestant, alternate, ratios, spread
+from nnops.testing.opdb import CASES, FAMILIES, case as case_named
+from nnops.testing.samples import OVERHEAD, BenchmarkSample, Maker, OpCase, Sample, Work
+
+LIMITS = Limits(1, ((1024, 100.0), (4096, 10.0)), ((1024, 200.0), (4096, 20.0)), 50.0)
+
+
+def row(ratio: float = 2.0, spread: float = 0.0, **changes: object) -> Row:
+    versus = Versus(ratio, ratio * (1 - spread / 2), ratio * (1 + spread / 2), 10.0)
+    values: dict[str, object] = {
+        **{"family": "relu", "op": "relu", "mode": "full", "sample": "2^12"},
+        **{"kernel_class": "vector", "shapes": [[4096]], "dtype": "float32", "layout": ""},
+        **{"isa": "avx512", "isa_forced": False, "threads": 1, "torch": "2", "nnops": "0"},
+        **{"commit": "abc", "cpu": "a CPU", "ours_us": 5.0, "peers": {"torch": versus}},
+    }
+    return Row(**{**values, **changes})  # type: ignore[arg-type]
+
+
+# --- timing ---------------------------------------------------------------------------------------
+
+
+def test_spread_interpolates_between_the_rounds() -> None:
+    values = spread([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert dataclasses.astuple(values) == pytest.approx((3.0, 1.8, 4.2))
+    assert dataclasses.astuple(spread([7.0])) == (7.0, 7.0, 7.0)
+
+
+def test_ratios_are_taken_within_each_round() -> None:
+    # The machine slows down by ten in the second round; the ratio does not notice.
+    assert dataclasses.astuple(ratios([2.0, 20.0, 2.0], [1.0, 10.0, 1.0])) == (2.0, 2.0, 2.0)
+
+
+class FakeTime:
+    """A clock that only the calls move."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
+
+    def contestant(self, name: str, seconds: float) -> Contestant:
+        def call() -> None:
+            self.now += seconds
+            self.calls.append(name)
+
+        return Contestant(name, call)
+
+
+def test_contestants_alternate_take_turns_to_begin_and_fill_their_rounds() -> None:
+    time = FakeTime()
+    fast, slow = time.contestant("fast", 1e-4), time.contestant("slow", 1e-2)
+    rounds = alternate([fast, slow], 0.1, clock=lambda: time.now)
+    assert rounds["fast"] == pytest.approx([1e-4] * len(rounds["fast"]))
+    assert rounds["slow"] == pytest.approx([1e-2] * len(rounds["slow"]))
+    assert len(rounds["fast"]) == len(rounds["slow"]) >= 5
+    measured = time.calls[time.calls.index("slow") :]
+    runs = [name for name, before in zip(measured, ["", *measured], strict=False) if name != before]
+    # Two rounds in a row meet at the one that ends the first and begins the second.
+    assert runs[-4:] in (["fast", "slow", "fast", "slow"], ["slow", "fast", "slow", "fast"])
+    assert time.calls.count("fast") / len(rounds["fast"]) * 1e-4 >= 2e-3
+
+
+def test_a_short_budget_still_gets_its_rounds() -> None:
+    time = FakeTime()
+    rounds = alternate([time.contestant("only", 1.0)], 0.0, clock=lambda: time.now)
+    assert rounds["only"] == [1.0] * 5
+
+
+def test_two_contestants_of_one_name_are_refused() -> None:
+    time = FakeTime()
+    with pytest.raises(ValueError, match="names of their own"):
+        alternate([time.contestant("a", 1.0)] * 2, 0.0)
+
+
+# --- limits, goals, comparison --------------------------------------------------------------------
+
+
+def test_limits_between_and_outside_their_points() -> None:
+    curve = ((1024, 100.0), (4096, 10.0))
+    assert at(curve, 1) == 100.0
+    assert at(curve, 2048) == pytest.approx(55.0)
+    assert at(curve, 1 << 30) == 10.0
+
+
+def test_the_limit_is_that_of_the_scarcer_resource() -> None:
+    reading, copying = Work(0, 1024, 0), Work(0, 512, 512)
+    assert LIMITS.seconds(reading) == pytest.approx(1024 / 200e9)
+    assert LIMITS.seconds(copying) == pytest.approx(1024 / 100e9)
+    computing = Work(10**6, 512, 512)
+    assert (LIMITS.bound(copying), LIMITS.bound(computing)) == ("memory", "compute")
+    assert LIMITS.seconds(computing) == pytest.approx(1e6 / 50e9)
+
+
+def test_every_goal_is_about_rows_that_exist() -> None:
+    for goal in goals.goals():
+        assert 0 < goal.floor <= goal.geomean
+        mode, case = Mode(goal.mode), case_named(goal.op)
+        covered = [
+            each
+            for each in case.benchmark_samples
+            if mode.fits(case, each)
+            and goal.covers(
+                row(
+                    op=goal.op,
+                    mode=goal.mode,
+                    layout=each.layout,
+                    kernel_class=each.kernel_class,
+                )
+            )
+        ]
+        assert covered, goal
+
+
+def test_summary_holds_means_and_worst_against_the_goal_of_the_isa() -> None:
+    rows = [row(4.0, sample="a"), row(1.0, sample="b"), row(1.1, isa="avx2", sample="a")]
+    best, lower = sorted(goals.summary(rows), key=lambda line: line.isa, reverse=True)
+    assert (best.rows, best.geomean, best.worst, best.worst_sample) == (2, 2.0, 1.0, "b")
+    assert best.met
+    assert lower.goal_geomean == pytest.approx(0.8 * 1.3)
+    assert lower.met
+    assert not goals.summary([row(4.0), row(0.5, sample="b")])[0].met
+    assert not goals.summary([row(4.0), row(sample="b", peers={}, error="wrong")])[0].met
+    (ungoaled,) = goals.summary([row(op="template_op")])
+    assert ungoaled.met is None
+
+
+def changed(old: Row, new: Row) -> tuple[bool, bool]:
+    (change,) = compare(Results([], [old]), Results([], [new])).changes
+    return change.regressed, change.improved
+
+
+def test_compare_marks_only_what_exceeds_the_noise_of_both() -> None:
+    assert changed(row(2.0), row(1.95)) == (False, False)
+    assert changed(row(2.0), row(1.8)) == (True, False)
+    assert changed(row(2.0), row(2.2)) == (False, True)
+    assert changed(row(2.0, spread=0.1), row(1.8, spread=0.1)) == (False, False)
+    assert changed(row(2.0, spread=0.1), row(1.5, spread=0.1)) == (True, False)
+    assert changed(row(2.0), row(peers={}, error="wrong")) == (True, False)
+    assert changed(row(peers={}, error="wrong"), row(2.0)) == (False, False)
+
+
+def test_compare_lists_rows_without_counterpart_and_other_machines() -> None:
+    old, new = row(sample="a"), row(sample="b", cpu="another CPU")
+    comparison = compare(Results([], [old]), Results([], [new]))
+    assert (comparison.changes, comparison.only_old, comparison.only_new) == ([], [old], [new])
+    assert any("cpu differs" in warning for warning in comparison.warnings)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_a_result_file_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    timed = row(gb_s=1.5, rounds=7)
+    counted = row(mode="memory", memory={"ours": Bytes(1, 2, 3, None)})
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        for line in (LIMITS, timed, counted):
+            results.write(line, file)
+    assert results.read([path]) == Results([LIMITS], [timed, counted])
+    assert results.read([path]).limits_of(1) == LIMITS
+
+
+def test_of_rows_measured_twice_the_last_one_counts(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        results.write(row(2.0), file)
+        results.write(row(3.0), file)
+    assert [each.ratio for each in results.read([path]).rows] == [3.0]
+
+
+# --- the database ---------------------------------------------------------------------------------
+
+
+class ShapeMaker(Maker):
+    """Makes tensors without data, so that the largest samples cost nothing."""
+
+    def tensor(
+        self, *shape: int, low: float = -2.0, high: float = 2.0, grad: bool = True
+    ) -> Tensor:
+        empty = torch.empty(shape, dtype=self.dtype, device="meta")
+        return empty.requires_grad_(self.requires_grad and grad)
+
+    def indices(self, *shape: int, high: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int64, device="meta")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_function_has_benchmark_samples_that_build(case: OpCase) -> None:
+    keys = [(each.name, each.layout) for each in case.benchmark_samples]
+    assert len(set(keys)) == len(keys)
+    kinds = {each.kernel_class for each in case.benchmark_samples}
+    assert OVERHEAD in kinds and len(kinds) > 1
+    for benchmark in case.benchmark_samples:
+        sample = benchmark.build(ShapeMaker(torch.float32, requires_grad=True))
+        forward, backward = case.forward_work(sample), case.backward_work(sample)
+        assert forward.read > 0 and forward.written > 0 and backward.written > 0, benchmark.name
+        assert benchmark.layout in ("", "NCHW", "channels_last")
+        if benchmark.layout == "channels_last":
+            assert sample.args[0].is_contiguous(memory_format=torch.channels_last)
+
+
+MB = 2**20
+KNOWN_WORK = [
+    # 2 * 8 * 256 * 56 * 56 * 64 products; images of 8 x 56 x 56 pixels, 64 and 256 channels.
+    (
+        "conv2d",
+        "resnet 1x1 64->256 b8",
+        Work(822083584, 6488064, 25690112),
+        Work(2 * 822083584, 25690112 + 6488064, 6488064),
+    ),
+    ("max_pool2d", "cifar 64x32x32", Work(0, 8 * MB, 2 * MB), Work(0, 2 * MB + MB // 2, 8 * MB)),
+    ("mse_loss", "2^20", Work(3 * MB, 8 * MB, 4), Work(2 * MB, 8 * MB, 4 * MB)),
+    (
+        "cross_entropy",
+        "512x1000",
+        Work(2048000, 2048000 + 4096, 4),
+        Work(1536000, 2048000 + 4096 + 2048, 2048000),
+    ),
+    ("relu", "2^20", Work(MB, 4 * MB, 4 * MB), Work(MB, 4 * MB + MB // 8, 4 * MB)),
+]
+
+
+@pytest.mark.parametrize("op, name, forward, backward", KNOWN_WORK)
+def test_work_of_known_shapes(op: str, name: str, forward: Work, backward: Work) -> None:
+    case = case_named(op)
+    benchmark = next(each for each in case.benchmark_samples if each.name == name)
+    sample = benchmark.build(ShapeMaker(torch.float32, requires_grad=True))
+    assert phases(case, sample, Mode.FORWARD) == (forward,)
+    assert phases(case, sample, Mode.BACKWARD) == (backward,)
+    assert phases(case, sample, Mode.FULL) == (forward, backward)
+
+
+def test_the_parts_of_a_backward_share_its_products() -> None:
+    case = case_named("conv2d")
+    by_name = {each.name: each for each in case.benchmark_samples}
+    make = ShapeMaker(torch.float32, requires_grad=True)
+    sample = by_name["vgg3_2 b2"].build(make)
+    parts = [sample_for(case, sample, mode) for mode in (Mode.BACKWARD_INPUT, Mode.BACKWARD_WEIGHT)]
+    assert [[each.requires_grad for each in part.args] for part in parts if part] == [
+        [True, False, False],
+        [False, True, False],
+    ]
+    flops = [case.backward_work(part).flops for part in parts if part]
+    assert sum(flops) == case.backward_work(sample).flops
+    # The images of a first layer need no gradient.
+    assert sample_for(case, by_name["vgg1_1 b1"].build(make), Mode.BACKWARD_INPUT) is None
+
+
+# --- calls, checks, rows --------------------------------------------------------------------------
+
+
+def tiny(case: OpCase) -> Sample:
+    benchmark = next(each for each in case.benchmark_samples if each.kernel_class == OVERHEAD)
+    return benchmark.build(Maker(torch.float32, requires_grad=True))
+
+
+@pytest.mark.parametrize("mode", [mode for mode in Mode if mode != Mode.MEMORY])
+def test_the_calls_do_what_the_mode_says(mode: Mode) -> None:
+    case = case_named("conv2d")
+    sample = sample_for(case, tiny(case), mode)
+    assert sample is not None
+    timed = contestant("ours", case.our_function, sample, mode, EAGER)
+    with timed.around():
+        result = timed.call()
+    if mode in (Mode.FORWARD, Mode.OVERHEAD):
+        assert isinstance(result, Tensor) and not result.requires_grad
+    elif mode == Mode.OVERHEAD_GRAD:
+        assert isinstance(result, Tensor) and result.requires_grad
+    elif mode == Mode.FULL:
+        assert [each.grad.shape for each in sample.args] == [each.shape for each in sample.args]
+    else:
+        wanted = [each.shape for each in sample.args if each.requires_grad]
+        assert isinstance(result, tuple) and [each.shape for each in result] == wanted
+
+
+def test_without_mkldnn_lasts_as_long_as_the_round() -> None:
+    enabled = torch.backends.mkldnn.enabled
+    with PEERS["no-mkldnn"].around():
+        assert not torch.backends.mkldnn.enabled
+    assert torch.backends.mkldnn.enabled == enabled
+
+
+def broken_family(function: Callable[..., Tensor]) -> dict[str, tuple[OpCase, ...]]:
+    def build(make: Maker) -> Sample:
+        return Sample("small", (make.tensor(64),))
+
+    case = dataclasses.replace(
+        case_named("relu"),
+        function=function,
+        benchmark_samples=(BenchmarkSample("small", "vector", build),),
+    )
+    return {"relu": (case,)}
+
+
+def slightly_wrong(input: Tensor) -> Tensor:
+    return F.relu(input) * (1 + 1e-6)
+
+
+def wrong_without_grad(input: Tensor) -> Tensor:
+    return F.relu(input) if torch.is_grad_enabled() else input
+
+
+def wrong_gradient(input: Tensor) -> Tensor:
+    return F.relu(input).detach() + input * 0
+
+
+def raising(input: Tensor) -> Tensor:
+    raise RuntimeError("no kernel")
+
+
+@pytest.mark.parametrize("function", [slightly_wrong, wrong_without_grad, wrong_gradient, raising])
+def test_wrong_numbers_are_not_timed(
+    monkeypatch: pytest.MonkeyPatch, function: Callable[..., Tensor]
+) -> None:
+    monkeypatch.setattr(engine, "FAMILIES", broken_family(function))
+    plan = engine.Plan((Mode.FORWARD, Mode.FULL), (1,), (_C.active_isa(),), seconds=0.0)
+    rows = list(engine.run(plan, {1: LIMITS}))
+    assert len(rows) == 2
+    for each in rows:
+        assert each.error and each.lost
+        assert each.ours_us is None and each.peers == {}
+
+
+def test_right_numbers_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "FAMILIES", broken_family(F.relu))
+    isa, threads = _C.active_isa(), torch.get_num_threads()
+    plan = engine.Plan((Mode.FORWARD,), (1, 2), ("default",), seconds=0.0, isa_forced=True)
+    rows = list(engine.run(plan, {1: LIMITS, 2: LIMITS}))
+    assert [(each.threads, each.isa, each.error) for each in rows] == [
+        (1, "default", ""),
+        (2, "default", ""),
+    ]
+    assert all(each.ours_us and each.percent_of_limit and each.ratio for each in rows)
+    assert (_C.active_isa(), torch.get_num_threads()) == (isa, threads)
+
+
+def test_saved_bytes_by_where_they_come_from() -> None:
+    image = torch.rand(2, 3, 8, 8, requires_grad=True)
+    sample = Sample("", (image, 2))
+    outputs = 2 * 3 * 4 * 4
+    assert saved_bytes(F.max_pool2d, sample) == Bytes(0, 0, outputs, None)
+    theirs = saved_bytes(torch.nn.functional.max_pool2d, sample)
+    assert theirs == Bytes(4 * image.numel(), 0, 8 * outputs, None)
+    assert saved_bytes(F.relu, Sample("", (image,))) == Bytes(0, 4 * image.numel(), 0, None)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux for the peak")
+def test_peak_memory_of_a_fresh_process() -> None:
+    case = case_named("relu")
+    benchmark = next(each for each in case.benchmark_samples if each.name == "2^22")
+    measured = measure_in_fresh_process(case, benchmark, torch.float32, _C.active_isa(), 1, "ours")
+    size = 4 * 2**22
+    assert measured.saved == size
+    # Output, its gradient and the input's; the resident set is counted in batches of pages.
+    assert measured.peak == pytest.approx(3 * size, rel=0.1)
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_bench_writes_rows_tables_and_plots_and_compare_reads_them(tmp_path: Path) -> None:
+    out = tmp_path / "some" / "rows.jsonl"
+    command = "bench --op relu cross_entropy --mode fwd full overhead --threads 1 2 --isa default"
+    output = run(
+        *command.split(), "--filter", "*[x^]1[20]*", "--seconds", "0.01", "--out", str(out)
+    )
+    assert "geomean" in output
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["threads"] for line in lines if line["kind"] == "limits"] == [1, 2]
+    found = results.read([out]).rows
+    assert {(each.mode, each.threads) for each in found} >= {("fwd", 1), ("fwd", 2), ("full", 2)}
+    assert all(each.isa == "default" and each.isa_forced for each in found)
+    names = {path.name for path in (tmp_path / "some" / "rows").iterdir()}
+    assert "relu-float32-default-1.ratio.png" in names
+    assert "relu-float32-default-2.roofline.png" in names
+
+    assert "0 slower" in run("bench-compare", str(out), str(out))
+    slower = tmp_path / "slower.jsonl"
+    with slower.open("w") as file:
+        for each in found:
+            versus = each.peers["torch"]
+            worse = dataclasses.replace(
+                versus, **{key: getattr(versus, key) / 100 for key in ("ratio", "p20", "p80")}
+            )
+            results.write(dataclasses.replace(each, peers={"torch": worse}), file)
+    assert "slower" in run("bench-compare", str(out), str(slower), code=1)
+    assert "relu" in run("bench-report", str(out))
+
+
+def test_bench_refuses_what_it_does_not_know() -> None:
+    run("bench", "--mode", "sideways", code=2)
+    run("bench", "--op", "no such operator", code=2)
+    run("bench", "--peer", "someone", code=2)
+
+
+def test_families_have_the_cases() -> None:
+    assert [case for cases in FAMILIES.values() for case in cases] == list(CASES)
