@@ -21,7 +21,7 @@ from nnops.benchmark.compare import compare
 from nnops.benchmark.limits import Limits, at
 from nnops.benchmark.memory import measure_in_fresh_process, saved_bytes
 from nnops.benchmark.results import Bytes, Results, Row, Versus
-from nnops.benchmark.timing import Contestant, alternate, ratios, spread
+from nnops.benchmark.timing import Contestant, alternate, calmest, ratios, spread
 from nnops.testing.opdb import CASES, FAMILIES, case as case_named
 from nnops.testing.samples import OVERHEAD, BenchmarkSample, Maker, OpCase, Sample, Work
 
@@ -88,6 +88,19 @@ def test_a_short_budget_still_gets_its_rounds() -> None:
     assert rounds["only"] == [1.0] * 5
 
 
+def test_a_disturbed_measurement_is_repeated() -> None:
+    time = FakeTime()
+    calm = time.contestant("calm", 1.0)
+    # Two calls to find the number of repetitions, then the rounds.
+    seconds = [1.0, 1.0, 10.0, 1.0, 10.0, 1.0, 10.0]
+
+    def call() -> None:
+        time.now += seconds.pop(0) if seconds else 1.0
+
+    rounds = calmest([calm, Contestant("disturbed", call)], 0.0, clock=lambda: time.now)
+    assert rounds["disturbed"] == [1.0] * 5
+
+
 def test_two_contestants_of_one_name_are_refused() -> None:
     time = FakeTime()
     with pytest.raises(ValueError, match="names of their own"):
@@ -115,7 +128,9 @@ def test_the_limit_is_that_of_the_scarcer_resource() -> None:
 
 def test_every_goal_is_about_rows_that_exist() -> None:
     for goal in goals.goals():
-        assert 0 < goal.floor <= goal.geomean
+        figures = [goal.geomean, goal.floor, goal.percent]
+        assert any(figures) and all(figure is None or figure > 0 for figure in figures)
+        assert not goal.geomean or not goal.floor or goal.floor <= goal.geomean
         mode, case = Mode(goal.mode), case_named(goal.op)
         covered = [
             each
@@ -127,6 +142,7 @@ def test_every_goal_is_about_rows_that_exist() -> None:
                     mode=goal.mode,
                     layout=each.layout,
                     kernel_class=each.kernel_class,
+                    sample=each.name,
                 )
             )
         ]
@@ -138,12 +154,15 @@ def test_summary_holds_means_and_worst_against_the_goal_of_the_isa() -> None:
     best, lower = sorted(goals.summary(rows), key=lambda line: line.isa, reverse=True)
     assert (best.rows, best.geomean, best.worst, best.worst_sample) == (2, 2.0, 1.0, "b")
     assert best.met
-    assert lower.goal_geomean == pytest.approx(0.8 * 1.3)
+    assert lower.goal and lower.goal.geomean == pytest.approx(0.8 * 1.3)
     assert lower.met
     assert not goals.summary([row(4.0), row(0.5, sample="b")])[0].met
     assert not goals.summary([row(4.0), row(sample="b", peers={}, error="wrong")])[0].met
     (ungoaled,) = goals.summary([row(op="template_op")])
     assert ungoaled.met is None
+    for percent, met in ((89.0, False), (91.0, True)):
+        large = row(op="mse_loss", mode="fwd", sample="2^24", percent_of_limit=percent)
+        assert [line.met for line in goals.summary([large])] == [met]
 
 
 def changed(old: Row, new: Row) -> tuple[bool, bool]:
@@ -419,6 +438,8 @@ def test_bench_refuses_what_it_does_not_know() -> None:
     run("bench", "--mode", "sideways", code=2)
     run("bench", "--op", "no such operator", code=2)
     run("bench", "--peer", "someone", code=2)
+    run("bench", "--isa", "sse9", code=2)
+    run("bench", "--dtype", "int64", code=2)
 
 
 def test_families_have_the_cases() -> None:

@@ -23,7 +23,7 @@ from nnops.benchmark.check import Expected, check, expected_of
 from nnops.benchmark.limits import Limits
 from nnops.benchmark.memory import measure_in_fresh_process
 from nnops.benchmark.results import Row, Versus
-from nnops.benchmark.timing import alternate, ratios, spread
+from nnops.benchmark.timing import calmest, ratios, spread
 from nnops.testing.opdb import FAMILIES
 from nnops.testing.samples import NO_WORK, BenchmarkSample, Maker, OpCase, Sample, tensors_of
 
@@ -61,6 +61,8 @@ def subjects(plan: Plan) -> list[Subject]:
     for family, cases in FAMILIES.items():
         for case in cases:
             if plan.ops and case.name not in plan.ops and family not in plan.ops:
+                continue
+            if plan.dtype not in case.dtypes:
                 continue
             for benchmark in case.benchmark_samples:
                 modes = tuple(mode for mode in plan.modes if mode.fits(case, benchmark))
@@ -160,7 +162,7 @@ def _with_times(
     ]
     if any(peer.name == "compile" for peer in peers):
         torch.compiler.reset()
-    rounds = alternate(
+    rounds = calmest(
         [
             contestant(OURS, case.our_function, sample, mode, Peer(OURS)),
             *(contestant(peer.name, case.torch_function, sample, mode, peer) for peer in peers),

@@ -1,7 +1,9 @@
 """What the rows are held against: goals.csv, and which of its goals a result meets.
 
-A goal covers all rows of its op and mode whose layout and kernel class match its patterns: their
-geometric mean, and none below the floor. Below AVX-512 80 % of the figures will do.
+A goal covers all rows of its op and mode whose layout, kernel class and sample match its patterns.
+It may ask for their geometric mean, for a floor under each, and for a share of the machine's limit,
+in percent, of each; what it does not ask for is left empty. Below AVX-512 80 % of the figures will
+do.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
@@ -28,14 +30,17 @@ class Goal:
     mode: str
     layout: str
     kernel_class: str
-    geomean: float
-    floor: float
+    sample: str
+    geomean: float | None
+    floor: float | None
+    percent: float | None
 
     def covers(self, row: Row) -> bool:
         return (
             (row.op, row.mode, row.dtype) == (self.op, self.mode, DTYPE)
             and fnmatchcase(row.layout, self.layout)
             and fnmatchcase(row.kernel_class, self.kernel_class)
+            and fnmatchcase(row.sample, self.sample)
         )
 
 
@@ -47,6 +52,7 @@ class Line:
     mode: str
     layout: str
     kernel_class: str
+    sample: str
     dtype: str
     isa: str
     threads: int
@@ -54,39 +60,61 @@ class Line:
     geomean: float
     worst: float
     worst_sample: str
-    # None where there is no goal; already lowered for the ISA.
-    goal_geomean: float | None = None
-    goal_floor: float | None = None
+    least_percent: float
+    # Already lowered for the ISA; None: no goal covers these rows.
+    goal: Goal | None = None
     errors: int = 0
 
     @property
     def met(self) -> bool | None:
-        if self.goal_geomean is None or self.goal_floor is None:
+        """None where there is no goal."""
+        if self.goal is None:
             return None
-        return (
-            not self.errors and self.geomean >= self.goal_geomean and self.worst >= self.goal_floor
+        pairs = (
+            (self.geomean, self.goal.geomean),
+            (self.worst, self.goal.floor),
+            (self.least_percent, self.goal.percent),
         )
+        reached = all(wanted is None or figure >= wanted for figure, wanted in pairs)
+        return reached and not self.errors
 
 
 @cache
 def goals() -> tuple[Goal, ...]:
     text = resources.files("nnops.benchmark").joinpath("goals.csv").read_text()
-    return tuple(
-        Goal(
-            each["op"],
-            each["mode"],
-            each["layout"],
-            each["kernel_class"],
-            float(each["geomean"]),
-            float(each["floor"]),
-        )
-        for each in csv.DictReader(text.splitlines())
+    return tuple(map(_goal, csv.DictReader(text.splitlines())))
+
+
+def _goal(fields: dict[str, str]) -> Goal:
+    def figure(name: str) -> float | None:
+        return float(fields[name]) if fields[name] else None
+
+    return Goal(
+        op=fields["op"],
+        mode=fields["mode"],
+        layout=fields["layout"],
+        kernel_class=fields["kernel_class"],
+        sample=fields["sample"],
+        geomean=figure("geomean"),
+        floor=figure("floor"),
+        percent=figure("percent"),
     )
 
 
-def share(isa: str) -> float:
-    """Of the figures of a goal, what this ISA is to reach."""
-    return 1.0 if isa == "avx512" else SHARE_BELOW_AVX512
+def goal_on(goal: Goal, isa: str) -> Goal:
+    """`goal` with the figures that this ISA is to reach."""
+    if isa == "avx512":
+        return goal
+
+    def lowered(figure: float | None) -> float | None:
+        return None if figure is None else figure * SHARE_BELOW_AVX512
+
+    return replace(
+        goal,
+        geomean=lowered(goal.geomean),
+        floor=lowered(goal.floor),
+        percent=lowered(goal.percent),
+    )
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -125,12 +153,13 @@ def _line(rows: list[Row], goal: Goal | None) -> Line:
     first = rows[0]
     measured = [(row.ratio, row.sample) for row in rows if row.ratio is not None]
     worst, worst_sample = min(measured, default=(math.nan, ""))
-    scale = share(first.isa)
+    percents = [row.percent_of_limit for row in rows if row.percent_of_limit is not None]
     return Line(
         op=first.op,
         mode=first.mode,
         layout=goal.layout if goal else first.layout,
         kernel_class=goal.kernel_class if goal else first.kernel_class,
+        sample=goal.sample if goal else "*",
         dtype=first.dtype,
         isa=first.isa,
         threads=first.threads,
@@ -138,7 +167,7 @@ def _line(rows: list[Row], goal: Goal | None) -> Line:
         geomean=geometric_mean([ratio for ratio, _ in measured]),
         worst=worst,
         worst_sample=worst_sample,
-        goal_geomean=goal.geomean * scale if goal else None,
-        goal_floor=goal.floor * scale if goal else None,
+        least_percent=min(percents, default=math.nan),
+        goal=goal_on(goal, first.isa) if goal else None,
         errors=sum(bool(row.error) for row in rows),
     )

@@ -29,7 +29,7 @@ def row_table(rows: Iterable[Row]) -> Table:
     for row in ordered:
         labels = (row.op, row.mode, row.sample, row.layout, row.isa, str(row.threads))
         if row.error:
-            table.add_row(*labels, "error", Text(row.error, LOSS), style=LOSS)
+            table.add_row(*labels, "error", Text(row.error.partition("\n")[0], LOSS), style=LOSS)
             continue
         table.add_row(
             *labels,
@@ -60,21 +60,24 @@ def memory_table(rows: Iterable[Row]) -> Table:
 
 
 def summary_table(lines: Iterable[Line]) -> Table:
-    """Per op x mode x layout x class: geometric mean and worst, next to the goals."""
+    """Per goal, then per op x mode x layout x class without one: mean, worst, least % of limit."""
     ordered = sorted(lines, key=lambda line: (line.met is None, line.met or False))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("op", "mode", "layout", "class", "ISA"):
+    for column in ("op", "mode", "layout", "class", "sample", "ISA"):
         table.add_column(column, no_wrap=True)
-    for column in ("thr", "rows", "geomean", "goal", "worst", "floor"):
+    for column in ("thr", "rows", "geomean", "goal", "worst", "floor", "% limit", "goal"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("worst sample", no_wrap=True)
     table.add_column("goal", no_wrap=True)
     for line in ordered:
+        goal = line.goal
         table.add_row(
-            *(line.op, line.mode, line.layout, line.kernel_class, line.isa, str(line.threads)),
+            *(line.op, line.mode, line.layout, line.kernel_class, line.sample, line.isa),
+            str(line.threads),
             f"{line.rows}" + (f" + {line.errors} errors" if line.errors else ""),
-            *(_number(line.geomean), _number(line.goal_geomean)),
-            *(_number(line.worst), _number(line.goal_floor)),
+            *(_number(line.geomean), _number(goal.geomean if goal else None)),
+            *(_number(line.worst), _number(goal.floor if goal else None)),
+            *(_number(line.least_percent), _number(goal.percent if goal else None)),
             line.worst_sample,
             _verdict(line.met),
         )

@@ -18,12 +18,15 @@ from nnops.benchmark import engine, goals, report, results
 from nnops.benchmark.calls import PEERS, Mode
 from nnops.benchmark.compare import compare
 from nnops.benchmark.limits import Limits, measure_limits
+from nnops.testing.samples import FLOATING
 
 # A mode on the command line may stand for several.
 MODES: dict[str, tuple[Mode, ...]] = {
     **{mode.value: (mode,) for mode in Mode},
     "overhead": (Mode.OVERHEAD, Mode.OVERHEAD_GRAD),
 }
+ISAS = {name: name for name in _C.available_isas()}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATING}
 DEFAULT_MODES = ("fwd", "full")
 # Rows as short as this try the engine out, and the limits need not be good either.
 QUICK_SECONDS = 0.1
@@ -64,7 +67,7 @@ def bench(
         list[str] | None, typer.Option(help="besides torch eager: compile, no-mkldnn")
     ] = None,
     filter: Annotated[str, typer.Option(help='part or pattern of "op sample layout class"')] = "",
-    dtype: Annotated[str, typer.Option()] = "float32",
+    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
     seconds: Annotated[float, typer.Option(help="measuring time per row")] = 1.0,
     out: Annotated[Path, typer.Option(help="JSON lines; plots go to the folder of that name")] = (
         DEFAULT_OUT
@@ -77,11 +80,11 @@ def bench(
             each for name in mode or DEFAULT_MODES for each in _chosen(MODES, name, "--mode")
         ),
         threads=tuple(threads or ()) or (torch.get_num_threads(),),
-        isas=tuple(isa or ()) or (_C.active_isa(),),
+        isas=tuple(_chosen(ISAS, name, "--isa") for name in isa or [_C.active_isa()]),
         isa_forced=bool(isa),
         ops=tuple(op or ()),
         filter=filter,
-        dtype=getattr(torch, dtype),
+        dtype=_chosen(DTYPES, dtype, "--dtype"),
         peers=tuple(_chosen(PEERS, name, "--peer") for name in peer or ()),
         seconds=seconds,
     )
@@ -91,12 +94,16 @@ def bench(
     console = _console()
     measured = results.Results()
     out.parent.mkdir(parents=True, exist_ok=True)
+    interrupted = False
     with out.open("w") as file:
-        _measure(plan, total, measured, file, console)
+        try:
+            _measure(plan, total, measured, file, console)
+        except KeyboardInterrupt:
+            interrupted = True
     _show(measured, console)
     if plot:
         _plot(measured, out, console)
-    if any(row.error for row in measured.rows):
+    if interrupted or any(row.error for row in measured.rows):
         raise typer.Exit(1)
 
 
