@@ -16,12 +16,20 @@ import nnops.nn.functional as F
 from nnops import _C
 from nnops.__main__ import app
 from nnops.benchmark import engine, goals, results
-from nnops.benchmark.calls import EAGER, PEERS, Mode, contestant, phases, sample_for
+from nnops.benchmark.calls import (
+    EAGER,
+    PEERS,
+    Mode,
+    contestant,
+    output_gradient,
+    phases,
+    sample_for,
+)
 from nnops.benchmark.compare import compare
 from nnops.benchmark.limits import Limits, at
 from nnops.benchmark.memory import measure_in_fresh_process, saved_bytes
 from nnops.benchmark.results import Bytes, Results, Row, Versus
-from nnops.benchmark.timing import Contestant, alternate, calmest, ratios, spread
+from nnops.benchmark.timing import MINIMUM_ROUNDS, Contestant, alternate, calmest, ratios, spread
 from nnops.testing.opdb import CASES, FAMILIES, case as case_named
 from nnops.testing.samples import OVERHEAD, BenchmarkSample, Maker, OpCase, Sample, Work
 
@@ -74,7 +82,7 @@ def test_contestants_alternate_take_turns_to_begin_and_fill_their_rounds() -> No
     rounds = alternate([fast, slow], 0.1, clock=lambda: time.now)
     assert rounds["fast"] == pytest.approx([1e-4] * len(rounds["fast"]))
     assert rounds["slow"] == pytest.approx([1e-2] * len(rounds["slow"]))
-    assert len(rounds["fast"]) == len(rounds["slow"]) >= 5
+    assert len(rounds["fast"]) == len(rounds["slow"]) >= MINIMUM_ROUNDS
     measured = time.calls[time.calls.index("slow") :]
     runs = [name for name, before in zip(measured, ["", *measured], strict=False) if name != before]
     # Two rounds in a row meet at the one that ends the first and begins the second.
@@ -85,7 +93,7 @@ def test_contestants_alternate_take_turns_to_begin_and_fill_their_rounds() -> No
 def test_a_short_budget_still_gets_its_rounds() -> None:
     time = FakeTime()
     rounds = alternate([time.contestant("only", 1.0)], 0.0, clock=lambda: time.now)
-    assert rounds["only"] == [1.0] * 5
+    assert rounds["only"] == [1.0] * MINIMUM_ROUNDS
 
 
 def test_a_disturbed_measurement_is_repeated() -> None:
@@ -98,7 +106,7 @@ def test_a_disturbed_measurement_is_repeated() -> None:
         time.now += seconds.pop(0) if seconds else 1.0
 
     rounds = calmest([calm, Contestant("disturbed", call)], 0.0, clock=lambda: time.now)
-    assert rounds["disturbed"] == [1.0] * 5
+    assert rounds["disturbed"] == [1.0] * MINIMUM_ROUNDS
 
 
 def test_two_contestants_of_one_name_are_refused() -> None:
@@ -300,7 +308,8 @@ def test_the_calls_do_what_the_mode_says(mode: Mode) -> None:
     case = case_named("conv2d")
     sample = sample_for(case, tiny(case), mode)
     assert sample is not None
-    timed = contestant("ours", case.our_function, sample, mode, EAGER)
+    seed = output_gradient(case.torch_function, sample, mode)
+    timed = contestant("ours", case.our_function, sample, mode, EAGER, seed)
     with timed.around():
         result = timed.call()
     if mode in (Mode.FORWARD, Mode.OVERHEAD):

@@ -128,8 +128,24 @@ def phases(case: OpCase, sample: Sample, mode: Mode) -> tuple[Work, ...]:
     return (backward,) if mode.value.startswith("bwd") else ()
 
 
-def contestant(name: str, function: Function, sample: Sample, mode: Mode, peer: Peer) -> Contestant:
-    """`sample` comes from sample_for."""
+def output_gradient(function: Function, sample: Sample, mode: Mode) -> Tensor | None:
+    """What `mode` propagates back: made once for all contestants, whose reads then cost the same.
+
+    None where there is nothing to propagate, or where a loss starts by itself.
+    """
+    if mode == Mode.FORWARD or not mode.has_limits:
+        return None
+    with torch.no_grad():
+        output = outputs_of(function(*sample.args, **sample.kwargs))[0]
+    if output.dim():
+        return torch.rand_like(output)
+    return None if mode == Mode.FULL else torch.ones_like(output)
+
+
+def contestant(
+    name: str, function: Function, sample: Sample, mode: Mode, peer: Peer, seed: Tensor | None
+) -> Contestant:
+    """`sample` comes from sample_for, `seed` from output_gradient."""
 
     @contextmanager
     def around() -> Iterator[None]:
@@ -137,27 +153,20 @@ def contestant(name: str, function: Function, sample: Sample, mode: Mode, peer: 
             yield
 
     with around():
-        call = _call(peer.change(function), sample, mode)
+        call = _call(peer.change(function), sample, mode, seed)
     return Contestant(name, call, around)
 
 
-def _call(function: Function, sample: Sample, mode: Mode) -> Callable[[], object]:
+def _call(
+    function: Function, sample: Sample, mode: Mode, seed: Tensor | None
+) -> Callable[[], object]:
     forward = partial(function, *sample.args, **sample.kwargs)
     leaves = [tensor for tensor in tensors_of(sample) if tensor.requires_grad]
-    if mode == Mode.FULL:
-        return _training_step(forward, leaves)
-    if mode.value.startswith("bwd"):
+    if mode == Mode.FORWARD or not mode.has_limits:
+        return forward
+    if mode != Mode.FULL:
         output = outputs_of(forward())[0]
-        seed = torch.ones_like(output) if output.dim() == 0 else torch.rand_like(output)
         return partial(torch.autograd.grad, output, leaves, seed, retain_graph=True)
-    return forward
-
-
-def _training_step(forward: Callable[[], Any], leaves: list[Tensor]) -> Callable[[], object]:
-    output = outputs_of(forward())[0].detach()
-    # A loss starts the backward pass; anything else gets a gradient from the layer behind it.
-    seed = torch.rand_like(output) if output.dim() else None
-    del output
 
     def step() -> None:
         for leaf in leaves:
@@ -165,8 +174,3 @@ def _training_step(forward: Callable[[], Any], leaves: list[Tensor]) -> Callable
         outputs_of(forward())[0].backward(seed)
 
     return step
-
-
-def training_step(function: Function, sample: Sample) -> Callable[[], object]:
-    """The call of mode `full`."""
-    return _call(function, sample, Mode.FULL)

@@ -16,6 +16,7 @@ from nnops.benchmark.calls import (
     Mode,
     Peer,
     contestant,
+    output_gradient,
     phases,
     sample_for,
 )
@@ -162,10 +163,14 @@ def _with_times(
     ]
     if any(peer.name == "compile" for peer in peers):
         torch.compiler.reset()
+    seed = output_gradient(case.torch_function, sample, mode)
     rounds = calmest(
         [
-            contestant(OURS, case.our_function, sample, mode, Peer(OURS)),
-            *(contestant(peer.name, case.torch_function, sample, mode, peer) for peer in peers),
+            contestant(OURS, case.our_function, sample, mode, Peer(OURS), seed),
+            *(
+                contestant(peer.name, case.torch_function, sample, mode, peer, seed)
+                for peer in peers
+            ),
         ],
         plan.seconds,
     )

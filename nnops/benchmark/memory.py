@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from nnops import _C
-from nnops.benchmark.calls import Function, training_step
+from nnops.benchmark.calls import Function
 from nnops.benchmark.results import Bytes
 from nnops.testing.compare import outputs_of
 from nnops.testing.opdb import case as case_named
@@ -82,7 +82,7 @@ def _measure(case: OpCase, benchmark: BenchmarkSample, dtype: torch.dtype, who: 
     # Starts threads and initialises libraries, which is not the step's doing.
     for tiny in case.benchmark_samples:
         if tiny.kernel_class == OVERHEAD and tiny.layout == benchmark.layout:
-            training_step(function, tiny.build(make))()
+            _step(function, tiny.build(make))
     sample = benchmark.build(make)
     # The peak first: the sample's first step finds nothing that an earlier one has left.
     peak = _peak_growth(function, sample)
@@ -95,9 +95,13 @@ def _peak_growth(function: Function, sample: Sample) -> int | None:
     _give_back_free_memory()
     CLEAR.write_text(RESET_PEAK)
     before = _status_bytes("VmRSS")
+    _step(function, sample)
+    return _status_bytes("VmHWM") - before
+
+
+def _step(function: Function, sample: Sample) -> None:
     output = outputs_of(function(*sample.args, **sample.kwargs))[0]
     output.backward(torch.ones_like(output) if output.dim() else None)
-    return _status_bytes("VmHWM") - before
 
 
 def _give_back_free_memory() -> None:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 # A round of a contestant lasts at least this long, to be far above the clock's resolution.
 ROUND_SECONDS = 2e-3
-MINIMUM_ROUNDS = 5
+MINIMUM_ROUNDS = 7
 # A relative spread of the ratios that the calls do not have by themselves.
-DISTURBED = 0.5
+DISTURBED = 0.4
 ATTEMPTS = 3
 
 Clock = Callable[[], float]

@@ -155,7 +155,8 @@ def _measure(
         TimeRemainingColumn(),
         console=console,
     )
-    with Live(progress, console=console, vertical_overflow="ellipsis") as live:
+    # Drawn between rows only: a thread that draws would disturb what is measured.
+    with Live(progress, console=console, vertical_overflow="ellipsis", auto_refresh=False) as live:
         task = progress.add_task("limits", total=total)
         limits: dict[int, Limits] = {}
         for threads in plan.threads if any(mode.has_limits for mode in plan.modes) else ():
@@ -168,7 +169,7 @@ def _measure(
             progress.update(task, advance=1, description=row.name)
             # On a terminal the table grows while measuring; a log gets it once, at the end.
             if console.is_terminal:
-                live.update(Group(progress, *_row_tables(measured.rows)))
+                live.update(Group(progress, *_row_tables(measured.rows)), refresh=True)
         live.update(progress)
     console.print()
 
