@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from nnops.benchmark.calls import (
 )
 from nnops.benchmark.compare import compare
 from nnops.benchmark.limits import Limits, at
+from nnops.benchmark.machine import OthersLoad
 from nnops.benchmark.memory import measure_in_fresh_process, saved_bytes
 from nnops.benchmark.results import Bytes, Results, Row, Versus
 from nnops.benchmark.timing import MINIMUM_ROUNDS, Contestant, alternate, calmest, ratios, spread
@@ -77,42 +81,71 @@ class FakeTime:
 
 
 def test_contestants_alternate_take_turns_to_begin_and_fill_their_rounds() -> None:
-    time = FakeTime()
-    fast, slow = time.contestant("fast", 1e-4), time.contestant("slow", 1e-2)
-    rounds = alternate([fast, slow], 0.1, clock=lambda: time.now)
+    fake = FakeTime()
+    fast, slow = fake.contestant("fast", 1e-4), fake.contestant("slow", 1e-2)
+    rounds = alternate([fast, slow], 0.1, clock=lambda: fake.now)
     assert rounds["fast"] == pytest.approx([1e-4] * len(rounds["fast"]))
     assert rounds["slow"] == pytest.approx([1e-2] * len(rounds["slow"]))
     assert len(rounds["fast"]) == len(rounds["slow"]) >= MINIMUM_ROUNDS
-    measured = time.calls[time.calls.index("slow") :]
+    measured = fake.calls[fake.calls.index("slow") :]
     runs = [name for name, before in zip(measured, ["", *measured], strict=False) if name != before]
     # Two rounds in a row meet at the one that ends the first and begins the second.
     assert runs[-4:] in (["fast", "slow", "fast", "slow"], ["slow", "fast", "slow", "fast"])
-    assert time.calls.count("fast") / len(rounds["fast"]) * 1e-4 >= 2e-3
+    assert fake.calls.count("fast") / len(rounds["fast"]) * 1e-4 >= 2e-3
 
 
 def test_a_short_budget_still_gets_its_rounds() -> None:
-    time = FakeTime()
-    rounds = alternate([time.contestant("only", 1.0)], 0.0, clock=lambda: time.now)
+    fake = FakeTime()
+    rounds = alternate([fake.contestant("only", 1.0)], 0.0, clock=lambda: fake.now)
     assert rounds["only"] == [1.0] * MINIMUM_ROUNDS
 
 
-def test_a_disturbed_measurement_is_repeated() -> None:
-    time = FakeTime()
-    calm = time.contestant("calm", 1.0)
+def test_a_disturbed_measurement_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeTime()
+    calm = fake.contestant("calm", 1.0)
     # Two calls to find the number of repetitions, then the rounds.
     seconds = [1.0, 1.0, 10.0, 1.0, 10.0, 1.0, 10.0]
 
     def call() -> None:
-        time.now += seconds.pop(0) if seconds else 1.0
+        fake.now += seconds.pop(0) if seconds else 1.0
 
-    rounds = calmest([calm, Contestant("disturbed", call)], 0.0, clock=lambda: time.now)
-    assert rounds["disturbed"] == [1.0] * MINIMUM_ROUNDS
+    monkeypatch.setattr(OthersLoad, "cpus", lambda self: 0.0)
+    measured = calmest([calm, Contestant("disturbed", call)], 0.0, clock=lambda: fake.now)
+    assert measured.rounds["disturbed"] == [1.0] * MINIMUM_ROUNDS
+
+
+def test_of_attempts_on_a_busy_machine_the_least_disturbed_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeTime()
+    loads = [0.9, 0.4, 0.7]
+    monkeypatch.setattr(OthersLoad, "cpus", lambda self: loads.pop(0))
+    only = fake.contestant("only", 1.0)
+    assert calmest([only], 0.0, clock=lambda: fake.now).others_load == 0.4
+    assert not loads
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="asks Linux what runs")
+def test_the_load_of_others_counts_them_and_not_us() -> None:
+    def spin(seconds: float) -> None:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+
+    others = OthersLoad()
+    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        spin(0.6)
+        assert others.cpus() > 0.2
+    finally:
+        neighbour.kill()
+        neighbour.wait()
 
 
 def test_two_contestants_of_one_name_are_refused() -> None:
-    time = FakeTime()
+    fake = FakeTime()
     with pytest.raises(ValueError, match="names of their own"):
-        alternate([time.contestant("a", 1.0)] * 2, 0.0)
+        alternate([fake.contestant("a", 1.0)] * 2, 0.0)
 
 
 # --- limits, goals, comparison --------------------------------------------------------------------
@@ -186,6 +219,7 @@ def test_compare_marks_only_what_exceeds_the_noise_of_both() -> None:
     assert changed(row(2.0, spread=0.1), row(1.5, spread=0.1)) == (True, False)
     assert changed(row(2.0), row(peers={}, error="wrong")) == (True, False)
     assert changed(row(peers={}, error="wrong"), row(2.0)) == (False, False)
+    assert changed(row(2.0), row(1.0, others_load=0.9)) == (False, False)
 
 
 def test_compare_lists_rows_without_counterpart_and_other_machines() -> None:
@@ -430,16 +464,22 @@ def test_bench_writes_rows_tables_and_plots_and_compare_reads_them(tmp_path: Pat
     assert "relu-float32-default-1.ratio.png" in names
     assert "relu-float32-default-2.roofline.png" in names
 
-    assert "0 slower" in run("bench-compare", str(out), str(out))
-    slower = tmp_path / "slower.jsonl"
-    with slower.open("w") as file:
-        for each in found:
-            versus = each.peers["torch"]
-            worse = dataclasses.replace(
-                versus, **{key: getattr(versus, key) / 100 for key in ("ratio", "p20", "p80")}
-            )
-            results.write(dataclasses.replace(each, peers={"torch": worse}), file)
-    assert "slower" in run("bench-compare", str(out), str(slower), code=1)
+    def slowed(name: str, factor: float) -> str:
+        """A file of the same rows, as if nobody else had used the machine."""
+        path = tmp_path / name
+        with path.open("w") as file:
+            for each in found:
+                ratios = {
+                    key: getattr(each.peers["torch"], key) / factor
+                    for key in ("ratio", "p20", "p80")
+                }
+                peers = {"torch": dataclasses.replace(each.peers["torch"], **ratios)}
+                results.write(dataclasses.replace(each, peers=peers, others_load=0.0), file)
+        return str(path)
+
+    old = slowed("old.jsonl", 1)
+    assert "0 slower" in run("bench-compare", old, old)
+    assert "0 slower" not in run("bench-compare", old, slowed("slower.jsonl", 100), code=1)
     assert "relu" in run("bench-report", str(out))
 
 

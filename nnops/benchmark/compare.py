@@ -23,17 +23,19 @@ class Change:
     new: float | None
     factor: float | None
     band: float
+    # One of the two was measured while others kept the CPUs busy, so the factor says nothing.
+    disturbed: bool
 
     @property
     def regressed(self) -> bool:
         """Slower by more than noise, or no figure any more."""
         if self.factor is None:
             return self.old is not None
-        return self.factor < 1 / (1 + self.band)
+        return not self.disturbed and self.factor < 1 / (1 + self.band)
 
     @property
     def improved(self) -> bool:
-        return self.factor is not None and self.factor > 1 + self.band
+        return not self.disturbed and self.factor is not None and self.factor > 1 + self.band
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def _change(old: Row, new: Row) -> Change:
         after.ratio if after else None,
         factor,
         noise_band(before, after),
+        old.disturbed or new.disturbed,
     )
 
 

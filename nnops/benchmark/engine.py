@@ -164,7 +164,7 @@ def _with_times(
     if any(peer.name == "compile" for peer in peers):
         torch.compiler.reset()
     seed = output_gradient(case.torch_function, sample, mode)
-    rounds = calmest(
+    measurement = calmest(
         [
             contestant(OURS, case.our_function, sample, mode, Peer(OURS), seed),
             *(
@@ -174,6 +174,7 @@ def _with_times(
         ],
         plan.seconds,
     )
+    rounds = measurement.rounds
     ours = spread(rounds[OURS])
     versus = {}
     for peer in peers:
@@ -191,6 +192,7 @@ def _with_times(
         ours_p20_us=ours.p20 * 1e6,
         ours_p80_us=ours.p80 * 1e6,
         peers=versus,
+        others_load=measurement.others_load,
     )
     if limits is None or not works:
         return timed

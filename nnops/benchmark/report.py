@@ -26,6 +26,7 @@ def row_table(rows: Iterable[Row]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("GB/s", "GFLOP/s", "% limit"):
         table.add_column(column, justify="right")
+    table.add_column("")
     for row in ordered:
         labels = (row.op, row.mode, row.sample, row.layout, row.isa, str(row.threads))
         if row.error:
@@ -38,6 +39,7 @@ def row_table(rows: Iterable[Row]) -> Table:
             _number(row.gb_s),
             _number(row.gflop_s) if row.flops else "",
             f"{row.percent_of_limit:.0f}" if row.percent_of_limit is not None else "",
+            f"disturbed: others used {row.others_load:.1f} CPUs" if row.disturbed else "",
             style=LOSS if row.lost else "",
         )
     return table
@@ -103,6 +105,8 @@ def comparison_table(comparison: Comparison) -> Table:
             verdict, style = row.error or "slower", LOSS
         elif change.improved:
             verdict, style = "faster", GOOD
+        elif change.disturbed:
+            verdict = "disturbed"
         percent = f"{100 * (change.factor - 1):+.1f} %" if change.factor is not None else ""
         table.add_row(
             *(row.op, row.mode, row.sample, row.layout, row.isa, str(row.threads)),

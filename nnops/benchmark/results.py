@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nnops.benchmark.limits import Limits
+from nnops.benchmark.timing import BUSY
 
 EAGER = "torch"
 
@@ -72,6 +73,8 @@ class Row:
     percent_of_limit: float | None = None
     peers: dict[str, Versus] = field(default_factory=dict)
     memory: dict[str, Bytes] = field(default_factory=dict)
+    # CPUs that other processes kept busy meanwhile.
+    others_load: float = 0.0
     error: str = ""
 
     @property
@@ -98,6 +101,11 @@ class Row:
     def lost(self) -> bool:
         """Slower than one of the peers, or in error."""
         return bool(self.error) or any(versus.ratio < 1 for versus in self.peers.values())
+
+    @property
+    def disturbed(self) -> bool:
+        """Measured on a machine that was not ours: not to be trusted."""
+        return self.others_load > BUSY
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

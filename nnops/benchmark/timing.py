@@ -16,11 +16,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from nnops.benchmark.machine import OthersLoad
+
 # A round of a contestant lasts at least this long, to be far above the clock's resolution.
 ROUND_SECONDS = 2e-3
 MINIMUM_ROUNDS = 7
 # A relative spread of the ratios that the calls do not have by themselves.
 DISTURBED = 0.4
+# CPUs kept busy by others, from which on a row is not to be trusted.
+BUSY = 0.15
 ATTEMPTS = 3
 
 Clock = Callable[[], float]
@@ -91,20 +95,32 @@ def alternate(
     return rounds
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """Seconds per call by contestant and round, and how many CPUs others kept busy meanwhile."""
+
+    rounds: dict[str, list[float]]
+    others_load: float
+
+    @property
+    def disturbance(self) -> float:
+        """Above 1: something was going on that is not the calls' doing."""
+        return max(_variation(self.rounds) / DISTURBED, self.others_load / BUSY)
+
+
 def calmest(
     contestants: Sequence[Contestant], seconds: float, clock: Clock = time.perf_counter
-) -> dict[str, list[float]]:
-    """`alternate`, again where something disturbed it: the attempt whose ratios vary least.
+) -> Measurement:
+    """`alternate`, again where something disturbed it: the attempt that was disturbed least.
 
-    The choice looks at the spread alone, not at who won.
+    The choice looks at the disturbance alone, not at who won.
     """
-    attempts = []
-    for _ in range(ATTEMPTS):
+    attempts: list[Measurement] = []
+    while not attempts or (attempts[-1].disturbance > 1 and len(attempts) < ATTEMPTS):
+        others = OthersLoad()
         rounds = alternate(contestants, seconds, clock)
-        attempts.append((_variation(rounds), rounds))
-        if attempts[-1][0] <= DISTURBED:
-            break
-    return min(attempts, key=lambda attempt: attempt[0])[1]
+        attempts.append(Measurement(rounds, others.cpus()))
+    return min(attempts, key=lambda attempt: attempt.disturbance)
 
 
 def _variation(rounds: dict[str, list[float]]) -> float:

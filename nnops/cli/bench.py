@@ -193,6 +193,9 @@ def _show(measured: results.Results, console: Console) -> None:
         )
     for table in _row_tables(measured.rows):
         console.print(table, "")
+    disturbed = sum(row.disturbed for row in measured.rows)
+    if disturbed:
+        console.print(f"[yellow]{disturbed} rows were measured while others used the CPUs")
     lines = goals.summary(measured.rows)
     if lines:
         console.print(report.summary_table(lines))
