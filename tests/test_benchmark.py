@@ -220,6 +220,8 @@ def test_compare_marks_only_what_exceeds_the_noise_of_both() -> None:
     assert changed(row(2.0), row(peers={}, error="wrong")) == (True, False)
     assert changed(row(peers={}, error="wrong"), row(2.0)) == (False, False)
     assert changed(row(2.0), row(1.0, others_load=0.9)) == (False, False)
+    assert changed(row(2.0), row(1.6, bound="memory", bytes=2**27)) == (False, False)
+    assert changed(row(2.0), row(1.6, bound="memory", bytes=2**20)) == (True, False)
 
 
 def test_compare_lists_rows_without_counterpart_and_other_machines() -> None:
