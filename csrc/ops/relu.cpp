@@ -1,5 +1,8 @@
-// nnops::relu, nnops::relu_ and nnops::relu_backward: checks, allocation and the call.
+// nnops::relu, relu_ and relu_with_mask, and their derivatives: checks, allocation and the call.
 #include "ops/relu.h"
+
+#include <tuple>
+#include <vector>
 
 #include "core/check.h"
 #include "core/dispatch.h"
@@ -65,8 +68,56 @@ Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {
   return grad_input;
 }
 
+std::tuple<Tensor, Tensor> relu_with_mask(const Tensor& input) {
+  constexpr const char* kOp = "relu_with_mask";
+  check_device(kOp, "input", input);
+  const auto kernel =
+      kernel_for(kOp, "vector", active_kernels(kTable).forward_with_mask, dtype_of(kOp, input));
+  const Tensor x = dense(input);
+  Tensor output = empty_as(x);
+  const int64_t n = x.numel();
+  Tensor mask = empty_contiguous(std::vector<int64_t>{(n + 7) / 8}, DType::kUInt8, x);
+  if (n > 0) {
+    kernel(output.mutable_data_ptr(), static_cast<uint8_t*>(mask.mutable_data_ptr()),
+           x.const_data_ptr(), n, thread_count(n, kGrainElements));
+  }
+  return {output, mask};
+}
+
+// `strides` are those of the output, whose memory order the mask follows.
+Tensor relu_mask_backward(const Tensor& grad_output, const Tensor& mask,
+                          const std::vector<int64_t>& strides) {
+  constexpr const char* kOp = "relu_mask_backward";
+  check_device(kOp, "grad_output", grad_output);
+  check_device(kOp, "mask", mask);
+  const int64_t n = grad_output.numel();
+  NNOPS_CHECK(strides.size() == grad_output.sizes().size(), kOp,
+              ": strides must have one element for each dimension of grad_output, but got ",
+              tuple_text(strides), " for sizes ", tuple_text(grad_output.sizes()));
+  NNOPS_CHECK(known_dtype(mask) == DType::kUInt8 && mask.is_contiguous() && mask.dim() == 1 &&
+                  mask.numel() == (n + 7) / 8,
+              kOp, ": mask must hold one bit for each of the ", n,
+              " elements of grad_output, in contiguous uint8, but got dtype ", dtype_text(mask),
+              " and sizes ", tuple_text(mask.sizes()));
+  const auto kernel =
+      kernel_for(kOp, "vector", active_kernels(kTable).mask_backward, dtype_of(kOp, grad_output));
+  Tensor grad_input =
+      empty_strided(grad_output.sizes(), strides, dtype_of(kOp, grad_output), grad_output);
+  NNOPS_CHECK(is_dense(grad_input), kOp, ": strides must be those of a dense tensor, but got ",
+              tuple_text(strides), " for sizes ", tuple_text(grad_output.sizes()));
+  const Tensor gy = with_strides_of(grad_output, grad_input);
+  if (n > 0) {
+    kernel(grad_input.mutable_data_ptr(), gy.const_data_ptr(),
+           static_cast<const uint8_t*>(mask.const_data_ptr()), n, thread_count(n, kGrainElements));
+  }
+  return grad_input;
+}
+
 }  // namespace
 
+NNOPS_OPERATOR(relu_with_mask, "(Tensor input) -> (Tensor, Tensor)", relu_with_mask)
+NNOPS_OPERATOR(relu_mask_backward, "(Tensor grad_output, Tensor mask, SymInt[] strides) -> Tensor",
+               relu_mask_backward)
 NNOPS_OPERATOR(relu, "(Tensor input) -> Tensor", relu)
 NNOPS_OPERATOR(relu_backward, "(Tensor grad_output, Tensor output) -> Tensor", relu_backward)
 

@@ -61,7 +61,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     Source: torch.nn.functional.relu.
     """
     _arguments.check_tensor("relu", "input", input)
-    result: Tensor = _relu.relu_(input) if inplace else _relu.relu(input)
+    result: Tensor = _relu.relu_(input) if inplace else _relu.pass_positive(input)
     return result
 
 

@@ -143,6 +143,11 @@ def _one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     return checked_fake
 
 
+def is_plain_eager() -> bool:
+    """Whether a call made now is neither traced nor transformed."""
+    return not (_is_compiling() or _transforms_active() or forward_ad._current_level >= 0)
+
+
 def may_be_differentiated(input: Tensor) -> bool:
     """Whether a call on `input`, made now, may be differentiated.
 

@@ -1,4 +1,9 @@
-"""relu: y = max(x, 0). The gradient is read off the output, so nothing else is saved."""
+"""relu: y = max(x, 0). The gradient needs one bit an element: whether x is positive, or NaN.
+
+Two forms of one operator: `relu` saves its output, from which the gradient can be read, and
+`relu_with_mask` records the bits. `pass_positive` picks one. The bits are a 32nd of the bytes of
+float32, to keep and to read again; the output of a small call is cheaper than a second tensor.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnops.ops._operator import Formulas, batch_first, mount
+from nnops.ops._operator import (
+    Formulas,
+    batch_first,
+    is_plain_eager,
+    may_be_differentiated,
+    mount,
+)
+
+# Elements from which on the mask pays.
+LEAST_MASKED = 1 << 19
+
+
+def pass_positive(input: Tensor) -> Tensor:
+    """relu in the form that costs least."""
+    result: Tensor
+    if (
+        may_be_differentiated(input)
+        and is_plain_eager()
+        and input.is_floating_point()
+        and input.numel() >= LEAST_MASKED
+    ):
+        result, _ = relu_with_mask(input)
+    else:
+        result = relu(input)
+    return result
 
 
 class Relu(Formulas):
@@ -72,7 +101,65 @@ class ReluBackward(Formulas):
         return relu_backward(*batched), 0
 
 
+class ReluWithMask(Formulas):
+    """(input) -> (output, mask)"""
+
+    name = "relu_with_mask"
+    differentiable = (0,)
+
+    @staticmethod
+    def fake(input: Tensor) -> tuple[Tensor, Tensor]:
+        mask = input.new_empty(((input.numel() + 7) // 8,), dtype=torch.uint8)
+        return torch.empty_like(input), mask
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.strides = output[0].stride()
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (mask,) = ctx.saved_tensors
+        grad = grad_outputs[0]
+        return grad if grad is None else relu_mask_backward(grad, mask, ctx.strides)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        (mask,) = ctx.saved_tensors
+        return relu_mask_backward(tangents[0], mask, ctx.strides), None
+
+
+class ReluMaskBackward(Formulas):
+    """(grad_output, mask, strides) -> grad_input, linear in grad_output"""
+
+    name = "relu_mask_backward"
+    differentiable = (0,)
+
+    @staticmethod
+    def fake(grad_output: Tensor, mask: Tensor, strides: Any) -> Tensor:
+        return grad_output.new_empty_strided(grad_output.shape, strides)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, mask, ctx.strides = inputs
+        ctx.save_for_backward(mask)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (mask,) = ctx.saved_tensors
+        return relu_mask_backward(grad_outputs[0], mask, ctx.strides), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        (mask,) = ctx.saved_tensors
+        return relu_mask_backward(tangents[0], mask, ctx.strides)
+
+
 relu = mount(Relu)
+relu_with_mask = mount(ReluWithMask)
+relu_mask_backward = mount(ReluMaskBackward)
 relu_backward = mount(ReluBackward)
 
 

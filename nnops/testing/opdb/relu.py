@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
+from nnops.ops.relu import relu_with_mask
 from nnops.testing.samples import (
     FLOATING,
     INTEGERS,
@@ -29,6 +31,23 @@ def samples(make: Maker) -> Iterator[Sample]:
     yield Sample("zeros", (make.integer_valued(64),))
     # A leaf that needs a gradient cannot be written over; the graph tests cover inplace.
     yield Sample("inplace", (make.tensor(4, 9, grad=False), True))
+
+
+def masked(input: Tensor) -> Tensor:
+    output: Tensor = relu_with_mask(input)[0]
+    return output
+
+
+def masked_samples(make: Maker) -> Iterator[Sample]:
+    for sample in samples(make):
+        if sample.name != "inplace":
+            yield sample
+
+
+def masked_error_samples() -> Iterator[ErrorSample]:
+    yield ErrorSample(
+        "bool", (torch.zeros(3, dtype=torch.bool),), {}, RuntimeError, "relu_with_mask.*dtype bool"
+    )
 
 
 def gradcheck_samples(make: Maker) -> Iterator[Sample]:
@@ -75,5 +94,24 @@ CASES = (
         ),
         forward_work=forward_work,
         backward_work=backward_work,
+    ),
+    # The form that large calls take, at sizes that gradcheck can afford.
+    OpCase(
+        name="relu_with_mask",
+        operators=("relu_with_mask", "relu_mask_backward"),
+        dtypes=FLOATING,
+        samples=masked_samples,
+        gradcheck_samples=gradcheck_samples,
+        error_samples=masked_error_samples,
+        exact=True,
+        function=masked,
+        benchmark_samples=(
+            _benchmark("2^12", "vector", 1 << 12),
+            _benchmark("2^18", "vector", 1 << 18),
+            _benchmark("16 elements", OVERHEAD, 16),
+        ),
+        forward_work=forward_work,
+        backward_work=backward_work,
+        reference=torch.relu,
     ),
 )
