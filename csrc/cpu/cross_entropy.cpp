@@ -11,64 +11,69 @@
 //   probabilities t:  q_i = w_i ((1 - e) t_i + e / C), whose gradient is -g_r (1 - e) w_i log p_i
 // m and l are kept for backward, in float32 for the half types, which compute in it.
 //
-// Two ways over the same rows: where the classes of a row lie side by side a vector runs along
-// them (lane-wise partial results, then the lanes in a fixed order); else its lanes are rows, which
-// also serves strides of any kind. Parallel over fixed chunks of rows; sums of rows in double.
+// Two ways over the same rows, in blocks of as many rows as a vector has lanes: where the classes
+// of a row lie side by side a vector runs along them (lane-wise partial results, then the lanes in
+// a fixed order); else its lanes are rows, which also serves strides of any kind. What a row needs
+// once (log1p, expm1) is done for all rows of a block at a time. Parallel over fixed chunks of
+// rows; sums of rows in double.
 #include "ops/cross_entropy.h"
 
 #include "cpu/class_rows.h"
+#include "cpu/wide.h"
 
 NNOPS_BEGIN_KERNELS
 
 // --- lanes --------------------------------------------------------------------------------------
 
+// The rows of a block, and the lanes of a vector.
+template <typename A>
+constexpr int64_t kRows = 64 / sizeof(A);
+
 // `count` elements, `stride` apart, into the first lanes; the others are 0.
 template <typename T>
-NNOPS_INLINE Vec<acc_t<T>> load_lanes(const T* pointer, int64_t stride, int64_t count) {
-  constexpr int64_t kWidth = kLanes<acc_t<T>>;
-  if (stride == 1 && count == kWidth) return load(pointer);
-  T buffer[kWidth] = {};
-  for (int64_t i = 0; i < count; ++i) buffer[i] = pointer[i * stride];
-  return load(buffer);
+NNOPS_INLINE Wide<acc_t<T>> read_lanes(const T* pointer, int64_t stride, int64_t count) {
+  using V = Wide<acc_t<T>>;
+  if (stride == 1) {
+    return count == kLaneCount<V> ? read<V>(pointer) : read_first<V>(pointer, count);
+  }
+  acc_t<T> buffer[kLaneCount<V>] = {};
+  for (int64_t i = 0; i < count; ++i) buffer[i] = to_acc(pointer[i * stride]);
+  return read<V>(static_cast<const acc_t<T>*>(buffer));
 }
 
 template <typename T>
-NNOPS_INLINE void store_lanes(T* pointer, Vec<acc_t<T>> value, int64_t stride, int64_t count) {
-  constexpr int64_t kWidth = kLanes<acc_t<T>>;
-  if (stride == 1 && count == kWidth) {
-    store(pointer, value);
+NNOPS_INLINE void write_lanes(T* pointer, Wide<acc_t<T>> value, int64_t stride, int64_t count) {
+  using V = Wide<acc_t<T>>;
+  if (stride == 1) {
+    if (count == kLaneCount<V>) {
+      write(pointer, value);
+    } else {
+      write_first(pointer, value, count);
+    }
     return;
   }
-  T buffer[kWidth];
-  store(buffer, value);
-  for (int64_t i = 0; i < count; ++i) pointer[i * stride] = buffer[i];
+  acc_t<T> buffer[kLaneCount<V>];
+  write(buffer, value);
+  for (int64_t i = 0; i < count; ++i) pointer[i * stride] = from_acc<T>(buffer[i]);
 }
 
-// A sum whose rounding error grows with the root of the number of terms: a block at a time.
-template <typename V>
-struct BlockedSum {
-  static constexpr int kBlock = 32;
+// The sum of term(i) for i in [0, count), a block at a time: its rounding error grows with the root
+// of the number of terms.
+template <typename V, typename Term>
+NNOPS_INLINE V blocked_sum(int64_t count, Term term) {
+  constexpr int64_t kBlock = 32;
   V total{};
-  V block{};
-  int count = 0;
-
-  inline __attribute__((always_inline)) void add(V value) {
-    block += value;
-    if (++count == kBlock) {
-      total += block;
-      block = V{};
-      count = 0;
-    }
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    V block{};
+    for (int64_t i = begin; i < smaller(count, begin + kBlock); ++i) block += term(i);
+    total += block;
   }
-  inline __attribute__((always_inline)) V result() const { return total + block; }
-};
-
-template <typename V>
-NNOPS_INLINE V keep_first(V value, int64_t count) {
-  constexpr int64_t kWidth = sizeof(V) / sizeof(value[0]);
-  for (int64_t i = count; i < kWidth; ++i) value[i] = 0;
-  return value;
+  return total;
 }
+
+// From this many classes on, the next row is fetched into the cache while one is computed on: the
+// sweep for the maximum would wait for memory, the one for the exponentials keeps memory idle.
+constexpr int64_t kPrefetchClasses = 256;
 
 // --- the effective target -----------------------------------------------------------------------
 
@@ -104,69 +109,105 @@ NNOPS_INLINE acc_t<T> weight_at(const T* weight, int64_t i) {
 // at hand: lane by lane, then the lanes.
 template <typename T, typename Term>
 NNOPS_INLINE acc_t<T> sum_over_classes(int64_t classes, Term term) {
-  using V = Vec<acc_t<T>>;
-  constexpr int64_t kWidth = kLanes<acc_t<T>>;
-  BlockedSum<V> sum;
-  int64_t i = 0;
-  for (; i + kWidth <= classes; i += kWidth) {
-    sum.add(term([i](const T* p) { return load(p + i); }));
+  using V = Wide<acc_t<T>>;
+  const int64_t vectors = classes / kLaneCount<V>;
+  V sum = blocked_sum<V>(vectors, [=](int64_t i) NNOPS_INLINE_LAMBDA {
+    return term([i](const T* p) NNOPS_INLINE_LAMBDA { return read<V>(p + i * kLaneCount<V>); });
+  });
+  const int64_t done = vectors * kLaneCount<V>;
+  if (done < classes) {
+    const int64_t count = classes - done;
+    const V last =
+        term([=](const T* p) NNOPS_INLINE_LAMBDA { return read_first<V>(p + done, count); });
+    sum += select(first_lanes<V>(count), last, V{});
   }
-  if (i < classes) {
-    const int64_t count = classes - i;
-    sum.add(keep_first(term([i, count](const T* p) { return load_first(p + i, count); }), count));
-  }
-  return sum_lanes(sum.result());
+  return lane_sum(sum);
 }
 
+// output[c] = function(inputs[c]...) for all classes.
+template <typename T, typename Function, typename... Inputs>
+NNOPS_INLINE void map_classes(T* output, int64_t classes, Function function,
+                              const Inputs*... inputs) {
+  using V = Wide<acc_t<T>>;
+  int64_t c = 0;
+  for (; c + kLaneCount<V> <= classes; c += kLaneCount<V>) {
+    write(output + c, function(read<V>(inputs + c)...));
+  }
+  if (c < classes) {
+    write_first(output + c, function(read_first<V>(inputs + c, classes - c)...), classes - c);
+  }
+}
+
+// A NaN is passed over here and comes back through the sum of the exponentials.
 template <typename T>
 NNOPS_INLINE acc_t<T> max_over_classes(const T* x, int64_t classes) {
   using A = acc_t<T>;
-  constexpr int64_t kWidth = kLanes<A>;
+  using V = Wide<A>;
+  constexpr int64_t kWidth = kLaneCount<V>;
   constexpr A kLowest = -std::numeric_limits<A>::infinity();
-  // A NaN is passed over here and comes back through the sum of the exponentials.
-  Vec<A> highest = broadcast(kLowest);
+  const auto larger = [](V next, V highest)
+                          NNOPS_INLINE_LAMBDA { return select(next > highest, next, highest); };
+  V highest = splat<V>(kLowest);
+  V others = highest;
   int64_t i = 0;
-  for (; i + kWidth <= classes; i += kWidth) {
-    const Vec<A> v = load(x + i);
-    highest = v > highest ? v : highest;
+  for (; i + 2 * kWidth <= classes; i += 2 * kWidth) {
+    highest = larger(read<V>(x + i), highest);
+    others = larger(read<V>(x + i + kWidth), others);
   }
-  if (i < classes) {
-    const Vec<A> v = load_first(x + i, classes - i, from_acc<T>(kLowest));
-    highest = v > highest ? v : highest;
+  if (i + kWidth <= classes) {
+    highest = larger(read<V>(x + i), highest);
+    i += kWidth;
   }
-  A result = highest[0];
-  for (int64_t lane = 1; lane < kWidth; ++lane) {
-    result = highest[lane] > result ? highest[lane] : result;
-  }
-  return result;
+  if (i < classes) others = larger(read_first<V>(x + i, classes - i, from_acc<T>(kLowest)), others);
+  return lane_max(larger(others, highest));
 }
 
-// l = log(sum exp(x - m)) as log1p of the sum without one maximum, whose term is 1: a small loss
-// keeps all its digits. NaN where a logit is NaN or the maximum infinite.
+// l = log(sum exp(x - m)) is log1p of this: the sum without one maximum, whose term is 1. A small
+// loss keeps all its digits so. `ties` counts the maxima.
 template <typename V>
-struct LogSumExp {
-  BlockedSum<V> rest;
+struct RestSum {
+  V rest{};
   V ties{};
-
-  inline __attribute__((always_inline)) void add(V x, V max) {
-    const V one = V{} + 1;
-    rest.add(x == max ? V{} : vexp(x - max));
-    ties += x == max ? one : V{};
-  }
 };
+template <typename V>
+NNOPS_INLINE void add_exponential(RestSum<V>& sum, V x, V max) {
+  const auto tie = x == max;
+  const V exponential = vexp_nonpositive(x - max);
+  sum.rest += select(tie, V{}, exponential);
+  sum.ties += select(tie, splat<V>(1), V{});
+}
+template <typename V>
+NNOPS_INLINE RestSum<V>& operator+=(RestSum<V>& a, const RestSum<V>& b) {
+  a.rest += b.rest;
+  a.ties += b.ties;
+  return a;
+}
 
 template <typename T>
-NNOPS_INLINE acc_t<T> log_sum_over_classes(const T* x, int64_t classes, acc_t<T> max) {
+NNOPS_INLINE acc_t<T> rest_over_classes(const T* x, int64_t classes, acc_t<T> max) {
   using A = acc_t<T>;
-  constexpr int64_t kWidth = kLanes<A>;
-  constexpr A kLowest = -std::numeric_limits<A>::infinity();
-  const Vec<A> highest = broadcast(max);
-  LogSumExp<Vec<A>> sum;
-  int64_t i = 0;
-  for (; i + kWidth <= classes; i += kWidth) sum.add(load(x + i), highest);
-  if (i < classes) sum.add(load_first(x + i, classes - i, from_acc<T>(kLowest)), highest);
-  const A rest = sum_lanes(sum.rest.result()) + (sum_lanes(sum.ties) - 1);
-  return std::log1p(rest) + (max - max);
+  using V = Wide<A>;
+  const V highest = splat<V>(max);
+  const int64_t vectors = classes / kLaneCount<V>;
+  const int64_t done = vectors * kLaneCount<V>;
+  RestSum<V> total;
+  constexpr int64_t kBlock = 32;
+  // The rows after this one come into the cache while this one is computed on.
+  const bool ahead = classes >= kPrefetchClasses;
+  for (int64_t begin = 0; begin < vectors; begin += kBlock) {
+    RestSum<V> block;
+    for (int64_t i = begin; i < smaller(vectors, begin + kBlock); ++i) {
+      const T* p = x + i * kLaneCount<V>;
+      if (ahead) __builtin_prefetch(p + classes, 0, 2);
+      add_exponential(block, read<V>(p), highest);
+    }
+    total += block;
+  }
+  if (done < classes) {
+    const A lowest = -std::numeric_limits<A>::infinity();
+    add_exponential(total, read_first<V>(x + done, classes - done, from_acc<T>(lowest)), highest);
+  }
+  return lane_sum(total.rest) + (lane_sum(total.ties) - 1);
 }
 
 // --- forward ------------------------------------------------------------------------------------
@@ -182,7 +223,7 @@ struct RowTerms {
 template <typename T, bool kProbabilities>
 struct Forward {
   using A = acc_t<T>;
-  using V = Vec<A>;
+  using V = Wide<A>;
   T* loss;
   A* row_max;
   A* row_log_sum;
@@ -197,8 +238,8 @@ struct Forward {
     return static_cast<const T*>(target) + n * g.target.n + s * g.target.s;
   }
 
-  inline __attribute__((always_inline)) void finish_row(int64_t n, int64_t s, RowTerms<A> row,
-                                                        ClassSums& sums) const {
+  NNOPS_INLINE_MEMBER void finish_row(int64_t n, int64_t s, RowTerms<A> row,
+                                      ClassSums& sums) const {
     const int64_t r = n * g.spatial + s;
     row_max[r] = row.max;
     row_log_sum[r] = row.log_sum;
@@ -229,74 +270,95 @@ struct Forward {
     if (g.reduction == Reduction::kNone) loss[r] = from_acc<T>(value);
   }
 
-  // One row at a time, vectors along the classes.
-  inline __attribute__((always_inline)) void row(int64_t n, int64_t s, ClassSums& sums) const {
+  // RowTerms::dot of one row, vectors along the classes.
+  NNOPS_INLINE_MEMBER A row_dot(int64_t n, int64_t s, A max, A log_sum) const {
     const T* x = logits(n, s);
-    RowTerms<A> terms{max_over_classes(x, g.classes), 0, 0};
-    const A max = terms.max;
-    const A log_sum = log_sum_over_classes(x, g.classes, max);
-    terms.log_sum = log_sum;
+    const T* w = weight;
     if constexpr (kProbabilities) {
       const T* q = probabilities(n, s);
-      const T* w = weight;
       const Smoothing<A> smooth = smoothing;
-      terms.dot = sum_over_classes<T>(g.classes, [=](auto read) {
-        const V factor = w ? read(w) : broadcast(A{1});
+      return sum_over_classes<T>(g.classes, [=](auto read) NNOPS_INLINE_LAMBDA {
+        const V factor = w ? read(w) : splat<V>(1);
         return smoothed(read(q), factor, smooth) * ((read(x) - max) - log_sum);
       });
-    } else if (smoothing.on) {
-      const T* w = weight;
-      terms.dot = sum_over_classes<T>(g.classes, [=](auto read) {
+    } else {
+      return sum_over_classes<T>(g.classes, [=](auto read) NNOPS_INLINE_LAMBDA {
         const V log_p = (read(x) - max) - log_sum;
         return w ? read(w) * log_p : log_p;
       });
     }
-    finish_row(n, s, terms, sums);
   }
 
-  // `count` rows from s on, one a lane.
-  inline __attribute__((always_inline)) void lanes(int64_t n, int64_t s, int64_t count,
-                                                   ClassSums& sums) const {
+  // The same of `count` rows, one a lane.
+  NNOPS_INLINE_MEMBER V lane_dots(int64_t n, int64_t s, int64_t count, V max, V log_sum) const {
     const T* x = logits(n, s);
-    const auto read = [&](int64_t c) { return load_lanes(x + c * g.input.c, g.input.s, count); };
-    V max = broadcast(-std::numeric_limits<A>::infinity());
-    for (int64_t c = 0; c < g.classes; ++c) {
-      const V v = read(c);
-      max = v > max ? v : max;
-    }
-    LogSumExp<V> sum;
-    for (int64_t c = 0; c < g.classes; ++c) sum.add(read(c), max);
-    const V log_sum = vlog1p(sum.rest.result() + (sum.ties - 1)) + (max - max);
-    BlockedSum<V> dot_sum;
-    if constexpr (kProbabilities) {
-      const T* q = probabilities(n, s);
-      for (int64_t c = 0; c < g.classes; ++c) {
-        const V probability = load_lanes(q + c * g.target.c, g.target.s, count);
-        dot_sum.add(smoothed(probability, broadcast(weight_at(weight, c)), smoothing) *
-                    ((read(c) - max) - log_sum));
+    return blocked_sum<V>(g.classes, [&](int64_t c) NNOPS_INLINE_LAMBDA {
+      const V log_p = (read_lanes(x + c * g.input.c, g.input.s, count) - max) - log_sum;
+      if constexpr (kProbabilities) {
+        const V q = read_lanes(probabilities(n, s) + c * g.target.c, g.target.s, count);
+        return smoothed(q, splat<V>(weight_at(weight, c)), smoothing) * log_p;
+      } else {
+        return weight_at(weight, c) * log_p;
       }
-    } else if (smoothing.on) {
+    });
+  }
+
+  NNOPS_INLINE_MEMBER void block(int64_t n, int64_t s, int64_t count, ClassSums& sums) const {
+    A max_of[kRows<A>] = {};
+    A log_sum_of[kRows<A>];
+    A dot_of[kRows<A>] = {};
+    V max;
+    V rest;
+    if (g.class_vectors) {
+      A rest_of[kRows<A>] = {};
+      for (int64_t i = 0; i < count; ++i) {
+        max_of[i] = max_over_classes(logits(n, s + i), g.classes);
+        rest_of[i] = rest_over_classes(logits(n, s + i), g.classes, max_of[i]);
+      }
+      max = read<V>(static_cast<const A*>(max_of));
+      rest = read<V>(static_cast<const A*>(rest_of));
+    } else {
+      const T* x = logits(n, s);
+      const auto logit = [&](int64_t c) NNOPS_INLINE_LAMBDA {
+        return read_lanes(x + c * g.input.c, g.input.s, count);
+      };
+      max = splat<V>(-std::numeric_limits<A>::infinity());
       for (int64_t c = 0; c < g.classes; ++c) {
-        dot_sum.add(weight_at(weight, c) * ((read(c) - max) - log_sum));
+        const V v = logit(c);
+        max = select(v > max, v, max);
+      }
+      const RestSum<V> sum = blocked_sum<RestSum<V>>(g.classes, [&](int64_t c) NNOPS_INLINE_LAMBDA {
+        RestSum<V> term;
+        add_exponential(term, logit(c), max);
+        return term;
+      });
+      rest = sum.rest + (sum.ties - A{1});
+      write(max_of, max);
+    }
+    // NaN where a logit is NaN or the maximum infinite.
+    const V log_sum = vlog1p(rest) + (max - max);
+    write(log_sum_of, log_sum);
+    if (kProbabilities || smoothing.on) {
+      if (g.class_vectors) {
+        for (int64_t i = 0; i < count; ++i) {
+          dot_of[i] = row_dot(n, s + i, max_of[i], log_sum_of[i]);
+        }
+      } else {
+        write(dot_of, lane_dots(n, s, count, max, log_sum));
       }
     }
-    const V dot = dot_sum.result();
     for (int64_t i = 0; i < count; ++i) {
-      finish_row(n, s + i, {max[i], log_sum[i], dot[i]}, sums);
+      finish_row(n, s + i, {max_of[i], log_sum_of[i], dot_of[i]}, sums);
     }
   }
 };
 
-// pass.row(n, s, state) or pass.lanes(n, s, count, state) for all rows of [s_begin, s_end).
+// pass.block(n, s, count, state) for all rows of [s_begin, s_end).
 template <typename A, typename Pass, typename State>
 NNOPS_INLINE void visit_rows(const Pass& pass, int64_t n, int64_t s_begin, int64_t s_end,
                              State& state) {
-  if (pass.g.class_vectors) {
-    for (int64_t s = s_begin; s < s_end; ++s) pass.row(n, s, state);
-  } else {
-    for (int64_t s = s_begin; s < s_end; s += kLanes<A>) {
-      pass.lanes(n, s, s_end - s < kLanes<A> ? s_end - s : kLanes<A>, state);
-    }
+  for (int64_t s = s_begin; s < s_end; s += kRows<A>) {
+    pass.block(n, s, smaller(s_end - s, kRows<A>), state);
   }
 }
 
@@ -345,7 +407,7 @@ int64_t forward_probabilities(void* loss, void* log_sum_exp, void* total_weight,
 template <typename T, bool kProbabilities>
 struct Backward {
   using A = acc_t<T>;
-  using V = Vec<A>;
+  using V = Wide<A>;
   T* grad_input;
   const T* grad_output;
   const T* input;
@@ -368,8 +430,7 @@ struct Backward {
     int64_t t;  // -1: none
   };
 
-  inline __attribute__((always_inline)) ClassRow class_row(int64_t n, int64_t s,
-                                                           ClassSums& sums) const {
+  NNOPS_INLINE_MEMBER ClassRow class_row(int64_t n, int64_t s, ClassSums& sums) const {
     const int64_t t = class_index(target, g, n, s);
     if (classify(t, n * g.spatial + s, g, sums) != RowKind::kCounts) return {0, 0, 0, -1};
     const A mass = smoothing.keep * weight_at(weight, t) + smoothing.share * weight_sum;
@@ -380,100 +441,147 @@ struct Backward {
     return {gradient, mass, smoothing.share, t};
   }
 
-  // The entry of the row's own class.
-  inline __attribute__((always_inline)) void own_class(int64_t n, int64_t s, ClassRow row) const {
-    if (row.t < 0) return;
+  // The entries of the rows' own classes: p Q - q with q = (1 - e) w_t + share w_t, in the form
+  // that does not cancel where p is near 1.
+  NNOPS_INLINE_MEMBER void own_classes(int64_t n, int64_t s, int64_t count,
+                                       const ClassRow* rows) const {
     const int64_t r = n * g.spatial + s;
-    const A x = to_acc(input[n * g.input.n + s * g.input.s + row.t * g.input.c]);
-    // p Q - q with q = (1 - e) w_t + share w_t, in the form that does not cancel where p is near 1.
-    const A less_one = std::expm1((x - row_max[r]) - row_log_sum[r]);
-    const A others = row.share * (weight_sum - weight_at(weight, row.t));
-    grad_input[n * g.grad_input.n + s * g.grad_input.s + row.t * g.grad_input.c] =
-        from_acc<T>(row.gradient * (less_one * row.mass + others));
+    A log_p[kRows<A>] = {};
+    for (int64_t i = 0; i < count; ++i) {
+      if (rows[i].t < 0) continue;
+      const T* x = input + n * g.input.n + (s + i) * g.input.s;
+      log_p[i] = (to_acc(x[rows[i].t * g.input.c]) - row_max[r + i]) - row_log_sum[r + i];
+    }
+    A less_one[kRows<A>];
+    write(less_one, vexpm1_nonpositive(read<V>(static_cast<const A*>(log_p))));
+    for (int64_t i = 0; i < count; ++i) {
+      const ClassRow row = rows[i];
+      if (row.t < 0) continue;
+      const A others = row.share * (weight_sum - weight_at(weight, row.t));
+      grad_input[n * g.grad_input.n + (s + i) * g.grad_input.s + row.t * g.grad_input.c] =
+          from_acc<T>(row.gradient * (less_one[i] * row.mass + others));
+    }
   }
 
-  inline __attribute__((always_inline)) void row(int64_t n, int64_t s, ClassSums& sums) const {
+  NNOPS_INLINE_MEMBER void class_row_vectors(int64_t n, int64_t s, ClassRow row) const {
     const int64_t r = n * g.spatial + s;
     const T* x = input + n * g.input.n + s * g.input.s;
+    T* gx = grad_input + n * g.grad_input.n + s * g.grad_input.s;
+    const A max = row_max[r];
+    const A log_sum = row_log_sum[r];
+    if (!smoothing.on) {
+      const A scale = row.gradient * row.mass;
+      map_classes(
+          gx, g.classes,
+          [=](V logit)
+              NNOPS_INLINE_LAMBDA { return vexp_nonpositive((logit - max) - log_sum) * scale; },
+          x);
+      return;
+    }
+    const auto value = [=](V logit, V factor) NNOPS_INLINE_LAMBDA {
+      return row.gradient *
+             (vexp_nonpositive((logit - max) - log_sum) * row.mass - row.share * factor);
+    };
+    if (weight) {
+      map_classes(gx, g.classes, value, x, weight);
+    } else {
+      map_classes(gx, g.classes, [=](V a) NNOPS_INLINE_LAMBDA { return value(a, splat<V>(1)); }, x);
+    }
+  }
+
+  NNOPS_INLINE_MEMBER void probability_row_vectors(int64_t n, int64_t s) const {
+    const int64_t r = n * g.spatial + s;
+    const T* x = input + n * g.input.n + s * g.input.s;
+    const T* q = static_cast<const T*>(target) + n * g.target.n + s * g.target.s;
     T* gx = grad_input + n * g.grad_input.n + s * g.grad_input.s;
     const T* w = weight;
     const A max = row_max[r];
     const A log_sum = row_log_sum[r];
-    if constexpr (kProbabilities) {
-      const T* q = static_cast<const T*>(target) + n * g.target.n + s * g.target.s;
-      const Smoothing<A> smooth = smoothing;
-      const auto effective = [=](V probability, V factor) {
-        return smoothed(probability, factor, smooth);
-      };
-      const A mass = sum_over_classes<T>(
-          g.classes, [=](auto read) { return effective(read(q), w ? read(w) : broadcast(A{1})); });
-      const A gradient = row_gradient(grad_output, total_weight, g, n, s);
-      const auto value = [=](V logit, V probability, V factor) {
-        return gradient * (vexp((logit - max) - log_sum) * mass - effective(probability, factor));
-      };
-      if (w) {
-        map_vectors(gx, g.classes, value, x, q, w);
-      } else {
-        map_vectors(gx, g.classes, [=](V a, V b) { return value(a, b, broadcast(A{1})); }, x, q);
-      }
+    const Smoothing<A> smooth = smoothing;
+    const A mass = sum_over_classes<T>(g.classes, [=](auto read) NNOPS_INLINE_LAMBDA {
+      return smoothed(read(q), w ? read(w) : splat<V>(1), smooth);
+    });
+    const A gradient = row_gradient(grad_output, total_weight, g, n, s);
+    const auto value = [=](V logit, V probability, V factor) NNOPS_INLINE_LAMBDA {
+      return gradient * (vexp_nonpositive((logit - max) - log_sum) * mass -
+                         smoothed(probability, factor, smooth));
+    };
+    if (w) {
+      map_classes(gx, g.classes, value, x, q, w);
     } else {
-      const ClassRow row = class_row(n, s, sums);
-      const auto value = [=](V logit, V factor) {
-        return row.gradient * (vexp((logit - max) - log_sum) * row.mass - row.share * factor);
-      };
-      if (w) {
-        map_vectors(gx, g.classes, value, x, w);
-      } else {
-        map_vectors(gx, g.classes, [=](V a) { return value(a, broadcast(A{1})); }, x);
-      }
-      own_class(n, s, row);
+      map_classes(
+          gx, g.classes, [=](V a, V b) NNOPS_INLINE_LAMBDA { return value(a, b, splat<V>(1)); }, x,
+          q);
     }
   }
 
-  inline __attribute__((always_inline)) void lanes(int64_t n, int64_t s, int64_t count,
-                                                   ClassSums& sums) const {
+  // `count` rows, one a lane.
+  NNOPS_INLINE_MEMBER void lanes(int64_t n, int64_t s, int64_t count, const ClassRow* rows) const {
     const int64_t r = n * g.spatial + s;
     const T* x = input + n * g.input.n + s * g.input.s;
     T* gx = grad_input + n * g.grad_input.n + s * g.grad_input.s;
-    const V max = load_lanes(row_max + r, 1, count);
-    const V log_sum = load_lanes(row_log_sum + r, 1, count);
-    const auto probability = [&](int64_t c) {
-      return vexp((load_lanes(x + c * g.input.c, g.input.s, count) - max) - log_sum);
+    const V max = read_lanes(row_max + r, 1, count);
+    const V log_sum = read_lanes(row_log_sum + r, 1, count);
+    const auto probability = [&](int64_t c) NNOPS_INLINE_LAMBDA {
+      return vexp_nonpositive((read_lanes(x + c * g.input.c, g.input.s, count) - max) - log_sum);
     };
-    const auto write = [&](int64_t c, V value) {
-      store_lanes(gx + c * g.grad_input.c, value, g.grad_input.s, count);
+    const auto put = [&](int64_t c, V value) NNOPS_INLINE_LAMBDA {
+      write_lanes(gx + c * g.grad_input.c, value, g.grad_input.s, count);
     };
-    V gradient{};
+    A gradient_of[kRows<A>] = {};
     if constexpr (kProbabilities) {
       const T* q = static_cast<const T*>(target) + n * g.target.n + s * g.target.s;
-      const auto effective = [&](int64_t c) {
-        return smoothed(load_lanes(q + c * g.target.c, g.target.s, count),
-                        broadcast(weight_at(weight, c)), smoothing);
+      const auto effective = [&](int64_t c) NNOPS_INLINE_LAMBDA {
+        return smoothed(read_lanes(q + c * g.target.c, g.target.s, count),
+                        splat<V>(weight_at(weight, c)), smoothing);
       };
       for (int64_t i = 0; i < count; ++i) {
-        gradient[i] = row_gradient(grad_output, total_weight, g, n, s + i);
+        gradient_of[i] = row_gradient(grad_output, total_weight, g, n, s + i);
       }
-      BlockedSum<V> mass_sum;
-      for (int64_t c = 0; c < g.classes; ++c) mass_sum.add(effective(c));
-      const V mass = mass_sum.result();
+      const V gradient = read<V>(static_cast<const A*>(gradient_of));
+      const V mass = blocked_sum<V>(g.classes, effective);
       for (int64_t c = 0; c < g.classes; ++c) {
-        write(c, gradient * (probability(c) * mass - effective(c)));
+        put(c, gradient * (probability(c) * mass - effective(c)));
       }
     } else {
-      V mass{};
-      V share{};
-      ClassRow rows[kLanes<A>];
+      A mass_of[kRows<A>] = {};
+      A share_of[kRows<A>] = {};
       for (int64_t i = 0; i < count; ++i) {
-        rows[i] = class_row(n, s + i, sums);
-        gradient[i] = rows[i].gradient;
-        mass[i] = rows[i].mass;
-        share[i] = rows[i].share;
+        gradient_of[i] = rows[i].gradient;
+        mass_of[i] = rows[i].mass;
+        share_of[i] = rows[i].share;
       }
-      for (int64_t c = 0; c < g.classes; ++c) {
-        write(c, gradient * (probability(c) * mass - share * weight_at(weight, c)));
+      const V gradient = read<V>(static_cast<const A*>(gradient_of));
+      const V mass = read<V>(static_cast<const A*>(mass_of));
+      const V share = read<V>(static_cast<const A*>(share_of));
+      if (!smoothing.on) {
+        const V scale = gradient * mass;
+        for (int64_t c = 0; c < g.classes; ++c) put(c, probability(c) * scale);
+      } else {
+        for (int64_t c = 0; c < g.classes; ++c) {
+          put(c, gradient * (probability(c) * mass - share * weight_at(weight, c)));
+        }
       }
-      for (int64_t i = 0; i < count; ++i) own_class(n, s + i, rows[i]);
     }
+  }
+
+  NNOPS_INLINE_MEMBER void block(int64_t n, int64_t s, int64_t count, ClassSums& sums) const {
+    ClassRow rows[kRows<A>];
+    if constexpr (!kProbabilities) {
+      for (int64_t i = 0; i < count; ++i) rows[i] = class_row(n, s + i, sums);
+    }
+    if (!g.class_vectors) {
+      lanes(n, s, count, rows);
+    } else {
+      for (int64_t i = 0; i < count; ++i) {
+        if constexpr (kProbabilities) {
+          probability_row_vectors(n, s + i);
+        } else {
+          class_row_vectors(n, s + i, rows[i]);
+        }
+      }
+    }
+    if constexpr (!kProbabilities) own_classes(n, s, count, rows);
   }
 };
 
@@ -534,7 +642,7 @@ int64_t backward_probabilities(void* grad_input, const void* grad_output, const 
 template <typename T>
 struct BackwardTarget {
   using A = acc_t<T>;
-  using V = Vec<A>;
+  using V = Wide<A>;
   T* grad_target;
   const T* grad_output;
   const T* input;
@@ -545,7 +653,7 @@ struct BackwardTarget {
   const ClassGeometry& g;
   A keep;
 
-  inline __attribute__((always_inline)) void row(int64_t n, int64_t s, A) const {
+  NNOPS_INLINE_MEMBER void row(int64_t n, int64_t s) const {
     const int64_t r = n * g.spatial + s;
     const T* x = input + n * g.input.n + s * g.input.s;
     T* gt = grad_target + n * g.grad_input.n + s * g.grad_input.s;
@@ -553,28 +661,38 @@ struct BackwardTarget {
     const A log_sum = row_log_sum[r];
     const A factor = -keep * row_gradient(grad_output, row_count, g, n, s);
     if (weight) {
-      map_vectors(
-          gt, g.classes, [=](V a, V w) { return ((a - max) - log_sum) * (factor * w); }, x, weight);
+      map_classes(
+          gt, g.classes,
+          [=](V a, V w) NNOPS_INLINE_LAMBDA { return ((a - max) - log_sum) * (factor * w); }, x,
+          weight);
     } else {
-      map_vectors(gt, g.classes, [=](V a) { return ((a - max) - log_sum) * factor; }, x);
+      map_classes(
+          gt, g.classes, [=](V a) NNOPS_INLINE_LAMBDA { return ((a - max) - log_sum) * factor; },
+          x);
     }
   }
 
-  inline __attribute__((always_inline)) void lanes(int64_t n, int64_t s, int64_t count, A) const {
+  NNOPS_INLINE_MEMBER void lanes(int64_t n, int64_t s, int64_t count) const {
     const int64_t r = n * g.spatial + s;
     const T* x = input + n * g.input.n + s * g.input.s;
     T* gt = grad_target + n * g.grad_input.n + s * g.grad_input.s;
-    const V max = load_lanes(row_max + r, 1, count);
-    const V log_sum = load_lanes(row_log_sum + r, 1, count);
-    V factor{};
+    const V max = read_lanes(row_max + r, 1, count);
+    const V log_sum = read_lanes(row_log_sum + r, 1, count);
+    A factor_of[kRows<A>] = {};
     for (int64_t i = 0; i < count; ++i) {
-      factor[i] = -keep * row_gradient(grad_output, row_count, g, n, s + i);
+      factor_of[i] = -keep * row_gradient(grad_output, row_count, g, n, s + i);
     }
+    const V factor = read<V>(static_cast<const A*>(factor_of));
     for (int64_t c = 0; c < g.classes; ++c) {
-      const V log_p = (load_lanes(x + c * g.input.c, g.input.s, count) - max) - log_sum;
-      store_lanes(gt + c * g.grad_input.c, log_p * (factor * weight_at(weight, c)), g.grad_input.s,
+      const V log_p = (read_lanes(x + c * g.input.c, g.input.s, count) - max) - log_sum;
+      write_lanes(gt + c * g.grad_input.c, log_p * (factor * weight_at(weight, c)), g.grad_input.s,
                   count);
     }
+  }
+
+  NNOPS_INLINE_MEMBER void block(int64_t n, int64_t s, int64_t count, A) const {
+    if (!g.class_vectors) return lanes(n, s, count);
+    for (int64_t i = 0; i < count; ++i) row(n, s + i);
   }
 };
 

@@ -1,47 +1,36 @@
 // Pointwise losses on the CPU: the formulas of math/pointwise_losses.h over dense memory.
 //
 // forward writes one value an element. reduce is one pass without a temporary of n elements: blocks
-// of kLossBlock elements; inside a block one double accumulator a vector lane (16 lanes of float, 8
-// of double, these compensated), the lanes added pairwise; the block sums added in ascending order,
-// compensated. The order depends on n alone, so the number of threads changes no bit. backward is
-// one fused pass. bfloat16 and float16 compute in float, l1 of integers wraps as torch's
-// subtraction does. Parallel over blocks or chunks of elements.
+// of kLossBlock elements; inside a block one accumulator a vector lane (for 16 lanes of float in
+// double, into which go the sums of four vectors at a time; for 8 of double compensated), the lanes
+// added pairwise; the block sums added in ascending order, compensated. The order depends on n
+// alone, so the number of threads changes no bit. backward is one fused pass. bfloat16 and float16
+// compute in float, l1 of integers wraps as torch's subtraction does. Parallel over blocks or
+// chunks of elements.
 #include "ops/pointwise_losses.h"
 
 #include <type_traits>
 
-#include "cpu/simd.h"
+#include "cpu/wide.h"
 
 NNOPS_BEGIN_KERNELS
 
 template <typename T>
 struct VectorArithmetic {
-  using Value = Vec<T>;
-  NNOPS_INLINE Value constant(double value) { return broadcast(static_cast<T>(value)); }
-  NNOPS_INLINE Value select(Mask<T> mask, Value a, Value b) { return mask ? a : b; }
-  NNOPS_INLINE Value abs(Value value) {
-    using Bits = std::remove_reference_t<decltype(Mask<T>{}[0])>;
-    return reinterpret_cast<Value>(reinterpret_cast<Mask<T>>(value) &
-                                   std::numeric_limits<Bits>::max());
+  using Value = Wide<T>;
+  NNOPS_INLINE Value constant(double value) { return splat<Value>(static_cast<T>(value)); }
+  NNOPS_INLINE Value select(WideMask<T> mask, Value a, Value b) {
+    return NNOPS_ISA::select(mask, a, b);
   }
+  NNOPS_INLINE Value abs(Value value) { return vabs(value); }
   NNOPS_INLINE Value exp(Value value) { return vexp(value); }
+  NNOPS_INLINE Value exp_nonpositive(Value value) { return vexp_nonpositive(value); }
   NNOPS_INLINE Value log(Value value) { return vlog(value); }
+  NNOPS_INLINE Value log_finite(Value value) { return vlog_finite(value); }
   NNOPS_INLINE Value log1p(Value value) { return vlog1p(value); }
+  NNOPS_INLINE Value log1m_unit(Value value) { return vlog1m_unit(value); }
+  NNOPS_INLINE Value log1p_near(Value value) { return vlog1p_near(value); }
 };
-
-// The first `count` elements, count at most a vector; the other lanes are 0.
-template <typename T>
-NNOPS_INLINE Vec<acc_t<T>> get(const T* pointer, int64_t count) {
-  return count == kLanes<acc_t<T>> ? load(pointer) : load_first(pointer, count);
-}
-template <typename T>
-NNOPS_INLINE void put(T* pointer, Vec<acc_t<T>> value, int64_t count) {
-  if (count == kLanes<acc_t<T>>) {
-    store(pointer, value);
-  } else {
-    store_first(pointer, value, count);
-  }
-}
 
 // total + value, exactly the rounding error of which is added to `lost` (Knuth's two-sum).
 template <typename V>
@@ -57,83 +46,142 @@ template <typename T>
 struct LaneSums;
 template <>
 struct LaneSums<float> {
-  Vec<double> half[2] = {};
+  Pair<Wide<double>> halves = {};
 };
 template <>
 struct LaneSums<double> {
-  Vec<double> total = {};
-  Vec<double> lost = {};
+  Wide<double> total = {};
+  Wide<double> lost = {};
 };
 
-NNOPS_INLINE void add_lanes(LaneSums<float>& sums, Vec<float> value) {
-  typedef float f32x8 __attribute__((vector_size(32)));
-  f32x8 halves[2];
-  std::memcpy(halves, &value, sizeof(value));
-  sums.half[0] += __builtin_convertvector(halves[0], Vec<double>);
-  sums.half[1] += __builtin_convertvector(halves[1], Vec<double>);
+NNOPS_INLINE void add_lanes(LaneSums<float>& sums, Wide<float> value) {
+  sums.halves += to_double(value);
 }
-NNOPS_INLINE void add_lanes(LaneSums<double>& sums, Vec<double> value) {
+NNOPS_INLINE void add_lanes(LaneSums<double>& sums, Wide<double> value) {
   add_compensated(sums.total, sums.lost, value);
 }
 
-NNOPS_INLINE double total_of(const LaneSums<float>& sums) {
-  return sum_lanes(sums.half[0] + sums.half[1]);
-}
+NNOPS_INLINE double total_of(const LaneSums<float>& sums) { return lane_sum(sums.halves); }
 NNOPS_INLINE double total_of(const LaneSums<double>& sums) {
   // Where the total is infinite, what was lost is a NaN.
-  const Mask<double> known = sums.lost - sums.lost == 0;
-  return sum_lanes(sums.total + (known ? sums.lost : Vec<double>{}));
+  const auto known = sums.lost - sums.lost == 0.0;
+  return lane_sum(sums.total + select(known, sums.lost, Wide<double>{}));
 }
 
-template <typename T>
-NNOPS_INLINE Mask<T> outside_unit_interval(Vec<T> value) {
+template <typename V>
+NNOPS_INLINE auto outside_unit_interval(V value) {
   // Written so that a NaN is outside.
-  return ~((value >= T{0}) & (value <= T{1}));
+  return ~((value >= splat<V>(0)) & (value <= splat<V>(1)));
 }
+template <typename M>
+NNOPS_INLINE bool any(M mask) {
+  return fold_lanes(mask, [](auto a, auto b) NNOPS_INLINE_LAMBDA { return a | b; }) != 0;
+}
+
+// How to read the operands of a vector of elements: all lanes, or the first ones of the last
+// vector, whose other lanes are 0.
 template <typename T>
-NNOPS_INLINE bool any(Mask<T> mask) {
-  bool found = false;
-  for (int64_t i = 0; i < kLanes<T>; ++i) found |= mask[i] != 0;
-  return found;
+struct AllLanes {
+  NNOPS_INLINE_MEMBER Wide<acc_t<T>> operator()(const T* pointer) const {
+    return read<Wide<acc_t<T>>>(pointer);
+  }
+};
+template <typename T>
+struct FirstLanes {
+  int64_t count;
+  NNOPS_INLINE_MEMBER Wide<acc_t<T>> operator()(const T* pointer) const {
+    return read_first<Wide<acc_t<T>>>(pointer, count);
+  }
+};
+
+// The operands of a loss F, element by element, and which of them were outside its domain.
+template <typename T, typename F>
+struct Elements {
+  using Scalar = acc_t<T>;
+  using Element = LossElement<VectorArithmetic<Scalar>>;
+  const T* input;
+  const T* target;
+  const T* weight;
+  const T* pos_weight;
+  Wide<Scalar> one;
+  Wide<Scalar> parameter;
+  WideMask<Scalar> input_outside{};
+  WideMask<Scalar> target_outside{};
+
+  explicit Elements(const PointwiseLossArguments& arguments)
+      : input(static_cast<const T*>(arguments.input)),
+        target(static_cast<const T*>(arguments.target)),
+        weight(static_cast<const T*>(arguments.weight)),
+        pos_weight(static_cast<const T*>(arguments.pos_weight)),
+        one(splat<Wide<Scalar>>(Scalar{1})),
+        parameter(splat<Wide<Scalar>>(static_cast<Scalar>(arguments.parameter))) {}
+
+  template <typename Read>
+  NNOPS_INLINE_MEMBER Element at(int64_t i, Read read) {
+    Element element = {read(input + i), read(target + i), one, one, parameter};
+    if constexpr (F::kHasWeight) {
+      if (weight != nullptr) element.weight = read(weight + i);
+    }
+    if constexpr (F::kHasPosWeight) element.pos_weight = read(pos_weight + i);
+    if constexpr (F::kUnitInterval) {
+      input_outside |= outside_unit_interval(element.input);
+      target_outside |= outside_unit_interval(element.target);
+    }
+    return element;
+  }
+
+  // Bits kInputOutside and kTargetOutside.
+  NNOPS_INLINE_MEMBER int outside() const {
+    return (any(input_outside) ? kInputOutside : 0) | (any(target_outside) ? kTargetOutside : 0);
+  }
+};
+
+// output[i] = function(element i, i, how to read) for i in [begin, end). Answers with what was
+// outside the domain.
+template <typename F, typename T, typename Function>
+NNOPS_INLINE int map_elements(T* output, const PointwiseLossArguments& arguments, int64_t begin,
+                              int64_t end, Function function) {
+  constexpr int64_t kWidth = kLanes<acc_t<T>>;
+  Elements<T, F> elements(arguments);
+  int64_t i = begin;
+  for (; i + kWidth <= end; i += kWidth) {
+    const AllLanes<T> read{};
+    write(output + i, function(elements.at(i, read), i, read));
+  }
+  if (i < end) {
+    const FirstLanes<T> read{end - i};
+    write_first(output + i, function(elements.at(i, read), i, read), end - i);
+  }
+  return elements.outside();
 }
 
 template <template <typename> class Loss>
 struct Kernels {
-  // Calls visit(position, count, element) for each vector of [begin, end); in the last one only the
-  // first `count` lanes are real. Answers with the bits kInputOutside and kTargetOutside.
-  template <typename T, typename Visit>
-  NNOPS_INLINE int visit_elements(const PointwiseLossArguments& arguments, int64_t begin,
-                                  int64_t end, Visit visit) {
+  // Adds the losses of the elements of [begin, end) to `lanes`. Answers as map_elements.
+  template <typename T>
+  NNOPS_INLINE int sum_elements(LaneSums<acc_t<T>>& lanes, const PointwiseLossArguments& arguments,
+                                int64_t begin, int64_t end) {
     using Scalar = acc_t<T>;
     using F = Loss<VectorArithmetic<Scalar>>;
     constexpr int64_t kWidth = kLanes<Scalar>;
-    const T* input = static_cast<const T*>(arguments.input);
-    const T* target = static_cast<const T*>(arguments.target);
-    const T* weight = static_cast<const T*>(arguments.weight);
-    const T* pos_weight = static_cast<const T*>(arguments.pos_weight);
-    const Vec<Scalar> one = broadcast(Scalar{1});
-    const Vec<Scalar> parameter = broadcast(static_cast<Scalar>(arguments.parameter));
-    Mask<Scalar> input_outside = {};
-    Mask<Scalar> target_outside = {};
-    for (int64_t i = begin; i < end; i += kWidth) {
-      const int64_t count = end - i < kWidth ? end - i : kWidth;
-      LossElement<VectorArithmetic<Scalar>> element = {get(input + i, count),
-                                                       get(target + i, count), one, one, parameter};
-      if constexpr (F::kHasWeight) {
-        if (weight != nullptr) element.weight = get(weight + i, count);
+    Elements<T, F> elements(arguments);
+    const auto value = [&](int64_t i)
+                           NNOPS_INLINE_LAMBDA { return F::value(elements.at(i, AllLanes<T>{})); };
+    int64_t i = begin;
+    if constexpr (sizeof(Scalar) == sizeof(float)) {
+      // Pairs of pairs are added in float: converting to double would cost more than the loss.
+      for (; i + 4 * kWidth <= end; i += 4 * kWidth) {
+        const Wide<Scalar> first = value(i) + value(i + kWidth);
+        const Wide<Scalar> second = value(i + 2 * kWidth) + value(i + 3 * kWidth);
+        add_lanes(lanes, first + second);
       }
-      if constexpr (F::kHasPosWeight) element.pos_weight = get(pos_weight + i, count);
-      if constexpr (F::kUnitInterval) {
-        input_outside |= outside_unit_interval<Scalar>(element.input);
-        target_outside |= outside_unit_interval<Scalar>(element.target);
-      }
-      visit(i, count, element);
     }
-    if constexpr (F::kUnitInterval) {
-      return (any<Scalar>(input_outside) ? kInputOutside : 0) |
-             (any<Scalar>(target_outside) ? kTargetOutside : 0);
+    for (; i + kWidth <= end; i += kWidth) add_lanes(lanes, value(i));
+    if (i < end) {
+      const Wide<Scalar> last = F::value(elements.at(i, FirstLanes<T>{end - i}));
+      add_lanes(lanes, select(first_lanes<Wide<Scalar>>(end - i), last, Wide<Scalar>{}));
     }
-    return 0;
+    return elements.outside();
   }
 
   // |input - target| of integers, modulo 2^bits.
@@ -153,10 +201,9 @@ struct Kernels {
     parallel_chunks(arguments.n, kElementwiseChunk, threads, [&](int64_t begin, int64_t end) {
       if constexpr (kIsFloating<T>) {
         using F = Loss<VectorArithmetic<acc_t<T>>>;
-        const int found = visit_elements<T>(arguments, begin, end,
-                                            [=](int64_t i, int64_t count, const auto& element) {
-                                              put(y + i, F::value(element), count);
-                                            });
+        const int found = map_elements<F>(y, arguments, begin, end,
+                                          [](const auto& element, int64_t, auto)
+                                              NNOPS_INLINE_LAMBDA { return F::value(element); });
         if (found != 0) __atomic_fetch_or(&outside, found, __ATOMIC_RELAXED);
       } else {
         for (int64_t i = begin; i < end; ++i) y[i] = integer_distance<T>(arguments, i);
@@ -171,21 +218,11 @@ struct Kernels {
     const int64_t blocks = (arguments.n + kLossBlock - 1) / kLossBlock;
     if constexpr (kIsFloating<T>) {
       using Scalar = acc_t<T>;
-      using F = Loss<VectorArithmetic<Scalar>>;
       double* sums = static_cast<double*>(block_sums);
       int outside = 0;
       parallel_chunks(arguments.n, kLossBlock, threads, [&](int64_t begin, int64_t end) {
         LaneSums<Scalar> lanes;
-        const int found = visit_elements<T>(arguments, begin, end,
-                                            [&](int64_t, int64_t count, const auto& element) {
-                                              Vec<Scalar> value = F::value(element);
-                                              if (count < kLanes<Scalar>) {
-                                                Scalar values[kLanes<Scalar>] = {};
-                                                store_first(values, value, count);
-                                                value = load(values);
-                                              }
-                                              add_lanes(lanes, value);
-                                            });
+        const int found = sum_elements<T>(lanes, arguments, begin, end);
         if (found != 0) __atomic_fetch_or(&outside, found, __ATOMIC_RELAXED);
         sums[begin / kLossBlock] = total_of(lanes);
       });
@@ -215,20 +252,20 @@ struct Kernels {
     }
   }
 
-  // derivative(element) is Loss::by_input or Loss::by_target.
-  template <typename T, typename Derivative>
+  // derivative(element) is F::by_input or F::by_target.
+  template <typename F, typename T, typename Derivative>
   NNOPS_INLINE void write_gradient(void* gradient, const void* grad_output, bool per_element,
                                    double divisor, const PointwiseLossArguments& arguments,
                                    int threads, Derivative derivative) {
     using Scalar = acc_t<T>;
     T* result = static_cast<T*>(gradient);
     const T* g = static_cast<const T*>(grad_output);
-    const Vec<Scalar> shared = broadcast(to_acc(g[0]) / static_cast<Scalar>(divisor));
+    const Wide<Scalar> shared = splat<Wide<Scalar>>(to_acc(g[0]) / static_cast<Scalar>(divisor));
     parallel_chunks(arguments.n, kElementwiseChunk, threads, [&](int64_t begin, int64_t end) {
-      visit_elements<T>(arguments, begin, end, [=](int64_t i, int64_t count, const auto& element) {
-        const Vec<Scalar> factor = per_element ? get(g + i, count) : shared;
-        put(result + i, factor * derivative(element), count);
-      });
+      map_elements<F>(result, arguments, begin, end,
+                      [=](const auto& element, int64_t i, auto read) NNOPS_INLINE_LAMBDA {
+                        return (per_element ? read(g + i) : shared) * derivative(element);
+                      });
     });
   }
 
@@ -236,8 +273,9 @@ struct Kernels {
   static void backward(void* gradient, const void* grad_output, bool per_element, double divisor,
                        const PointwiseLossArguments& arguments, int threads) {
     using F = Loss<VectorArithmetic<acc_t<T>>>;
-    write_gradient<T>(gradient, grad_output, per_element, divisor, arguments, threads,
-                      [](const auto& element) { return F::by_input(element); });
+    write_gradient<F, T>(gradient, grad_output, per_element, divisor, arguments, threads,
+                         [](const auto& element)
+                             NNOPS_INLINE_LAMBDA { return F::by_input(element); });
   }
 
   template <typename T>
@@ -245,8 +283,9 @@ struct Kernels {
                               double divisor, const PointwiseLossArguments& arguments,
                               int threads) {
     using F = Loss<VectorArithmetic<acc_t<T>>>;
-    write_gradient<T>(gradient, grad_output, per_element, divisor, arguments, threads,
-                      [](const auto& element) { return F::by_target(element); });
+    write_gradient<F, T>(gradient, grad_output, per_element, divisor, arguments, threads,
+                         [](const auto& element)
+                             NNOPS_INLINE_LAMBDA { return F::by_target(element); });
   }
 
   static constexpr PerDType<PointwiseLossFunctions::Backward> backward_target_kernels() {

@@ -3,9 +3,14 @@
 //
 // Every loss is a struct of static functions over an arithmetic policy A, so that the CPU kernels
 // (A::Value is a vector) and the CUDA kernels (A::Value is a scalar) share the formulas. A offers
-// constant(double), select(mask, a, b), abs, exp, log and log1p. No torch headers. A lives in the
-// unnamed namespace of the file that includes this one, and with it every instantiation, so nothing
-// here has external linkage.
+// constant(double), select(mask, a, b), abs, exp, log, log1p and, cheaper for a part of the
+// numbers,
+//   exp_nonpositive(x)  x <= 0 or NaN
+//   log_finite(x)       finite x >= 0; at 0 any number below -100
+//   log1m_unit(x)       log(1 - x) for x in [0, 1]; at 1 any number below -100
+//   log1p_near(x)       log(1 + x) for x in [-1/2, 1] or NaN
+// No torch headers. A lives in the unnamed namespace of the file that includes this one, and with
+// it every instantiation, so nothing here has external linkage.
 //
 // With d = input - target, x = input, t = target, w = weight, p = pos_weight:
 //   l1                 |d|
@@ -18,6 +23,8 @@
 //   bce_logits         w ((1 - t) x - log sigmoid(x)), with pos_weight w ((1 - t) x - (1 + (p - 1)
 //   t) log sigmoid(x))
 #pragma once
+
+#include <limits>
 
 #if defined(__CUDACC__)
 #define NNOPS_MATH static __device__ __forceinline__
@@ -138,7 +145,10 @@ struct KlDivLoss : OtherLoss<A> {
   using typename OtherLoss<A>::Element;
   NNOPS_MATH V value(Element e) {
     const V zero = A::constant(0.0);
-    const V entropy = A::select(e.target == zero, zero, e.target * A::log(e.target));
+    // NaN below 0 and at NaN; at infinity the product is infinite whatever log_finite says.
+    const V rest =
+        A::select(e.target == zero, zero, A::constant(std::numeric_limits<double>::quiet_NaN()));
+    const V entropy = A::select(e.target > zero, e.target * A::log_finite(e.target), rest);
     return entropy - e.target * e.input;
   }
   NNOPS_MATH V by_input(Element e) { return -e.target; }
@@ -171,8 +181,8 @@ struct BceLoss : OtherLoss<A> {
   }
   NNOPS_MATH V value(Element e) {
     const V one = A::constant(1.0);
-    const V miss = (e.target - one) * clamped(A::log1p(-e.input));
-    return e.weight * (miss - e.target * clamped(A::log(e.input)));
+    const V miss = (e.target - one) * clamped(A::log1m_unit(e.input));
+    return e.weight * (miss - e.target * clamped(A::log_finite(e.input)));
   }
   NNOPS_MATH V by_input(Element e) {
     const V least = A::constant(1e-12);
@@ -189,10 +199,11 @@ struct LogitsLoss : OtherLoss<A> {
   using typename OtherLoss<A>::V;
   static constexpr bool kHasWeight = true;
 
-  NNOPS_MATH V softplus(V x) { return A::log1p(A::exp(-A::abs(x))); }
+  NNOPS_MATH V decay(V x) { return A::exp_nonpositive(-A::abs(x)); }
+  NNOPS_MATH V softplus(V x) { return A::log1p_near(LogitsLoss::decay(x)); }
   // 1 - sigmoid(|x|), to full relative precision.
   NNOPS_MATH V tail(V x) {
-    const V q = A::exp(-A::abs(x));
+    const V q = LogitsLoss::decay(x);
     return q / (A::constant(1.0) + q);
   }
   // 0, but NaN at -infinity, where torch's value is infinity - infinity.
