@@ -203,11 +203,12 @@ NNOPS_INLINE acc_t<T> rest_over_classes(const T* x, int64_t classes, acc_t<T> ma
     }
     total += block;
   }
-  if (done < classes) {
-    const A lowest = -std::numeric_limits<A>::infinity();
-    add_exponential(total, read_first<V>(x + done, classes - done, from_acc<T>(lowest)), highest);
-  }
-  return lane_sum(total.rest) + (lane_sum(total.ties) - 1);
+  if (done == classes) return lane_sum(total.rest) + (lane_sum(total.ties) - 1);
+  // The missing lanes are ties too: the exponential of -infinity would be a slow underflow.
+  const int64_t count = classes - done;
+  add_exponential(total, read_first<V>(x + done, count, from_acc<T>(max)), highest);
+  const A missing = static_cast<A>(kLaneCount<V> - count);
+  return lane_sum(total.rest) + (lane_sum(total.ties) - 1 - missing);
 }
 
 // --- forward ------------------------------------------------------------------------------------

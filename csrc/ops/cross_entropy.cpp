@@ -104,11 +104,14 @@ void view_gradients(Problem& problem, const Tensor& grad_output, const Tensor& g
   problem.g.grad_input = problem.grad_input.strides;
 }
 
+// With fewer classes a vector along them is short of work, and its lanes are better rows.
+constexpr int64_t kLeastClassVector = 32;
+
 // Which way the vectors run; the last thing before the call.
 void choose_vectors(Problem& problem, bool probabilities, bool gradient) {
   ClassGeometry& g = problem.g;
-  g.class_vectors = g.classes > 1 && g.input.c == 1 && (!probabilities || g.target.c == 1) &&
-                    (!gradient || g.grad_input.c == 1);
+  g.class_vectors = g.classes >= kLeastClassVector && g.input.c == 1 &&
+                    (!probabilities || g.target.c == 1) && (!gradient || g.grad_input.c == 1);
   if (!g.class_vectors) batch_as_spatial(g);
   problem.algorithm = g.class_vectors ? "class_vectors" : "row_vectors";
   set_chunks(g, g.classes);

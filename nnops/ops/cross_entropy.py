@@ -104,10 +104,11 @@ class CrossEntropy(Formulas):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        input, target, weight, *ctx.options = inputs
+        _, log_sum_exp, total_weight = output
+        ctx.options = inputs[3:]
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(input, target, weight, *output[1:])
+        ctx.mark_non_differentiable(log_sum_exp, total_weight)
+        ctx.save_for_backward(*inputs[:3], log_sum_exp, total_weight)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:

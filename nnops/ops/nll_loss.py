@@ -40,7 +40,8 @@ class NllLoss(Formulas):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        input, target, weight, *ctx.options = inputs
+        input, target, weight = inputs[:3]
+        ctx.options = inputs[3:]
         ctx.input_size = input.shape
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[1])

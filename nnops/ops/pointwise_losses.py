@@ -26,28 +26,17 @@ def _reduce(values: Tensor, reduction: int) -> Tensor:
     return values.mean() if reduction == _MEAN else values.sum()
 
 
-def _save(ctx: Any, tensors: tuple[Any, ...], extra: tuple[Any, ...], reduction: int) -> None:
-    """Saves operands and the arguments behind them: weights (tensors or None) or one number."""
-    numbers = tuple(value for value in extra if not isinstance(value, (Tensor, type(None))))
-    ctx.save_for_backward(*tensors, *(extra if not numbers else ()))
-    ctx.numbers = numbers
-    ctx.reduction = reduction
-
-
-def _saved(ctx: Any, count: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """(the `count` operands, the extra arguments)"""
-    saved = ctx.saved_tensors
-    return saved[:count], (*saved[count:], *ctx.numbers)
-
-
 class Derivative(Formulas):
-    """(grad_output, *operands, *extra, reduction) -> grad_output times the derivative of f
+    """(grad_output, *operands, *weights, *numbers, reduction) -> grad_output times the derivative
+    of f
 
     A loss that is reduced has a grad_output without dimensions.
     """
 
     # Which of (input, target) the derivative depends on: those are its operands.
     operands: ClassVar[tuple[int, ...]] = (0, 1)
+    # The number of weights, which are tensors or None; numbers are behind them.
+    weights: ClassVar[int] = 0
     route: ClassVar[Router]
 
     @staticmethod
@@ -61,19 +50,28 @@ class Derivative(Formulas):
 
     @classmethod
     def setup_context(cls, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors = 1 + len(cls.operands) + cls.weights
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.numbers = inputs[tensors:]
+
+    @classmethod
+    def _saved(cls, ctx: Any) -> tuple[Tensor, tuple[Any, ...], tuple[Any, ...], int]:
+        """(grad_output, operands, weights and numbers, reduction)"""
         count = 1 + len(cls.operands)
-        _save(ctx, inputs[:count], inputs[count:-1], inputs[-1])
+        saved = ctx.saved_tensors
+        *numbers, reduction = ctx.numbers
+        return saved[0], saved[1:count], (*saved[count:], *numbers), reduction
 
     @classmethod
     def backward(cls, ctx: Any, *grad_outputs: Any) -> Any:
-        (grad_output, *operands), extra = _saved(ctx, 1 + len(cls.operands))
+        grad_output, operands, extra, reduction = cls._saved(ctx)
         (tangent,) = grad_outputs
         gradients: list[Tensor | None] = [None] * (1 + len(operands))
         if ctx.needs_input_grad[0]:
             elementwise = cls.route(tangent, *operands, *extra, _NONE)
-            gradients[0] = _reduce(elementwise, ctx.reduction)
+            gradients[0] = _reduce(elementwise, reduction)
         if any(ctx.needs_input_grad[1 : 1 + len(operands)]):
-            factor = tangent * _per_element(grad_output, operands[0], ctx.reduction)
+            factor = tangent * _per_element(grad_output, operands[0], reduction)
             partials = cls.partials(*operands, *extra)
             for index, partial in enumerate(partials, start=1):
                 if ctx.needs_input_grad[index]:
@@ -82,11 +80,11 @@ class Derivative(Formulas):
 
     @classmethod
     def jvp(cls, ctx: Any, *tangents: Any) -> Any:
-        (grad_output, *operands), extra = _saved(ctx, 1 + len(cls.operands))
+        grad_output, operands, extra, reduction = cls._saved(ctx)
         result: Tensor | None = None
         if tangents[0] is not None:
-            result = cls.route(tangents[0], *operands, *extra, ctx.reduction)
-        factor = _per_element(grad_output, operands[0], ctx.reduction)
+            result = cls.route(tangents[0], *operands, *extra, reduction)
+        factor = _per_element(grad_output, operands[0], reduction)
         for tangent, partial in zip(tangents[1:], cls.partials(*operands, *extra), strict=False):
             if tangent is not None:
                 term = factor * tangent * partial
@@ -100,12 +98,13 @@ def _per_element(grad_output: Tensor, operand: Tensor, reduction: int) -> Tensor
 
 
 class Loss(Formulas):
-    """(input, target, *extra, reduction) -> loss"""
+    """(input, target, *weights, *numbers, reduction) -> loss"""
 
     differentiable = (0, 1)
     by_input: ClassVar[type[Derivative]]
-    # None for functions of input - target: minus the derivative by input.
-    by_target: ClassVar[type[Derivative] | None] = None
+    by_target: ClassVar[type[Derivative] | None]
+    # As in Derivative.
+    weights: ClassVar[int] = 0
 
     @staticmethod
     def empty_unreduced(input: Tensor, target: Tensor) -> Tensor:
@@ -120,56 +119,100 @@ class Loss(Formulas):
         return input.new_empty((), dtype=None if input.is_floating_point() else torch.int64)
 
     @classmethod
-    def setup_context(cls, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        needs_input, needs_target = needed_inputs(ctx)[:2]
-        wanted: set[int] = set()
-        if needs_input or cls.by_target is None:
-            wanted.update(cls.by_input.operands)
-        if needs_target and cls.by_target is not None:
-            wanted.update(cls.by_target.operands)
-        operands = tuple(
-            value if index in wanted else None for index, value in enumerate(inputs[:2])
-        )
-        _save(ctx, operands, inputs[2:-1], inputs[-1])
-
-    @classmethod
-    def backward(cls, ctx: Any, *grad_outputs: Any) -> Any:
-        operands, extra = _saved(ctx, 2)
-        (grad_output,) = grad_outputs
-        needs_input, needs_target = ctx.needs_input_grad[:2]
-        grad_input = grad_target = None
-        if needs_input or cls.by_target is None:
-            grad_input = _derivative(cls.by_input, grad_output, operands, extra, ctx.reduction)
-        if needs_target and cls.by_target is not None:
-            grad_target = _derivative(cls.by_target, grad_output, operands, extra, ctx.reduction)
-        elif needs_target and grad_input is not None:
-            grad_target = -grad_input
-        return (grad_input if needs_input else None, grad_target, *(None for _ in extra), None)
+    def gradient_of_target(
+        cls, grad: Tensor, input: Tensor, target: Tensor, extra: tuple[Any, ...]
+    ) -> Tensor:
+        assert cls.by_target is not None
+        return _derivative(cls.by_target, grad, input, target, extra)
 
     @classmethod
     def jvp(cls, ctx: Any, *tangents: Any) -> Any:
-        operands, extra = _saved(ctx, 2)
+        input, target, *weights = ctx.saved_tensors
+        *numbers, reduction = ctx.numbers
+        extra = (*weights, *numbers, _NONE)
         by_input, by_target = tangents[:2]
         terms = []
         if by_input is not None:
-            terms.append(_derivative(cls.by_input, by_input, operands, extra, _NONE))
-        if by_target is not None and cls.by_target is not None:
-            terms.append(_derivative(cls.by_target, by_target, operands, extra, _NONE))
-        elif by_target is not None:
-            terms.append(-_derivative(cls.by_input, by_target, operands, extra, _NONE))
+            terms.append(_derivative(cls.by_input, by_input, input, target, extra))
+        if by_target is not None:
+            terms.append(cls.gradient_of_target(by_target, input, target, extra))
         elementwise = terms[0] if len(terms) == 1 else terms[0] + terms[1]
-        return _reduce(elementwise, ctx.reduction)
+        return _reduce(elementwise, reduction)
+
+
+class DifferenceLoss(Loss):
+    """(input, target, *numbers, reduction) -> loss of input - target: the target's derivative is
+    minus the input's."""
+
+    by_target = None
+
+    @classmethod
+    def gradient_of_target(
+        cls, grad: Tensor, input: Tensor, target: Tensor, extra: tuple[Any, ...]
+    ) -> Tensor:
+        return -_derivative(cls.by_input, grad, input, target, extra)
+
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
+        ctx.numbers = inputs[2:]
+
+    @classmethod
+    def backward(cls, ctx: Any, *grad_outputs: Any) -> Any:
+        input, target = ctx.saved_tensors
+        numbers = ctx.numbers
+        gradient = cls.by_input.route(grad_outputs[0], input, target, *numbers)
+        needs = ctx.needs_input_grad
+        return (
+            gradient if needs[0] else None,
+            -gradient if needs[1] else None,
+            *(None,) * len(numbers),
+        )
+
+
+class TwoDerivativesLoss(Loss):
+    """A loss whose derivatives by input and by target are two operators."""
+
+    by_target: ClassVar[type[Derivative]]
+
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        needs = needed_inputs(ctx)
+        reads: tuple[int, ...] = cls.by_input.operands if needs[0] else ()
+        if needs[1]:
+            reads += cls.by_target.operands
+        tensors = 2 + cls.weights
+        ctx.save_for_backward(
+            inputs[0] if 0 in reads else None,
+            inputs[1] if 1 in reads else None,
+            *inputs[2:tensors],
+        )
+        ctx.numbers = inputs[tensors:]
+
+    @classmethod
+    def backward(cls, ctx: Any, *grad_outputs: Any) -> Any:
+        input, target, *weights = ctx.saved_tensors
+        extra = (*weights, *ctx.numbers)
+        (grad,) = grad_outputs
+        needs = ctx.needs_input_grad
+        return (
+            _derivative(cls.by_input, grad, input, target, extra) if needs[0] else None,
+            _derivative(cls.by_target, grad, input, target, extra) if needs[1] else None,
+            *(None,) * len(extra),
+        )
 
 
 def _derivative(
     derivative: type[Derivative],
     grad_output: Tensor,
-    operands: tuple[Any, ...],
+    input: Tensor | None,
+    target: Tensor | None,
     extra: tuple[Any, ...],
-    reduction: int,
 ) -> Tensor:
-    chosen = (operands[index] for index in derivative.operands)
-    result: Tensor = derivative.route(grad_output, *chosen, *extra, reduction)
+    """`extra`: weights, numbers, reduction."""
+    both = (input, target)
+    chosen = (both[index] for index in derivative.operands)
+    result: Tensor = derivative.route(grad_output, *chosen, *extra)
     return result
 
 
@@ -188,7 +231,7 @@ class L1LossBackward(Derivative):
         return zero, zero
 
 
-class L1Loss(Loss):
+class L1Loss(DifferenceLoss):
     name = "l1_loss"
     by_input = L1LossBackward
 
@@ -204,7 +247,7 @@ class MseLossBackward(Derivative):
         return 2.0, -2.0
 
 
-class MseLoss(Loss):
+class MseLoss(DifferenceLoss):
     name = "mse_loss"
     by_input = MseLossBackward
 
@@ -224,7 +267,7 @@ class SmoothL1LossBackward(Derivative):
         return curvature, -curvature
 
 
-class SmoothL1Loss(Loss):
+class SmoothL1Loss(DifferenceLoss):
     name = "smooth_l1_loss"
     by_input = SmoothL1LossBackward
 
@@ -242,7 +285,7 @@ class HuberLossBackward(Derivative):
         return curvature, -curvature
 
 
-class HuberLoss(Loss):
+class HuberLoss(DifferenceLoss):
     name = "huber_loss"
     by_input = HuberLossBackward
 
@@ -282,7 +325,7 @@ class KlDivBackwardTarget(Derivative):
         return -probability, probability * (target - input + 2.0)
 
 
-class KlDiv(Loss):
+class KlDiv(TwoDerivativesLoss):
     name = "kl_div"
     by_input = KlDivBackward
     by_target = KlDivBackwardTarget
@@ -307,6 +350,7 @@ class BinaryCrossEntropyBackward(Derivative):
     """grad_output * weight * (input - target) / (input (1 - input))"""
 
     name = "binary_cross_entropy_backward"
+    weights = 1
     differentiable = (0, 1, 2)
 
     @staticmethod
@@ -321,6 +365,7 @@ class BinaryCrossEntropyBackwardTarget(Derivative):
     """grad_output * weight * (log(1 - input) - log input)"""
 
     name = "binary_cross_entropy_backward_target"
+    weights = 1
     differentiable = (0, 1)
     operands = (0,)
 
@@ -330,8 +375,9 @@ class BinaryCrossEntropyBackwardTarget(Derivative):
         return (_weighted(weight, -1.0 / _variance(input)),)
 
 
-class BinaryCrossEntropy(Loss):
+class BinaryCrossEntropy(TwoDerivativesLoss):
     name = "binary_cross_entropy"
+    weights = 1
     by_input = BinaryCrossEntropyBackward
     by_target = BinaryCrossEntropyBackwardTarget
 
@@ -353,6 +399,7 @@ class BinaryCrossEntropyWithLogitsBackward(Derivative):
     """grad_output * weight * ((1 + (pos_weight - 1) target) sigmoid(input) - pos_weight target)"""
 
     name = "binary_cross_entropy_with_logits_backward"
+    weights = 2
     differentiable = (0, 1, 2)
 
     @staticmethod
@@ -369,6 +416,7 @@ class BinaryCrossEntropyWithLogitsBackwardTarget(Derivative):
     """grad_output * weight * (log sigmoid(-input) - pos_weight log sigmoid(input))"""
 
     name = "binary_cross_entropy_with_logits_backward_target"
+    weights = 2
     differentiable = (0, 1)
     operands = (0,)
 
@@ -377,8 +425,9 @@ class BinaryCrossEntropyWithLogitsBackwardTarget(Derivative):
         return (_mixed_partial(*operands_and_extra),)
 
 
-class BinaryCrossEntropyWithLogits(Loss):
+class BinaryCrossEntropyWithLogits(TwoDerivativesLoss):
     name = "binary_cross_entropy_with_logits"
+    weights = 2
     by_input = BinaryCrossEntropyWithLogitsBackward
     by_target = BinaryCrossEntropyWithLogitsBackwardTarget
 
