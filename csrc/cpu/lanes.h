@@ -37,14 +37,6 @@ using Lanes = typename LanesOf<T, N>::type;
 template <typename T, int N>
 using LaneMask = typename LanesOf<T, N>::mask;
 
-#if defined(__AVX512F__)
-constexpr int kRegisterBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kRegisterBytes = 32;
-#else
-constexpr int kRegisterBytes = 16;
-#endif
-
 // Lanes of the widest and of the narrowest vector that compute a T.
 template <typename T>
 constexpr int kMostLanes = kRegisterBytes / int{sizeof(acc_t<T>)};

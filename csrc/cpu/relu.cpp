@@ -9,14 +9,25 @@
 
 NNOPS_BEGIN_KERNELS
 
+// output[i] = function(inputs[i]...) for i in [begin, end). Vectors may overlap, so `function` must
+// give the same when it sees its own results, as the output may be one of the inputs.
+template <typename T, typename Function, typename... Inputs>
+NNOPS_INLINE void map_lanes(T* output, int64_t begin, int64_t end, Function function,
+                            const Inputs*... inputs) {
+  const auto map = [=](auto lanes, int64_t i) __attribute__((always_inline)) {
+    constexpr int N = decltype(lanes)::value;
+    store_lanes<N>(output + i, function(load_lanes<N>(inputs + i)...));
+  };
+  for_lanes<acc_t<T>>(begin, end, map, [=](int64_t i) { map(LaneCount<1>{}, i); });
+}
+
 template <typename T>
 void relu_forward(void* output, const void* input, int64_t n, int threads) {
   T* y = static_cast<T*>(output);
   const T* x = static_cast<const T*>(input);
   parallel_chunks(n, kElementwiseChunk, threads, [=](int64_t begin, int64_t end) {
     if constexpr (kIsFloating<T>) {
-      using V = Vec<acc_t<T>>;
-      map_vectors(y + begin, end - begin, [](V v) { return v < 0 ? V{} : v; }, x + begin);
+      map_lanes(y, begin, end, [](auto v) { return v < 0 ? decltype(v){} : v; }, x);
     } else {
       for (int64_t i = begin; i < end; ++i) y[i] = x[i] > 0 ? x[i] : T{0};
     }
@@ -31,45 +42,43 @@ void relu_backward(void* grad_input, const void* grad_output, const void* output
   const T* y = static_cast<const T*>(output);
   parallel_chunks(n, kElementwiseChunk, threads, [=](int64_t begin, int64_t end) {
     if constexpr (kIsFloating<T>) {
-      using V = Vec<acc_t<T>>;
-      map_vectors(
-          gx + begin, end - begin, [](V g, V v) { return v <= 0 ? V{} : g; }, gy + begin,
-          y + begin);
+      map_lanes(gx, begin, end, [](auto g, auto v) { return v <= 0 ? decltype(g){} : g; }, gy, y);
     } else {
       for (int64_t i = begin; i < end; ++i) gx[i] = y[i] <= 0 ? T{0} : gy[i];
     }
   });
 }
 
-// One vector's bits of the mask: 2 bytes for 16 lanes, 1 for 8; fewer for the last elements.
-NNOPS_INLINE void store_bits(uint8_t* mask, uint32_t bits, int64_t count) {
-  const uint32_t known = bits & ((uint32_t{1} << count) - 1);
-  std::memcpy(mask, &known, static_cast<size_t>((count + 7) / 8));
-}
-NNOPS_INLINE uint32_t load_bits(const uint8_t* mask, int64_t count) {
-  uint32_t bits = 0;
-  std::memcpy(&bits, mask, static_cast<size_t>((count + 7) / 8));
-  return bits;
-}
+// Elements that a vector's bits describe, in whole bytes.
+template <typename T>
+constexpr int64_t kMaskGroup = kMostLanes<T> < 8 ? 8 : kMostLanes<T>;
 
 template <typename T>
 void relu_forward_with_mask(void* output, uint8_t* mask, const void* input, int64_t n,
                             int threads) {
-  using V = Vec<acc_t<T>>;
-  constexpr int64_t kWidth = kLanes<acc_t<T>>;
+  constexpr int N = kMostLanes<T>;
+  constexpr int64_t kGroup = kMaskGroup<T>;
   T* y = static_cast<T*>(output);
   const T* x = static_cast<const T*>(input);
   parallel_chunks(n, kElementwiseChunk, threads, [=](int64_t begin, int64_t end) {
     int64_t i = begin;
-    for (; i + kWidth <= end; i += kWidth) {
-      const V v = load(x + i);
-      store(y + i, v < 0 ? V{} : v);
-      store_bits(mask + i / 8, lane_bits(~(v <= 0)), kWidth);
+    for (; i + kGroup <= end; i += kGroup) {
+      uint32_t bits = 0;
+      for (int64_t j = 0; j < kGroup; j += N) {
+        const auto v = load_lanes<N>(x + i + j);
+        store_lanes<N>(y + i + j, v < 0 ? decltype(v){} : v);
+        bits |= lane_bits<acc_t<T>, N>(~(v <= 0)) << j;
+      }
+      std::memcpy(mask + i / 8, &bits, kGroup / 8);
     }
-    if (i < end) {
-      const V v = load_first(x + i, end - i);
-      store_first(y + i, v < 0 ? V{} : v, end - i);
-      store_bits(mask + i / 8, lane_bits(~(v <= 0)), end - i);
+    for (; i < end; i += 8) {
+      uint8_t bits = 0;
+      for (int64_t j = i; j < smaller(i + 8, end); ++j) {
+        const acc_t<T> v = to_acc(x[j]);
+        y[j] = v < 0 ? T{} : x[j];
+        bits |= static_cast<uint8_t>(!(v <= 0)) << (j - i);
+      }
+      mask[i / 8] = bits;
     }
   });
 }
@@ -77,20 +86,22 @@ void relu_forward_with_mask(void* output, uint8_t* mask, const void* input, int6
 template <typename T>
 void relu_mask_backward(void* grad_input, const void* grad_output, const uint8_t* mask, int64_t n,
                         int threads) {
-  using V = Vec<acc_t<T>>;
-  constexpr int64_t kWidth = kLanes<acc_t<T>>;
+  constexpr int N = kMostLanes<T>;
+  constexpr int64_t kGroup = kMaskGroup<T>;
   T* gx = static_cast<T*>(grad_input);
   const T* gy = static_cast<const T*>(grad_output);
   parallel_chunks(n, kElementwiseChunk, threads, [=](int64_t begin, int64_t end) {
     int64_t i = begin;
-    for (; i + kWidth <= end; i += kWidth) {
-      const auto passes = mask_from_bits<acc_t<T>>(load_bits(mask + i / 8, kWidth));
-      store(gx + i, passes ? load(gy + i) : V{});
+    for (; i + kGroup <= end; i += kGroup) {
+      uint32_t bits = 0;
+      std::memcpy(&bits, mask + i / 8, kGroup / 8);
+      for (int64_t j = 0; j < kGroup; j += N) {
+        const auto passes = mask_from_bits<acc_t<T>, N>(bits >> j);
+        const auto g = load_lanes<N>(gy + i + j);
+        store_lanes<N>(gx + i + j, passes ? g : decltype(g){});
+      }
     }
-    if (i < end) {
-      const auto passes = mask_from_bits<acc_t<T>>(load_bits(mask + i / 8, end - i));
-      store_first(gx + i, passes ? load_first(gy + i, end - i) : V{}, end - i);
-    }
+    for (; i < end; ++i) gx[i] = mask[i / 8] >> (i % 8) & 1 ? gy[i] : T{};
   });
 }
 

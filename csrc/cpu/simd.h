@@ -33,6 +33,14 @@
 
 NNOPS_BEGIN_KERNELS
 
+#if defined(__AVX512F__)
+constexpr int kRegisterBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kRegisterBytes = 32;
+#else
+constexpr int kRegisterBytes = 16;
+#endif
+
 struct bfloat16 {
   uint16_t bits;
 };

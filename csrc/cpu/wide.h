@@ -20,14 +20,6 @@
 
 NNOPS_BEGIN_KERNELS
 
-#if defined(__AVX512F__)
-constexpr int kRegisterBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kRegisterBytes = 32;
-#else
-constexpr int kRegisterBytes = 16;
-#endif
-
 // --- the type -----------------------------------------------------------------------------------
 
 template <typename Half>
