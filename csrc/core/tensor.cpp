@@ -34,7 +34,8 @@ const std::array<int32_t, kDTypeCount>& dtype_codes() {
   return codes;
 }
 
-std::string dtype_text(int32_t code) {
+// The dtype's name, null for one that nnops cannot even name.
+const char* name_of_code(int32_t code) {
   const auto& codes = dtype_codes();
   for (int i = 0; i < kDTypeCount; ++i) {
     if (codes[i] == code) return dtype_name(static_cast<DType>(i));
@@ -42,7 +43,12 @@ std::string dtype_text(int32_t code) {
   if (code == aoti_torch_dtype_bool()) return "bool";
   if (code == aoti_torch_dtype_complex64()) return "complex64";
   if (code == aoti_torch_dtype_complex128()) return "complex128";
-  return concat("of code ", code);
+  return nullptr;
+}
+
+std::string dtype_text(int32_t code) {
+  const char* name = name_of_code(code);
+  return name != nullptr ? name : concat("of code ", code);
 }
 
 // Strides say nothing along dimensions of fewer than two elements.
@@ -104,7 +110,7 @@ void check_device(const char* op, const char* name, const Tensor& tensor) {
                               " must be a strided tensor, other layouts are not implemented");
   // The stable ABI converts no dtype that it does not know, and says so without naming us.
   const int32_t code = dtype_code(tensor);
-  NNOPS_CHECK_NOT_IMPLEMENTED(dtype_text(code).rfind("of code", 0) != 0, op, ": ", name,
+  NNOPS_CHECK_NOT_IMPLEMENTED(name_of_code(code) != nullptr, op, ": ", name,
                               " must be of a plain number type, not implemented for dtype ",
                               dtype_text(code));
 }

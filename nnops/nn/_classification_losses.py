@@ -51,7 +51,7 @@ def nll_loss(
     _check_class_weight(op, weight)
     ignore_index = _arguments.whole_number(op, "ignore_index", ignore_index)
     code = _arguments.reduction_code(op, reduction, size_average, reduce)
-    loss: Tensor = _nll_loss.nll_loss(input, target, weight, code, ignore_index)[0]
+    loss: Tensor = _nll_loss.nll_loss_alone(input, target, weight, code, ignore_index)
     return loss
 
 
@@ -112,9 +112,9 @@ def cross_entropy(
     code = _arguments.reduction_code(op, reduction, size_average, reduce)
     if target.is_floating_point() and target.shape == input.shape:
         input, target, weight = _common_dtype(input, target, weight)
-    loss: Tensor = _cross_entropy.cross_entropy(
+    loss: Tensor = _cross_entropy.cross_entropy_alone(
         input, target, weight, code, ignore_index, label_smoothing
-    )[0]
+    )
     return loss
 
 

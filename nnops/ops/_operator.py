@@ -110,6 +110,36 @@ def mount(formulas: type[Formulas]) -> Router:
     return route
 
 
+def first_output(route: Router, formulas: type[Formulas]) -> Router:
+    """`route` of a mounted operator for callers who want its first output alone.
+
+    The other outputs, which backward needs, then are no outputs of the autograd Function: they need
+    not be wrapped and marked on every call.
+    """
+    raw = _function_of(getattr(torch.ops.nnops, f"_{formulas.name}").default)
+    setup_context = formulas.setup_context
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        outputs = raw(*inputs)
+        setup_context(ctx, inputs, outputs)
+        return outputs[0]
+
+    class_name = f"{formulas.__name__}Function"
+    body = {"forward": staticmethod(forward), "backward": staticmethod(formulas.backward)}
+    apply_light = _apply_of(type(class_name, (torch.autograd.Function,), body))
+    differentiable = formulas.differentiable
+
+    def route_first(*inputs: Any) -> Any:
+        if _is_grad_enabled() and is_plain_eager():
+            for position in differentiable:
+                tensor = inputs[position]
+                if tensor is not None and tensor.requires_grad:
+                    return apply_light(*inputs)
+        return route(*inputs)[0]
+
+    return route_first
+
+
 def _function_of(overload: Any) -> Callable[..., Any]:
     """What the overload's `__call__`, a function in Python, hands its arguments on to."""
     function: Callable[..., Any] = overload._op

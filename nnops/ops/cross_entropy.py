@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnops.ops._operator import Formulas, mount
+from nnops.ops._operator import Formulas, first_output, mount
 from nnops.ops.nll_loss import MEAN, NONE, accumulate_dtype, row_shape
 
 
@@ -263,5 +263,6 @@ class CrossEntropyBackwardTarget(Formulas):
 
 
 cross_entropy = mount(CrossEntropy)
+cross_entropy_alone = first_output(cross_entropy, CrossEntropy)
 cross_entropy_backward = mount(CrossEntropyBackward)
 cross_entropy_backward_target = mount(CrossEntropyBackwardTarget)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nnops.ops._images import call_with_folded_batch, empty_resized
-from nnops.ops._operator import Formulas, may_be_differentiated, mount
+from nnops.ops._operator import Formulas, first_output, may_be_differentiated, mount
 from nnops.ops.max_unpool2d import max_pool2d_with_indices_backward, max_unpool2d_backward
 
 Pair = Sequence[int]
@@ -33,13 +33,9 @@ def pool(
     if not may_be_differentiated(input):
         result = max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
     elif _has_offsets(kernel_size):
-        result, _ = max_pool2d_with_offsets(
-            input, kernel_size, stride, padding, dilation, ceil_mode
-        )
+        result = _pool_with_offsets(input, kernel_size, stride, padding, dilation, ceil_mode)
     else:
-        result, _ = max_pool2d_with_indices(
-            input, kernel_size, stride, padding, dilation, ceil_mode
-        )
+        result = _pool_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
     return result
 
 
@@ -261,5 +257,7 @@ class MaxPool2dGather(Formulas):
 max_pool2d = mount(MaxPool2d)
 max_pool2d_with_offsets = mount(MaxPool2dWithOffsets)
 max_pool2d_with_indices = mount(MaxPool2dWithIndices)
+_pool_with_offsets = first_output(max_pool2d_with_offsets, MaxPool2dWithOffsets)
+_pool_with_indices = first_output(max_pool2d_with_indices, MaxPool2dWithIndices)
 max_pool2d_backward = mount(MaxPool2dBackward)
 max_pool2d_gather = mount(MaxPool2dGather)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnops.ops._operator import Formulas, mount
+from nnops.ops._operator import Formulas, first_output, mount
 
 NONE, MEAN, SUM = 0, 1, 2
 
@@ -102,4 +102,5 @@ class NllLossBackward(Formulas):
 
 
 nll_loss = mount(NllLoss)
+nll_loss_alone = first_output(nll_loss, NllLoss)
 nll_loss_backward = mount(NllLossBackward)

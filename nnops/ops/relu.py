@@ -15,6 +15,7 @@ from torch import Tensor
 from nnops.ops._operator import (
     Formulas,
     batch_first,
+    first_output,
     is_plain_eager,
     may_be_differentiated,
     mount,
@@ -33,7 +34,7 @@ def pass_positive(input: Tensor) -> Tensor:
         and input.is_floating_point()
         and input.numel() >= LEAST_MASKED
     ):
-        result, _ = relu_with_mask(input)
+        result = masked_relu(input)
     else:
         result = relu(input)
     return result
@@ -159,6 +160,7 @@ class ReluMaskBackward(Formulas):
 
 relu = mount(Relu)
 relu_with_mask = mount(ReluWithMask)
+masked_relu = first_output(relu_with_mask, ReluWithMask)
 relu_mask_backward = mount(ReluMaskBackward)
 relu_backward = mount(ReluBackward)
 
