@@ -73,8 +73,7 @@ std::string supports_backward_tiles(const Pool2dGeometry& g, DType) {
   const bool tiles = g.kernel_h == 2 && g.kernel_w == 2 && g.stride_h == 2 && g.stride_w == 2 &&
                      g.dilation_h == 1 && g.dilation_w == 1 && g.pad_h == 0 && g.pad_w == 0;
   if (!tiles) return "only for 2x2 windows of stride 2 without padding and dilation";
-  if (2 * g.oh > g.h || 2 * g.ow > g.w) return "only without windows that hang over the end";
-  return g.channels_last ? "only for row-major gradients" : "";
+  return 2 * g.oh > g.h || 2 * g.ow > g.w ? "only without windows that hang over the end" : "";
 }
 
 std::string supports_backward_channels(const Pool2dGeometry& g, DType) {

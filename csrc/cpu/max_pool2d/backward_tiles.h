@@ -1,5 +1,5 @@
-// max_pool2d backward, "tiles": row-major, windows that tile the input: kernel 2x2, stride 2, no
-// padding. Every output has its four elements of grad_input to itself, which are written at once.
+// max_pool2d backward, "tiles": windows that tile the input: kernel 2x2, stride 2, no padding.
+// Every output has its four elements of grad_input to itself, which are written at once.
 #pragma once
 
 #include "cpu/lanes.h"
@@ -48,6 +48,44 @@ __attribute__((noinline)) void spread_tiles(T* gx, const T* gy, const uint8_t* o
   }
 }
 
+// The same where channels are innermost, of one image.
+template <typename T>
+__attribute__((noinline)) void spread_pixel_tiles(T* gx, const T* gy, const uint8_t* offsets,
+                                                  const Pool2dGeometry& g, int64_t begin,
+                                                  int64_t end) {
+  const int64_t channels = g.c;
+  const int64_t row_elements = g.w * channels;
+  gy += begin * g.ow * channels;
+  offsets += begin * g.ow * channels;
+  for (int64_t oh = begin; oh < end; ++oh) {
+    T* target = gx + 2 * oh * row_elements;
+    for (int64_t ow = 0; ow < g.ow; ++ow) {
+      const auto spread = [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
+        constexpr int N = decltype(lanes)::value;
+        using V = Lanes<acc_t<T>, N>;
+        const V gradient = load_lanes<N>(gy + channel);
+        const auto codes = load_bytes<acc_t<T>, N>(offsets + channel);
+        T* pixel = target + channel;
+        store_lanes<N>(pixel, codes == 0 ? gradient : V{});
+        store_lanes<N>(pixel + channels, codes == 1 ? gradient : V{});
+        store_lanes<N>(pixel + row_elements, codes == 2 ? gradient : V{});
+        store_lanes<N>(pixel + row_elements + channels, codes == 3 ? gradient : V{});
+      };
+      for_lanes<acc_t<T>>(0, channels, spread, [&](int64_t channel) __attribute__((always_inline)) {
+        spread(LaneCount<1>{}, channel);
+      });
+      gy += channels;
+      offsets += channels;
+      target += 2 * channels;
+    }
+    // The last column of an odd width belongs to no window.
+    for (int64_t i = 2 * g.ow * channels; i < row_elements; ++i) {
+      gx[2 * oh * row_elements + i] = T{};
+      gx[(2 * oh + 1) * row_elements + i] = T{};
+    }
+  }
+}
+
 template <typename T>
 int64_t pool_backward_tiles(void* grad_input, const void* grad_output, const uint8_t* offsets,
                             float*, const Pool2dGeometry& g, int threads) {
@@ -55,17 +93,24 @@ int64_t pool_backward_tiles(void* grad_input, const void* grad_output, const uin
   const T* gy = static_cast<const T*>(grad_output);
   LowestPosition wrong;
   const OffsetCheck check(offsets, g, &wrong);
+  const int64_t width = g.channels_last ? g.c : 1;  // offsets of one column
   for_output_rows(g, threads, [&](int64_t image, int64_t channel, int64_t begin, int64_t end) {
-    const int64_t plane = image * g.c + channel;
-    const int64_t place = plane * g.oh * g.ow;
-    if (any_from(4, offsets + place + begin * g.ow, (end - begin) * g.ow)) {
-      check.rows_beginning_in(2 * begin, 2 * end, place, 1);
+    const int64_t plane = g.channels_last ? image : image * g.c + channel;
+    const int64_t place = plane * g.oh * g.ow * width;
+    const int64_t row = g.ow * width;
+    if (any_from(4, offsets + place + begin * row, (end - begin) * row)) {
+      check.rows_beginning_in(2 * begin, 2 * end, place, width);
     }
-    T* target = gx + plane * g.h * g.w;
-    spread_tiles(target, gy + place, offsets + place, g, begin, end);
+    const int64_t row_elements = g.w * width;
+    T* target = gx + plane * g.h * row_elements;
+    if (g.channels_last) {
+      spread_pixel_tiles(target, gy + place, offsets + place, g, begin, end);
+    } else {
+      spread_tiles(target, gy + place, offsets + place, g, begin, end);
+    }
     // The last row of an odd height belongs to no window.
     if (end == g.oh) {
-      for (int64_t i = 2 * g.oh * g.w; i < g.h * g.w; ++i) target[i] = T{};
+      for (int64_t i = 2 * g.oh * row_elements; i < g.h * row_elements; ++i) target[i] = T{};
     }
   });
   return wrong.or_minus_one();
