@@ -8,12 +8,26 @@
 
 NNOPS_BEGIN_KERNELS
 
+// Where the windows of a small plane begin, so that one loop goes through all of them.
+struct WindowStarts {
+  static constexpr int64_t kMost = 1024;
+  int64_t count;
+  int64_t places[kMost];
+
+  explicit WindowStarts(const Pool2dGeometry& g) : count(g.oh * g.ow <= kMost ? g.oh * g.ow : 0) {
+    for (int64_t i = 0; i < count; ++i) {
+      places[i] = (i / g.ow * g.stride_h - g.pad_h) * g.w + i % g.ow * g.stride_w - g.pad_w;
+    }
+  }
+};
+
 // One plane, row-major; `sums` is zeroed here.
 template <typename T>
 __attribute__((noinline)) void scatter_plane(acc_t<T>* sums, const T* gy, const uint8_t* offsets,
                                              const OffsetTable& table, const Pool2dGeometry& g,
                                              const ChannelGroup& group, const OffsetCheck& check,
-                                             const InnerWindows& inner, LowestPosition* wrong) {
+                                             const InnerWindows& inner, const WindowStarts& starts,
+                                             LowestPosition* wrong) {
   const int64_t base = group.image * g.output_strides[0] + group.channel * g.output_strides[1];
   const int64_t pixels = g.h * g.w;
   const int64_t stride_w = g.stride_w;
@@ -26,9 +40,15 @@ __attribute__((noinline)) void scatter_plane(acc_t<T>* sums, const T* gy, const 
         },
         [](int64_t) {});
   };
-  const bool all_inside = check.all_are_taps(base);
+  if (starts.count > 0 && check.all_are_taps(base)) {
+    const int64_t count = starts.count;
+    for (int64_t i = 0; i < count; ++i) {
+      sums[starts.places[i] + table.places[offsets[base + i]]] += to_acc(gy[base + i]);
+    }
+    return;
+  }
   for (int64_t oh = 0; oh < g.oh; ++oh) {
-    if (!all_inside && !check.inner_are_taps(oh, base + oh * g.ow, 1)) {
+    if (!check.inner_are_taps(oh, base + oh * g.ow, 1)) {
       checked(oh, 0, g.ow);
       continue;
     }
@@ -75,6 +95,7 @@ int64_t pool_backward_scatter(void* grad_input, const void* grad_output, const u
   const OffsetCheck check(offsets, g, &wrong);
   const OffsetTable& table = check.table();
   const InnerWindows inner = inner_columns(g);
+  const WindowStarts starts(g);
   const int64_t block = g.channels_last ? smaller(g.c, kChannelBlock) : 1;
   const int64_t pixels = g.h * g.w;
   parallel_slots(channel_group_count(g.n, g.c, block), threads, [&](int64_t slot, int64_t index) {
@@ -92,7 +113,7 @@ int64_t pool_backward_scatter(void* grad_input, const void* grad_output, const u
     if (g.channels_last) {
       scatter_channels(sums, sum_step, gy, offsets, table, g, group, &wrong);
     } else {
-      scatter_plane(sums, gy, offsets, table, g, group, check, inner, &wrong);
+      scatter_plane(sums, gy, offsets, table, g, group, check, inner, starts, &wrong);
     }
     if constexpr (!kDirect) {
       for (int64_t pixel = 0; pixel < pixels; ++pixel) {

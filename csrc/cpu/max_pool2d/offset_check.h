@@ -68,12 +68,20 @@ class OffsetCheck {
                      offsets_ + place + inner_.begin * width, (inner_.end - inner_.begin) * width);
   }
 
-  // The same for a whole row-major plane, where no window hangs over an edge.
+  // Whether all offsets of a row-major plane are taps that lie inside the input.
   bool all_are_taps(int64_t plane_place) const {
-    const bool all_inside = whole_rows_.begin == 0 && whole_rows_.end == g_.oh &&
-                            inner_.begin == 0 && inner_.end == g_.ow;
-    return all_inside && !any_from(static_cast<uint8_t>(g_.kernel_h * g_.kernel_w),
-                                   offsets_ + plane_place, g_.oh * g_.ow);
+    const uint8_t* plane = offsets_ + plane_place;
+    bool inside = !any_from(static_cast<uint8_t>(g_.kernel_h * g_.kernel_w), plane, g_.oh * g_.ow);
+    for (int64_t oh = 0; inside && oh < g_.oh; ++oh) {
+      const bool whole = whole_rows_.contains(oh);
+      const int64_t left_end = whole ? inner_.begin : g_.ow;
+      const int64_t right_begin = whole ? inner_.end : g_.ow;
+      for (int64_t ow = 0; ow < left_end; ++ow) inside &= is_inside(plane[oh * g_.ow + ow], oh, ow);
+      for (int64_t ow = right_begin; ow < g_.ow; ++ow) {
+        inside &= is_inside(plane[oh * g_.ow + ow], oh, ow);
+      }
+    }
+    return inside;
   }
 
   // The output rows whose windows begin in input rows [begin, end); those that begin before the
@@ -92,16 +100,18 @@ class OffsetCheck {
   }
 
  private:
+  bool is_inside(uint8_t offset, int64_t oh, int64_t ow) const {
+    const int64_t ih = oh * g_.stride_h - g_.pad_h + table_.rows[offset];
+    const int64_t iw = ow * g_.stride_w - g_.pad_w + table_.columns[offset];
+    return static_cast<uint64_t>(ih) < static_cast<uint64_t>(g_.h) &&
+           static_cast<uint64_t>(iw) < static_cast<uint64_t>(g_.w);
+  }
+
   void windows(int64_t oh, int64_t begin, int64_t end, int64_t place, int64_t width) const {
-    const int64_t start_h = oh * g_.stride_h - g_.pad_h;
     for (int64_t ow = begin; ow < end; ++ow) {
-      const int64_t start_w = ow * g_.stride_w - g_.pad_w;
       for (int64_t i = place + ow * width; i < place + (ow + 1) * width; ++i) {
         const uint8_t offset = offsets_[i];
-        const uint64_t ih = static_cast<uint64_t>(start_h + table_.rows[offset]);
-        const uint64_t iw = static_cast<uint64_t>(start_w + table_.columns[offset]);
-        const bool inside = ih < static_cast<uint64_t>(g_.h) && iw < static_cast<uint64_t>(g_.w);
-        if (!inside && offset != kNoOffset) wrong_->report(i);
+        if (offset != kNoOffset && !is_inside(offset, oh, ow)) wrong_->report(i);
       }
     }
   }
