@@ -11,7 +11,7 @@ namespace {
 
 // Two huge pages of 2 MB: whatever its address, memory of this size holds a whole one.
 constexpr int64_t kLeastBytes = 4 << 20;
-constexpr uintptr_t kPageBytes = 4096;
+constexpr int64_t kPageBytes = 4096;
 
 bool enabled_by_environment() {
   const char* value = std::getenv("NNOPS_HUGE_PAGES");
@@ -30,11 +30,10 @@ void advise_huge_pages(void* data, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
   if (bytes < kLeastBytes || !huge_pages_enabled()) return;
   // madvise takes whole pages; the few bytes before and behind them belong to others.
-  const auto address = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t begin = (address + kPageBytes - 1) / kPageBytes * kPageBytes;
-  const uintptr_t end = (address + static_cast<uintptr_t>(bytes)) / kPageBytes * kPageBytes;
+  const int64_t before = -reinterpret_cast<intptr_t>(data) & (kPageBytes - 1);
+  const int64_t whole = (bytes - before) / kPageBytes * kPageBytes;
   // The answer is not looked at: without huge pages everything works as before.
-  (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  (void)madvise(static_cast<char*>(data) + before, static_cast<size_t>(whole), MADV_HUGEPAGE);
 #else
   (void)data;
   (void)bytes;

@@ -199,7 +199,7 @@ NNOPS_INLINE void merge_pairs(V even, V odd, V& low, V& high) {
 
 template <int N>
 struct LaneCount {
-  static constexpr int value = N;
+  static constexpr int kCount = N;
 };
 
 // Calls vectors(LaneCount<N>{}, position) so that [begin, end) is covered by vectors of N lanes,

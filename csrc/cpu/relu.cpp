@@ -15,8 +15,8 @@ template <typename T, typename Function, typename... Inputs>
 NNOPS_INLINE void map_lanes(T* output, int64_t begin, int64_t end, Function function,
                             const Inputs*... inputs) {
   const auto map = [=](auto lanes, int64_t i) __attribute__((always_inline)) {
-    constexpr int N = decltype(lanes)::value;
-    store_lanes<N>(output + i, function(load_lanes<N>(inputs + i)...));
+    constexpr int kN = decltype(lanes)::kCount;
+    store_lanes<kN>(output + i, function(load_lanes<kN>(inputs + i)...));
   };
   for_lanes<acc_t<T>>(begin, end, map, [=](int64_t i) { map(LaneCount<1>{}, i); });
 }
@@ -56,7 +56,7 @@ constexpr int64_t kMaskGroup = kMostLanes<T> < 8 ? 8 : kMostLanes<T>;
 template <typename T>
 void relu_forward_with_mask(void* output, uint8_t* mask, const void* input, int64_t n,
                             int threads) {
-  constexpr int N = kMostLanes<T>;
+  constexpr int kN = kMostLanes<T>;
   constexpr int64_t kGroup = kMaskGroup<T>;
   T* y = static_cast<T*>(output);
   const T* x = static_cast<const T*>(input);
@@ -64,10 +64,10 @@ void relu_forward_with_mask(void* output, uint8_t* mask, const void* input, int6
     int64_t i = begin;
     for (; i + kGroup <= end; i += kGroup) {
       uint32_t bits = 0;
-      for (int64_t j = 0; j < kGroup; j += N) {
-        const auto v = load_lanes<N>(x + i + j);
-        store_lanes<N>(y + i + j, v < 0 ? decltype(v){} : v);
-        bits |= lane_bits<acc_t<T>, N>(~(v <= 0)) << j;
+      for (int64_t j = 0; j < kGroup; j += kN) {
+        const auto v = load_lanes<kN>(x + i + j);
+        store_lanes<kN>(y + i + j, v < 0 ? decltype(v){} : v);
+        bits |= lane_bits<acc_t<T>, kN>(~(v <= 0)) << j;
       }
       std::memcpy(mask + i / 8, &bits, kGroup / 8);
     }
@@ -86,7 +86,7 @@ void relu_forward_with_mask(void* output, uint8_t* mask, const void* input, int6
 template <typename T>
 void relu_mask_backward(void* grad_input, const void* grad_output, const uint8_t* mask, int64_t n,
                         int threads) {
-  constexpr int N = kMostLanes<T>;
+  constexpr int kN = kMostLanes<T>;
   constexpr int64_t kGroup = kMaskGroup<T>;
   T* gx = static_cast<T*>(grad_input);
   const T* gy = static_cast<const T*>(grad_output);
@@ -95,10 +95,10 @@ void relu_mask_backward(void* grad_input, const void* grad_output, const uint8_t
     for (; i + kGroup <= end; i += kGroup) {
       uint32_t bits = 0;
       std::memcpy(&bits, mask + i / 8, kGroup / 8);
-      for (int64_t j = 0; j < kGroup; j += N) {
-        const auto passes = mask_from_bits<acc_t<T>, N>(bits >> j);
-        const auto g = load_lanes<N>(gy + i + j);
-        store_lanes<N>(gx + i + j, passes ? g : decltype(g){});
+      for (int64_t j = 0; j < kGroup; j += kN) {
+        const auto passes = mask_from_bits<acc_t<T>, kN>(bits >> j);
+        const auto g = load_lanes<kN>(gy + i + j);
+        store_lanes<kN>(gx + i + j, passes ? g : decltype(g){});
       }
     }
     for (; i < end; ++i) gx[i] = mask[i / 8] >> (i % 8) & 1 ? gy[i] : T{};

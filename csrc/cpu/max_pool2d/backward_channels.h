@@ -26,9 +26,9 @@ __attribute__((noinline)) void collect_pixel_row(T* gx, const T* gy, const uint8
                                g.pad_w - columns.begin * stride_w;
     const int64_t column_count = columns.end - columns.begin;
     const auto collect = [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
-      constexpr int N = decltype(lanes)::value;
-      using V = Lanes<acc_t<T>, N>;
-      using I = LaneMask<acc_t<T>, N>;
+      constexpr int kN = decltype(lanes)::kCount;
+      using V = Lanes<acc_t<T>, kN>;
+      using I = LaneMask<acc_t<T>, kN>;
       using Code = std::remove_reference_t<decltype(I{}[0])>;
       V sum = {};
       int64_t window_row = place + channel;
@@ -37,15 +37,15 @@ __attribute__((noinline)) void collect_pixel_row(T* gx, const T* gy, const uint8
         int64_t window = window_row;
         int64_t code = row_code;
         for (int64_t column = 0; column < column_count; ++column) {
-          const I codes = load_bytes<acc_t<T>, N>(offsets + window);
-          sum += codes == static_cast<Code>(code) ? load_lanes<N>(gy + window) : V{};
+          const I codes = load_bytes<acc_t<T>, kN>(offsets + window);
+          sum += codes == static_cast<Code>(code) ? load_lanes<kN>(gy + window) : V{};
           window += channels;
           code -= stride_w;
         }
         window_row += row_elements;
         row_code -= code_step;
       }
-      store_lanes<N>(gx + channel, sum);
+      store_lanes<kN>(gx + channel, sum);
     };
     for_lanes<acc_t<T>>(0, channels, collect, [&](int64_t channel) __attribute__((always_inline)) {
       collect(LaneCount<1>{}, channel);

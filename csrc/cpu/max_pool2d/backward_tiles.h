@@ -18,18 +18,18 @@ __attribute__((noinline)) void spread_tiles(T* gx, const T* gy, const uint8_t* o
   gx += 2 * begin * row_elements;
   for (int64_t oh = begin; oh < end; ++oh) {
     const auto spread = [&](auto lanes, int64_t ow) __attribute__((always_inline)) {
-      constexpr int N = decltype(lanes)::value;
-      using V = Lanes<acc_t<T>, N>;
-      const V gradient = load_lanes<N>(gy + ow);
-      const auto codes = load_bytes<acc_t<T>, N>(offsets + ow);
+      constexpr int kN = decltype(lanes)::kCount;
+      using V = Lanes<acc_t<T>, kN>;
+      const V gradient = load_lanes<kN>(gy + ow);
+      const auto codes = load_bytes<acc_t<T>, kN>(offsets + ow);
       T* target = gx + 2 * ow;
       for (int row = 0; row < 2; ++row) {
         V low;
         V high;
         const V even = codes == 2 * row ? gradient : V{};
         merge_pairs(even, codes == 2 * row + 1 ? gradient : V{}, low, high);
-        store_lanes<N>(target, low);
-        store_lanes<N>(target + N, high);
+        store_lanes<kN>(target, low);
+        store_lanes<kN>(target + kN, high);
         target += row_elements;
       }
     };
@@ -61,15 +61,15 @@ __attribute__((noinline)) void spread_pixel_tiles(T* gx, const T* gy, const uint
     T* target = gx + 2 * oh * row_elements;
     for (int64_t ow = 0; ow < g.ow; ++ow) {
       const auto spread = [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
-        constexpr int N = decltype(lanes)::value;
-        using V = Lanes<acc_t<T>, N>;
-        const V gradient = load_lanes<N>(gy + channel);
-        const auto codes = load_bytes<acc_t<T>, N>(offsets + channel);
+        constexpr int kN = decltype(lanes)::kCount;
+        using V = Lanes<acc_t<T>, kN>;
+        const V gradient = load_lanes<kN>(gy + channel);
+        const auto codes = load_bytes<acc_t<T>, kN>(offsets + channel);
         T* pixel = target + channel;
-        store_lanes<N>(pixel, codes == 0 ? gradient : V{});
-        store_lanes<N>(pixel + channels, codes == 1 ? gradient : V{});
-        store_lanes<N>(pixel + row_elements, codes == 2 ? gradient : V{});
-        store_lanes<N>(pixel + row_elements + channels, codes == 3 ? gradient : V{});
+        store_lanes<kN>(pixel, codes == 0 ? gradient : V{});
+        store_lanes<kN>(pixel + channels, codes == 1 ? gradient : V{});
+        store_lanes<kN>(pixel + row_elements, codes == 2 ? gradient : V{});
+        store_lanes<kN>(pixel + row_elements + channels, codes == 3 ? gradient : V{});
       };
       for_lanes<acc_t<T>>(0, channels, spread, [&](int64_t channel) __attribute__((always_inline)) {
         spread(LaneCount<1>{}, channel);

@@ -23,18 +23,18 @@ __attribute__((noinline)) void pool_pixels(T* output, Recorded<kRecord>* record,
   const TapCodes<kRecord> codes(g);
   for (int64_t pixel = 0; pixel < pixels; ++pixel) {
     const auto pool = [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
-      constexpr int N = decltype(lanes)::value;
+      constexpr int kN = decltype(lanes)::kCount;
       const T* row = first + channel;
       int64_t row_code = first_code;
-      Best<T, N, kRecord> best(load_lanes<N>(row), row_code);
+      Best<T, kN, kRecord> best(load_lanes<kN>(row), row_code);
       for (int64_t kw = 1; kw < column_count; ++kw) {
-        best.take(load_lanes<N>(row + kw * column_step), row_code + kw * codes.column_step);
+        best.take(load_lanes<kN>(row + kw * column_step), row_code + kw * codes.column_step);
       }
       for (int64_t kh = 1; kh < row_count; ++kh) {
         row += row_step;
         row_code += codes.row_step;
         for (int64_t kw = 0; kw < column_count; ++kw) {
-          best.take(load_lanes<N>(row + kw * column_step), row_code + kw * codes.column_step);
+          best.take(load_lanes<kN>(row + kw * column_step), row_code + kw * codes.column_step);
         }
       }
       best.write(output + channel, kRecord == Record::kNone ? nullptr : record + channel, base, 0);

@@ -101,16 +101,16 @@ __attribute__((noinline)) void pool_row_run(const PoolPlane<T, kRecord>& plane,
     for_lanes<acc_t<T>>(
         0, columns,
         [&](auto lanes, int64_t column) __attribute__((always_inline)) {
-          constexpr int N = decltype(lanes)::value;
+          constexpr int kN = decltype(lanes)::kCount;
           const T* x = first + column * kStride;
           int64_t row_code = tap_begin * codes.row_step;
-          auto best = best_of_row<T, N, kRecord, kKernelW, kStride>(x, kernel_w, row_code,
-                                                                    codes.column_step);
+          auto best = best_of_row<T, kN, kRecord, kKernelW, kStride>(x, kernel_w, row_code,
+                                                                     codes.column_step);
           for (int64_t tap = 1; tap < tap_count; ++tap) {
             x += tap_step;
             row_code += codes.row_step;
-            best.take(best_of_row<T, N, kRecord, kKernelW, kStride>(x, kernel_w, row_code,
-                                                                    codes.column_step));
+            best.take(best_of_row<T, kN, kRecord, kKernelW, kStride>(x, kernel_w, row_code,
+                                                                     codes.column_step));
           }
           best.write(output + column, kRecord == Record::kNone ? nullptr : record + column,
                      base + column * kStride, kStride);
