@@ -17,16 +17,16 @@ from nnops.testing.samples import Maker
 from nnops.testing.tolerances import assert_accurate, assert_equal
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-ALGORITHMS = _C.algorithms()["conv2d"]
+PASSES = ("conv2d", "conv2d_backward_input", "conv2d_backward_weight")
+ALGORITHMS = [(name, each) for name in PASSES for each in _C.algorithms()[name]]
 
 
-@pytest.fixture(params=ALGORITHMS)
+@pytest.fixture(params=ALGORITHMS, ids=lambda param: "-".join(param))
 def algorithm(request: pytest.FixtureRequest) -> Iterator[str]:
-    _C.force_algorithm("conv2d", request.param)
-    yield request.param
-    ran = _C.last_choice()[1]
-    _C.force_algorithm("conv2d", "")
-    assert ran in (request.param, "vector")  # the bias gradient has one kernel
+    """Forces one algorithm of one pass."""
+    _C.force_algorithm(*request.param)
+    yield request.param[1]
+    _C.force_algorithm(request.param[0], "")
 
 
 def forward_and_gradients(function, args, kwargs) -> list[torch.Tensor]:

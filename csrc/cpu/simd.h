@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -237,6 +238,46 @@ NNOPS_INLINE void map_vectors(T* output, int64_t n, Function function, const Inp
   int64_t i = 0;
   for (; i + kWidth <= n; i += kWidth) store(output + i, function(load(inputs + i)...));
   if (i < n) store_first(output + i, function(load_first(inputs + i, n - i)...), n - i);
+}
+
+// target[i] = source[i] in arithmetic's type, for i in [0, n). Short spans are many in images: the
+// last, partial vector is a whole one that overlaps the one before it.
+template <typename T>
+NNOPS_INLINE void copy_span(acc_t<T>* target, const T* source, int64_t n) {
+  using A = acc_t<T>;
+  constexpr int64_t kWidth = kLanes<A>;
+  if (n >= kWidth) {
+    for (int64_t i = 0; i + kWidth <= n; i += kWidth) store(target + i, load(source + i));
+    store(target + n - kWidth, load(source + n - kWidth));
+  } else if (std::is_same_v<T, A> && n >= kWidth / 2) {
+    std::memcpy(target, source, kWidth / 2 * sizeof(T));
+    std::memcpy(target + n - kWidth / 2, source + n - kWidth / 2, kWidth / 2 * sizeof(T));
+  } else {
+    for (int64_t i = 0; i < n; ++i) target[i] = to_acc(source[i]);
+  }
+}
+
+// target[i] = source[i * stride]
+template <typename T>
+NNOPS_INLINE void copy_strided(acc_t<T>* target, const T* source, int64_t stride, int64_t n) {
+  if (stride == 1) {
+    copy_span(target, source, n);
+  } else {
+    for (int64_t i = 0; i < n; ++i) target[i] = to_acc(source[i * stride]);
+  }
+}
+
+// target[i] = source[i] + shift, for i in [0, n); the spans do not overlap.
+template <typename T>
+NNOPS_INLINE void add_to_span(T* target, const acc_t<T>* source, acc_t<T> shift, int64_t n) {
+  constexpr int64_t kWidth = kLanes<acc_t<T>>;
+  if (n >= kWidth) {
+    const Vec<acc_t<T>> shifts = broadcast(shift);
+    for (int64_t i = 0; i + kWidth <= n; i += kWidth) store(target + i, load(source + i) + shifts);
+    store(target + n - kWidth, load(source + n - kWidth) + shifts);
+  } else {
+    for (int64_t i = 0; i < n; ++i) target[i] = from_acc<T>(source[i] + shift);
+  }
 }
 
 // Splits [0, n) into chunks of fixed size and runs body(begin, end) on each, on `threads` threads.

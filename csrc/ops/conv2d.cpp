@@ -23,19 +23,42 @@ constexpr KernelTable<Conv2dKernels> kTable = NNOPS_KERNEL_TABLE(conv2d_kernels)
 // Multiplications below which another thread does not pay.
 constexpr int64_t kGrainProducts = int64_t{1} << 20;
 
-using Conv2dChoice = Algorithm<Conv2dKernels, Conv2dAlgorithm, Conv2dGeometry>;
 using IntList = std::vector<int64_t>;
 
-const Conv2dChoice kAlgorithms[] = {
-    {"panel_gemm",
-     [](const Conv2dGeometry&, DType dtype) -> std::string {
-       return dtype <= DType::kFloat16 ? "" : "it computes floating dtypes only";
-     },
-     &Conv2dKernels::panel_gemm},
-    {"reference", [](const Conv2dGeometry&, DType) -> std::string { return ""; },
-     &Conv2dKernels::reference},
+// The algorithms of each pass. Where they round differently, a choice may depend on the dtype and
+// the geometry of one image only: never on the batch, the threads or the ISA.
+template <typename Pass>
+using Candidate = Algorithm<Conv2dKernels, Pass, Conv2dGeometry>;
+
+std::string floating_only(const Conv2dGeometry&, DType dtype) {
+  return dtype <= DType::kFloat16 ? "" : "it computes floating dtypes only";
+}
+std::string everything(const Conv2dGeometry&, DType) { return ""; }
+
+const Candidate<Conv2dForward> kForward[] = {
+    {"expanded_planes", floating_only, &Conv2dKernels::forward_expanded_planes},
+    {"reference", everything, &Conv2dKernels::forward_reference},
 };
-const RegisterAlgorithms kRegistered("conv2d", {"panel_gemm", "reference"});
+const Candidate<Conv2dBackwardInput> kBackwardInput[] = {
+    {"expanded_planes", floating_only, &Conv2dKernels::backward_input_expanded_planes},
+    {"reference", everything, &Conv2dKernels::backward_input_reference},
+};
+const Candidate<Conv2dBackwardWeight> kBackwardWeight[] = {
+    {"panel_gemm", floating_only, &Conv2dKernels::backward_weight_panel_gemm},
+    {"reference", everything, &Conv2dKernels::backward_weight_reference},
+};
+
+template <typename List>
+std::vector<std::string> names_of(const List& list) {
+  std::vector<std::string> names;
+  for (const auto& candidate : list) names.emplace_back(candidate.name);
+  return names;
+}
+const RegisterAlgorithms kForwardRegistered("conv2d", names_of(kForward));
+const RegisterAlgorithms kBackwardInputRegistered("conv2d_backward_input",
+                                                  names_of(kBackwardInput));
+const RegisterAlgorithms kBackwardWeightRegistered("conv2d_backward_weight",
+                                                   names_of(kBackwardWeight));
 
 Strides4 strides_of(const Tensor& tensor) {
   const Sizes strides = tensor.strides();
@@ -141,17 +164,16 @@ int conv_threads(const Conv2dGeometry& g) {
   return thread_count(static_cast<int64_t>(std::min(products, kMost)), kGrainProducts);
 }
 
-// Chooses the algorithm, gives it its workspace and calls `member` of it.
-template <typename Function, typename... Arguments>
-void run(const char* op, Conv2dAlgorithm::Pass pass, PerDType<Function> Conv2dAlgorithm::* member,
-         const Conv2dGeometry& g, DType dtype, Arguments... arguments) {
-  const Conv2dChoice& choice = choose_algorithm("conv2d", kAlgorithms, g, dtype);
-  const Conv2dAlgorithm& kernels = active_kernels(kTable).*choice.entry;
-  const Function kernel = kernel_for(op, choice.name, kernels.*member, dtype);
+// Chooses the algorithm, gives it its workspace and calls it.
+template <typename List, typename... Arguments>
+void run(const char* op, const List& list, const Conv2dGeometry& g, DType dtype,
+         Arguments... arguments) {
+  const auto& choice = choose_algorithm(op, list, g, dtype);
+  const auto& algorithm = active_kernels(kTable).*choice.entry;
+  const auto kernel = kernel_for(op, choice.name, algorithm.run, dtype);
   if (g.n == 0) return;
   const int threads = conv_threads(g);
-  const Workspace workspace(
-      kernels.workspace_bytes.entries[static_cast<int>(dtype)](pass, g, threads));
+  const Workspace workspace(algorithm.workspace_bytes.entries[static_cast<int>(dtype)](g, threads));
   kernel(arguments..., g, workspace.data(), threads);
 }
 
@@ -179,9 +201,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   g.input = strides_of(input);
   g.weight = strides_of(weight);
   g.output = strides_of(output);
-  run(kOp, Conv2dAlgorithm::kForward, &Conv2dAlgorithm::forward, g, dtype,
-      output.mutable_data_ptr(), input.const_data_ptr(), weight.const_data_ptr(),
-      shift ? shift->const_data_ptr() : nullptr);
+  run(kOp, kForward, g, dtype, output.mutable_data_ptr(), input.const_data_ptr(),
+      weight.const_data_ptr(), shift ? shift->const_data_ptr() : nullptr);
   return output;
 }
 
@@ -208,8 +229,8 @@ Tensor conv2d_backward_input(const Tensor& grad_output, const Tensor& weight,
   g.input = strides_of(grad_input);
   g.weight = strides_of(weight);
   g.output = strides_of(grad_output);
-  run(kOp, Conv2dAlgorithm::kBackwardInput, &Conv2dAlgorithm::backward_input, g, dtype,
-      grad_input.mutable_data_ptr(), grad_output.const_data_ptr(), weight.const_data_ptr());
+  run(kOp, kBackwardInput, g, dtype, grad_input.mutable_data_ptr(), grad_output.const_data_ptr(),
+      weight.const_data_ptr());
   return grad_input;
 }
 
@@ -237,8 +258,8 @@ Tensor conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
   g.weight = strides_of(grad_weight);
   g.output = strides_of(grad_output);
   if (g.n == 0) torch::stable::zero_(grad_weight);
-  run(kOp, Conv2dAlgorithm::kBackwardWeight, &Conv2dAlgorithm::backward_weight, g, dtype,
-      grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(), input.const_data_ptr());
+  run(kOp, kBackwardWeight, g, dtype, grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(),
+      input.const_data_ptr());
   return grad_weight;
 }
 

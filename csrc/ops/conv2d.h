@@ -25,32 +25,38 @@ struct Conv2dGeometry {
   Strides4 input, weight, output;
 };
 
-// One algorithm's kernels. Tensors are read and written through the geometry's strides, so every
+// One algorithm of one pass. Tensors are read and written through the geometry's strides, so every
 // layout is accepted; outputs never alias inputs. In the backward passes the gradient of a tensor
-// has the strides that the geometry gives for the tensor. `workspace` has the size that the
-// algorithm's workspace function returns for the same geometry and thread count.
+// has the strides that the geometry gives for the tensor. `workspace` has the size that
+// workspace_bytes returns for the same geometry and thread count.
+template <typename Function>
 struct Conv2dAlgorithm {
-  enum Pass { kForward, kBackwardInput, kBackwardWeight };
-  using WorkspaceBytes = int64_t (*)(Pass pass, const Conv2dGeometry& geometry, int threads);
-  // bias: (oc,) contiguous, or null
-  using Forward = void (*)(void* output, const void* input, const void* weight, const void* bias,
-                           const Conv2dGeometry& geometry, void* workspace, int threads);
-  using BackwardInput = void (*)(void* grad_input, const void* grad_output, const void* weight,
-                                 const Conv2dGeometry& geometry, void* workspace, int threads);
-  using BackwardWeight = void (*)(void* grad_weight, const void* grad_output, const void* input,
-                                  const Conv2dGeometry& geometry, void* workspace, int threads);
+  using WorkspaceBytes = int64_t (*)(const Conv2dGeometry& geometry, int threads);
   PerDType<WorkspaceBytes> workspace_bytes;
-  PerDType<Forward> forward;
-  PerDType<BackwardInput> backward_input;
-  PerDType<BackwardWeight> backward_weight;
+  PerDType<Function> run;
 };
+
+// bias: (oc,) contiguous, or null
+using Conv2dForward =
+    Conv2dAlgorithm<void (*)(void* output, const void* input, const void* weight, const void* bias,
+                             const Conv2dGeometry& geometry, void* workspace, int threads)>;
+using Conv2dBackwardInput =
+    Conv2dAlgorithm<void (*)(void* grad_input, const void* grad_output, const void* weight,
+                             const Conv2dGeometry& geometry, void* workspace, int threads)>;
+using Conv2dBackwardWeight =
+    Conv2dAlgorithm<void (*)(void* grad_weight, const void* grad_output, const void* input,
+                             const Conv2dGeometry& geometry, void* workspace, int threads)>;
 
 struct Conv2dKernels {
   // grad_bias[oc] = sum of grad_output over n, oh, ow. grad_bias is contiguous.
   using BackwardBias = void (*)(void* grad_bias, const void* grad_output,
                                 const Conv2dGeometry& geometry, int threads);
-  Conv2dAlgorithm panel_gemm;
-  Conv2dAlgorithm reference;
+  Conv2dForward forward_expanded_planes;
+  Conv2dForward forward_reference;
+  Conv2dBackwardInput backward_input_expanded_planes;
+  Conv2dBackwardInput backward_input_reference;
+  Conv2dBackwardWeight backward_weight_panel_gemm;
+  Conv2dBackwardWeight backward_weight_reference;
   PerDType<BackwardBias> backward_bias;
 };
 NNOPS_DECLARE_KERNELS(Conv2dKernels, conv2d_kernels)

@@ -1,4 +1,5 @@
 // conv2d on the CPU: the kernel struct, and the gradient of the bias.
+#include "cpu/conv2d/expanded_planes.h"
 #include "cpu/conv2d/panel_gemm.h"
 #include "cpu/conv2d/reference.h"
 
@@ -51,12 +52,18 @@ void backward_bias(void* grad_bias, const void* grad_output, const Conv2dGeometr
 }  // namespace
 
 extern const Conv2dKernels conv2d_kernels = {
-    .panel_gemm = {NNOPS_FLOAT_DTYPES(panel_gemm_workspace), NNOPS_FLOAT_DTYPES(panel_gemm_forward),
-                   NNOPS_FLOAT_DTYPES(panel_gemm_backward_input),
-                   NNOPS_FLOAT_DTYPES(panel_gemm_backward_weight)},
-    .reference = {NNOPS_ALL_DTYPES(reference_workspace), NNOPS_ALL_DTYPES(reference_forward),
-                  NNOPS_ALL_DTYPES(reference_backward_input),
-                  NNOPS_ALL_DTYPES(reference_backward_weight)},
+    .forward_expanded_planes = {NNOPS_FLOAT_DTYPES(expanded_planes_forward_workspace),
+                                NNOPS_FLOAT_DTYPES(expanded_planes_forward)},
+    .forward_reference = {NNOPS_ALL_DTYPES(reference_workspace),
+                          NNOPS_ALL_DTYPES(reference_forward)},
+    .backward_input_expanded_planes = {NNOPS_FLOAT_DTYPES(expanded_planes_backward_input_workspace),
+                                       NNOPS_FLOAT_DTYPES(expanded_planes_backward_input)},
+    .backward_input_reference = {NNOPS_ALL_DTYPES(reference_workspace),
+                                 NNOPS_ALL_DTYPES(reference_backward_input)},
+    .backward_weight_panel_gemm = {NNOPS_FLOAT_DTYPES(panel_gemm_workspace),
+                                   NNOPS_FLOAT_DTYPES(panel_gemm_backward_weight)},
+    .backward_weight_reference = {NNOPS_ALL_DTYPES(reference_workspace),
+                                  NNOPS_ALL_DTYPES(reference_backward_weight)},
     .backward_bias = NNOPS_ALL_DTYPES(backward_bias),
 };
 

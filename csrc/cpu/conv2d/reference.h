@@ -49,7 +49,7 @@ NNOPS_INLINE T reference_result(typename ReferenceSum<T>::type sum) {
 }
 
 template <typename T>
-int64_t reference_workspace(Conv2dAlgorithm::Pass, const Conv2dGeometry&, int) {
+int64_t reference_workspace(const Conv2dGeometry&, int) {
   return 0;
 }
 

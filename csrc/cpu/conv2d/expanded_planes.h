@@ -1,0 +1,461 @@
+// conv2d forward and backward_input: vectors along pixels, planes expanded along the kernel's
+// width.
+//
+//   written[row, p] = bias[row] + sum over (channel, kh, kw) of weight[..] * read[channel, p's tap]
+//
+// Passes. The forward pass is one such sum over a grid of output pixels. backward_input is one for
+// each residue of the input position modulo the stride, each over its own subset of the taps
+// (tap_axis.h), so that no multiplication by an inserted zero is ever done.
+//
+// Layout. The grid is cut into strips: some rows of one image, or several small images. For a
+// strip and a block of channels the planes are copied to
+//   planes[channel][kw][image][sequence of read rows][strip width]
+// with the padding as zeros: one copy for each kernel column, none for the kernel rows, which are
+// offsets into the sequence. A vector is then any 16 consecutive pixels of the strip, over row
+// ends, under every tap: no pixel is wasted but at an image's end, whatever its width. Weights are
+// packed as [group][row tile][channel][kh][kw][tile row].
+//
+// Blocking. A block of channels has about kChain terms, which pixel_tile.h adds up in registers;
+// the sums of a strip stay in the cache, [row][pixels of the strip], and get the blocks in turn.
+// The bias comes last. So a result depends neither on the tile shape, the strips, the batch nor the
+// threads, and the error grows with the number of blocks.
+//
+// Parallel over (images, groups, strips) and, where those are few, over ranges of rows.
+// bfloat16 and float16 are converted while the planes are copied and accumulate in float.
+//
+// The layout is that of implicit matrix multiplication: Chetlur et al., cuDNN, arXiv:1410.0759.
+#pragma once
+
+#include "cpu/conv2d/pixel_tile.h"
+#include "cpu/conv2d/tap_axis.h"
+
+NNOPS_BEGIN_KERNELS
+
+// What a strip may have: pixels, and bytes of sums and of planes (together within a core's L2).
+constexpr int64_t kStripPixels = 768;
+constexpr int64_t kStripBytes = int64_t{256} << 10;
+
+struct PixelPass {
+  int64_t images, groups;
+  int64_t rows;   // channels of the written image, per group
+  int64_t outer;  // channels of the read image, per group
+  Strides4 written, read;
+  int64_t weight_group, weight_row, weight_outer, weight_h, weight_w;  // strides
+  TapAxis y, x;
+};
+
+NNOPS_INLINE PixelPass forward_pass(const Conv2dGeometry& g) {
+  PixelPass pass{};
+  pass.images = g.n;
+  pass.groups = g.groups;
+  pass.rows = g.oc / g.groups;
+  pass.outer = g.c / g.groups;
+  pass.written = g.output;
+  pass.read = g.input;
+  pass.weight_group = pass.rows * g.weight.n;
+  pass.weight_row = g.weight.n;
+  pass.weight_outer = g.weight.c;
+  pass.weight_h = g.weight.h;
+  pass.weight_w = g.weight.w;
+  pass.y = forward_axis(g.h, g.oh, g.kh, g.stride_h, g.pad_top, g.dilation_h);
+  pass.x = forward_axis(g.w, g.ow, g.kw, g.stride_w, g.pad_left, g.dilation_w);
+  return pass;
+}
+
+NNOPS_INLINE PixelPass backward_pass(const Conv2dGeometry& g, int64_t phase_h, int64_t phase_w) {
+  PixelPass pass{};
+  pass.images = g.n;
+  pass.groups = g.groups;
+  pass.rows = g.c / g.groups;
+  pass.outer = g.oc / g.groups;
+  pass.written = g.input;
+  pass.read = g.output;
+  pass.weight_group = pass.outer * g.weight.n;
+  pass.weight_row = g.weight.c;
+  pass.weight_outer = g.weight.n;
+  pass.weight_h = g.weight.h;
+  pass.weight_w = g.weight.w;
+  pass.y = backward_axis(g.h, g.oh, g.kh, g.stride_h, g.pad_top, g.dilation_h, phase_h);
+  pass.x = backward_axis(g.w, g.ow, g.kw, g.stride_w, g.pad_left, g.dilation_w, phase_w);
+  return pass;
+}
+
+// How a pass is cut up, and how large its buffers are. Sizes are in elements.
+template <typename A>
+struct StripPlan {
+  int64_t taps;
+  int64_t channel_blocks, block_channels;
+  int64_t tile_rows, row_tiles;
+  int64_t resident_tiles;                      // row tiles whose sums are kept at a time
+  int64_t height, width, images;               // of a strip, in grid elements
+  int64_t vertical, horizontal, image_strips;  // numbers of strips
+  int64_t row_splits;
+  TapAxis y, x;
+  int64_t sequence_rows, staging_width;
+  int64_t image_size, plane_size, sum_stride;
+  int64_t packed_group, planes_size, staging_size, sums_size;
+
+  StripPlan(const PixelPass& pass, int threads) {
+    taps = pass.y.taps * pass.x.taps;
+    channel_blocks = larger(1, smaller(pass.outer, pass.outer * taps / kChain));
+    block_channels = divide_up(pass.outer, channel_blocks);
+    channel_blocks = divide_up(pass.outer, block_channels);
+    row_tiles = divide_up(pass.rows, kTileRows);
+    tile_rows = divide_up(pass.rows, row_tiles);
+    row_tiles = divide_up(pass.rows, tile_rows);
+
+    const int64_t budget = kStripBytes / static_cast<int64_t>(sizeof(A));
+    resident_tiles = channel_blocks == 1 ? 1 : smaller(row_tiles, divide_up(512, tile_rows));
+    const int64_t per_pixel =
+        larger(resident_tiles * tile_rows, block_channels * larger(pass.x.taps, 1));
+    const int64_t pixels =
+        larger(smaller(kStripPixels, budget / per_pixel), kTileVectors * kLanes<A>);
+    width = larger(1, pass.x.grid);
+    if (width > 2 * pixels) width = divide_up(width, divide_up(width, pixels));
+    height = larger(1, smaller(pass.y.grid, pixels / width));
+    height = larger(1, divide_up(pass.y.grid, divide_up(pass.y.grid, height)));
+    vertical = divide_up(pass.y.grid, height);
+    horizontal = divide_up(pass.x.grid, width);
+    images = 1;
+    if (vertical * horizontal == 1) {
+      const int64_t wanted = divide_up(pass.images * pass.groups, int64_t{4} * threads);
+      images = larger(1, smaller(wanted, pixels / round_up(width * height, kLanes<A>)));
+    }
+    image_strips = divide_up(pass.images, images);
+    const int64_t tasks = image_strips * pass.groups * vertical * horizontal;
+    row_splits = 1;
+    while (threads > 1 && tasks * row_splits < 4 * threads && row_splits * 4 <= row_tiles) {
+      row_splits *= 2;
+    }
+
+    y = with_sequences(pass.y, height);
+    x = with_sequences(pass.x, width);
+    sequence_rows = y.sequence_length(height);
+    staging_width = x.sequence_length(width);
+    image_size = sequence_rows * width;
+    // An odd number of cache lines, so that the planes do not share their sets; the last vector of
+    // a plane may reach beyond its end.
+    constexpr int64_t kLine = kLanes<A>;
+    plane_size = (divide_up(images * image_size + kLine, kLine) | 1) * kLine;
+    sum_stride = (images * divide_up(width * height, kLine) | 1) * kLine;
+    packed_group = round_up(row_tiles * tile_rows * pass.outer * taps, kLine);
+    planes_size = block_channels * larger(pass.x.taps, 1) * plane_size;
+    staging_size = round_up(sequence_rows * staging_width + kLine, kLine);
+    sums_size = resident_tiles * tile_rows * sum_stride;
+  }
+
+  int64_t table_size() const { return round_up(block_channels * taps + x.taps, 8); }
+  int64_t thread_size() const { return planes_size + staging_size + sums_size; }
+  int64_t workspace_bytes(const PixelPass& pass, int threads) const {
+    return table_size() * 8 +
+           (pass.groups * packed_group + threads * thread_size()) * static_cast<int64_t>(sizeof(A));
+  }
+};
+
+// Weights of one tile of rows, [outer][kh][kw][tile row]; rows beyond the last are zero.
+template <typename T>
+NNOPS_INLINE void pack_weight_tile(acc_t<T>* packed, const T* weight, int64_t first_row,
+                                   int64_t tile_rows, const PixelPass& pass) {
+  const int64_t rows = smaller(tile_rows, pass.rows - first_row);
+  const T* tile = weight + first_row * pass.weight_row;
+  for (int64_t outer = 0; outer < pass.outer; ++outer) {
+    for (int64_t r = 0; r < pass.y.taps; ++r) {
+      const T* kernel_row = tile + outer * pass.weight_outer +
+                            (pass.y.kernel_first + r * pass.y.kernel_step) * pass.weight_h;
+      for (int64_t s = 0; s < pass.x.taps; ++s, packed += tile_rows) {
+        const T* tap = kernel_row + (pass.x.kernel_first + s * pass.x.kernel_step) * pass.weight_w;
+        for (int64_t i = 0; i < rows; ++i) packed[i] = to_acc(tap[i * pass.weight_row]);
+        for (int64_t i = rows; i < tile_rows; ++i) packed[i] = 0;
+      }
+    }
+  }
+}
+
+// target[i] = source[position * stride] for position = start + i step, zero outside of [0, limit).
+template <typename T>
+NNOPS_INLINE void copy_positions(acc_t<T>* target, const T* source, int64_t stride, int64_t start,
+                                 int64_t step, int64_t length, int64_t limit) {
+  const int64_t to_zero = start < 0 ? -start : 0;
+  const int64_t to_limit = start < limit ? limit - start : 0;
+  const int64_t begin = smaller(length, step == 1 ? to_zero : divide_up(to_zero, step));
+  const int64_t end = smaller(length, step == 1 ? to_limit : divide_up(to_limit, step));
+  for (int64_t i = 0; i < begin; ++i) target[i] = 0;
+  if (begin < end) {
+    const T* from = source + (start + begin * step) * stride;
+    copy_strided(target + begin, from, stride * step, end - begin);
+  }
+  for (int64_t i = larger(begin, end); i < length; ++i) target[i] = 0;
+}
+
+// Copies one channel of one image, under every kernel column, to planes[kw][sequence][width].
+template <typename T>
+NNOPS_INLINE void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel,
+                                 const int64_t* column_starts, int64_t y0, int64_t x0,
+                                 const PixelPass& pass, const StripPlan<acc_t<T>>& plan) {
+  using A = acc_t<T>;
+  const bool single = plan.x.taps == 1;  // nothing to expand
+  A* row = single ? planes : staging;
+  for (int64_t cls = 0; cls < plan.y.class_count(); ++cls) {
+    const int64_t length = plan.y.class_length(cls, plan.height);
+    for (int64_t i = 0; i < length; ++i, row += plan.staging_width) {
+      const int64_t h = plan.y.position(cls, y0 + i);
+      if (h < 0 || h >= plan.y.limit) {
+        for (int64_t k = 0; k < plan.staging_width; ++k) row[k] = 0;
+        continue;
+      }
+      A* part = row;
+      for (int64_t x_cls = 0; x_cls < plan.x.class_count(); ++x_cls) {
+        const int64_t count = plan.x.class_length(x_cls, plan.width);
+        copy_positions(part, channel + h * pass.read.h, pass.read.w, plan.x.position(x_cls, x0),
+                       plan.x.step, count, plan.x.limit);
+        part += count;
+      }
+    }
+  }
+  if (single) return;
+  for (int64_t s = 0; s < plan.x.taps; ++s) {
+    const A* from = staging + column_starts[s];
+    A* to = planes + s * plan.plane_size;
+    for (int64_t i = 0; i < plan.sequence_rows; ++i) {
+      // Whole vectors: what a row gets too much is overwritten by the next.
+      for (int64_t k = 0; k < plan.width; k += kLanes<A>) store(to + k, load(from + k));
+      from += plan.staging_width;
+      to += plan.width;
+    }
+  }
+}
+
+// Adds the bias to the sums of one channel of one image and writes them.
+template <typename T>
+NNOPS_INLINE void write_channel(T* channel, const acc_t<T>* sums, acc_t<T> bias, int64_t y0,
+                                int64_t x0, int64_t height, int64_t width, const PixelPass& pass,
+                                int64_t strip_width) {
+  const int64_t step_h = pass.y.out_step * pass.written.h;
+  const int64_t step_w = pass.x.out_step * pass.written.w;
+  T* to = channel + (pass.y.out_first + y0 * pass.y.out_step) * pass.written.h +
+          (pass.x.out_first + x0 * pass.x.out_step) * pass.written.w;
+  if (step_w == 1 && step_h == width && strip_width == width) {
+    add_to_span(to, sums, bias, height * width);
+    return;
+  }
+  for (int64_t i = 0; i < height; ++i, to += step_h, sums += strip_width) {
+    if (step_w == 1) {
+      add_to_span(to, sums, bias, width);
+    } else {
+      for (int64_t k = 0; k < width; ++k) to[k * step_w] = from_acc<T>(sums[k] + bias);
+    }
+  }
+}
+
+// One strip: `tiles` tiles of rows from tile `first_tile` on.
+template <typename T>
+struct Strip {
+  T* written;  // of the first image and row of the group
+  const T* read;
+  const T* bias;            // of the first row of the group, or null
+  const acc_t<T>* weights;  // packed, of the group
+  int64_t images, y0, x0, height, width;
+  int64_t first_tile, last_tile;
+};
+
+template <typename T>
+NNOPS_INLINE void compute_strip(const Strip<T>& strip, const PixelPass& pass,
+                                const StripPlan<acc_t<T>>& plan, const int64_t* offsets,
+                                const int64_t* column_starts, acc_t<T>* buffers) {
+  using A = acc_t<T>;
+  constexpr int64_t kWidth = kLanes<A>;
+  A* planes = buffers;
+  A* staging = planes + plan.planes_size;
+  A* sums = staging + plan.staging_size;
+  const int64_t depth = pass.outer * plan.taps;
+  const int64_t image_vectors = divide_up((strip.height - 1) * plan.width + strip.width, kWidth);
+  const int64_t vectors = strip.images * image_vectors;
+  const int64_t panels = divide_up(vectors, kTileVectors);
+
+  for (int64_t tile0 = strip.first_tile; tile0 < strip.last_tile; tile0 += plan.resident_tiles) {
+    const int64_t tiles = smaller(plan.resident_tiles, strip.last_tile - tile0);
+    for (int64_t block = 0; block < plan.channel_blocks; ++block) {
+      const int64_t channel0 = block * plan.block_channels;
+      const int64_t channels = smaller(plan.block_channels, pass.outer - channel0);
+      if (plan.channel_blocks > 1 || tile0 == strip.first_tile) {
+        for (int64_t c = 0; c < channels; ++c) {
+          A* channel_planes = planes + c * plan.x.taps * plan.plane_size;
+          for (int64_t image = 0; image < strip.images; ++image) {
+            expand_channel(channel_planes + image * plan.image_size, staging,
+                           strip.read + image * pass.read.n + (channel0 + c) * pass.read.c,
+                           column_starts, strip.y0, strip.x0, pass, plan);
+          }
+          for (int64_t s = 0; s < plan.x.taps; ++s) {
+            store(channel_planes + s * plan.plane_size + strip.images * plan.image_size, Vec<A>{});
+          }
+        }
+      }
+      const int64_t block_depth = channels * plan.taps;
+      const int64_t pieces = divide_up(block_depth, 2 * kChain);
+      const int64_t piece_depth = divide_up(block_depth, pieces);
+      int64_t image = 0;
+      int64_t image_vector = 0;
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        // Panels differ by at most one vector: 2 + 2 rather than 3 + 1.
+        const int64_t first = panel * vectors / panels;
+        const int64_t count = (panel + 1) * vectors / panels - first;
+        const PixelTileFunction<A> multiply = pixel_tile_function<A>(plan.tile_rows, count);
+        PixelTile<A> tile{};
+        tile.sum_stride = plan.sum_stride;
+        for (int64_t v = 0; v < count; ++v) {
+          tile.planes[v] = planes + image * plan.image_size + image_vector * kWidth;
+          if (++image_vector == image_vectors) {
+            image_vector = 0;
+            ++image;
+          }
+        }
+        for (int64_t t = 0; t < tiles; ++t) {
+          tile.sums = sums + t * plan.tile_rows * plan.sum_stride + first * kWidth;
+          const A* weights =
+              strip.weights + ((tile0 + t) * depth + channel0 * plan.taps) * plan.tile_rows;
+          for (int64_t begin = 0; begin < block_depth; begin += piece_depth) {
+            tile.weights = weights + begin * plan.tile_rows;
+            tile.offsets = offsets + begin;
+            tile.depth = smaller(piece_depth, block_depth - begin);
+            tile.first = block == 0 && begin == 0;
+            multiply(tile);
+          }
+        }
+      }
+    }
+    const int64_t first_row = tile0 * plan.tile_rows;
+    const int64_t last_row = smaller(first_row + tiles * plan.tile_rows, pass.rows);
+    for (int64_t image = 0; image < strip.images; ++image) {
+      for (int64_t row = first_row; row < last_row; ++row) {
+        write_channel(strip.written + image * pass.written.n + row * pass.written.c,
+                      sums + (row - first_row) * plan.sum_stride + image * image_vectors * kWidth,
+                      strip.bias != nullptr ? to_acc(strip.bias[row]) : A{0}, strip.y0, strip.x0,
+                      strip.height, strip.width, pass, plan.width);
+      }
+    }
+  }
+}
+
+template <typename T>
+NNOPS_INLINE void run_pixel_pass(T* written, const T* read, const T* weight, const T* bias,
+                                 const PixelPass& pass, void* workspace, int threads) {
+  using A = acc_t<T>;
+  const StripPlan<A> plan(pass, threads);
+  int64_t* offsets = static_cast<int64_t*>(workspace);
+  int64_t* column_starts = offsets + plan.block_channels * plan.taps;
+  A* packed = reinterpret_cast<A*>(offsets + plan.table_size());
+  A* per_thread = packed + pass.groups * plan.packed_group;
+
+  for (int64_t s = 0; s < plan.x.taps; ++s) {
+    column_starts[s] = plan.x.sequence_index(s, plan.width);
+  }
+  int64_t* offset = offsets;
+  for (int64_t c = 0; c < plan.block_channels; ++c) {
+    for (int64_t r = 0; r < plan.y.taps; ++r) {
+      const int64_t row_start = plan.y.sequence_index(r, plan.height) * plan.width;
+      for (int64_t s = 0; s < plan.x.taps; ++s) {
+        *offset++ = (c * plan.x.taps + s) * plan.plane_size + row_start;
+      }
+    }
+  }
+
+  const int64_t strips = plan.vertical * plan.horizontal;
+  const int64_t tasks = plan.image_strips * pass.groups * strips * plan.row_splits;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < pass.groups * plan.row_tiles; ++i) {
+      const int64_t group = i / plan.row_tiles;
+      const int64_t tile = i % plan.row_tiles;
+      pack_weight_tile(
+          packed + group * plan.packed_group + tile * plan.tile_rows * pass.outer * plan.taps,
+          weight + group * pass.weight_group, tile * plan.tile_rows, plan.tile_rows, pass);
+    }
+    A* buffers = per_thread + thread_index() * plan.thread_size();
+    A* staging_end = buffers + plan.planes_size + plan.staging_size;
+    store(staging_end - kLanes<A>, Vec<A>{});  // read, but of no influence
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < tasks; ++i) {
+      const int64_t split = i % plan.row_splits;
+      const int64_t part = i / plan.row_splits % strips;
+      const int64_t group = i / plan.row_splits / strips % pass.groups;
+      const int64_t image0 = i / plan.row_splits / strips / pass.groups * plan.images;
+      const int64_t first_row = group * pass.rows;
+      Strip<T> strip{};
+      strip.written = written + image0 * pass.written.n + first_row * pass.written.c;
+      strip.read = read + image0 * pass.read.n + group * pass.outer * pass.read.c;
+      strip.bias = bias != nullptr ? bias + first_row : nullptr;
+      strip.weights = packed + group * plan.packed_group;
+      strip.images = smaller(plan.images, pass.images - image0);
+      strip.y0 = part / plan.horizontal * plan.height;
+      strip.x0 = part % plan.horizontal * plan.width;
+      strip.height = smaller(plan.height, pass.y.grid - strip.y0);
+      strip.width = smaller(plan.width, pass.x.grid - strip.x0);
+      strip.first_tile = split * plan.row_tiles / plan.row_splits;
+      strip.last_tile = (split + 1) * plan.row_tiles / plan.row_splits;
+      compute_strip(strip, pass, plan, offsets, column_starts, buffers);
+    }
+  }
+}
+
+template <typename T>
+void expanded_planes_forward(void* output, const void* input, const void* weight, const void* bias,
+                             const Conv2dGeometry& g, void* workspace, int threads) {
+  run_pixel_pass(static_cast<T*>(output), static_cast<const T*>(input),
+                 static_cast<const T*>(weight), static_cast<const T*>(bias), forward_pass(g),
+                 workspace, threads);
+}
+
+// Calls body(pass) for every residue of the input position that some tap reaches; returns whether
+// that is all of them.
+template <typename Body>
+NNOPS_INLINE bool for_each_backward_pass(const Conv2dGeometry& g, Body body) {
+  bool all = true;
+  for (int64_t phase_h = 0; phase_h < smaller(g.stride_h, g.h); ++phase_h) {
+    for (int64_t phase_w = 0; phase_w < smaller(g.stride_w, g.w); ++phase_w) {
+      const PixelPass pass = backward_pass(g, phase_h, phase_w);
+      if (pass.y.taps > 0 && pass.x.taps > 0) {
+        body(pass);
+      } else {
+        all = false;
+      }
+    }
+  }
+  return all;
+}
+
+template <typename T>
+void expanded_planes_backward_input(void* grad_input, const void* grad_output, const void* weight,
+                                    const Conv2dGeometry& g, void* workspace, int threads) {
+  T* gx = static_cast<T*>(grad_input);
+  if (!for_each_backward_pass(g, [](const PixelPass&) {})) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < g.n * g.c; ++i) {
+      T* channel = gx + i / g.c * g.input.n + i % g.c * g.input.c;
+      for (int64_t h = 0; h < g.h; ++h) {
+        for (int64_t w = 0; w < g.w; ++w) channel[h * g.input.h + w * g.input.w] = T{};
+      }
+    }
+  }
+  for_each_backward_pass(g, [&](const PixelPass& pass) {
+    run_pixel_pass(gx, static_cast<const T*>(grad_output), static_cast<const T*>(weight),
+                   static_cast<const T*>(nullptr), pass, workspace, threads);
+  });
+}
+
+template <typename T>
+int64_t expanded_planes_forward_workspace(const Conv2dGeometry& g, int threads) {
+  const PixelPass pass = forward_pass(g);
+  return StripPlan<acc_t<T>>(pass, threads).workspace_bytes(pass, threads);
+}
+
+template <typename T>
+int64_t expanded_planes_backward_input_workspace(const Conv2dGeometry& g, int threads) {
+  int64_t most = 0;
+  for_each_backward_pass(g, [&](const PixelPass& pass) {
+    most = larger(most, StripPlan<acc_t<T>>(pass, threads).workspace_bytes(pass, threads));
+  });
+  return most;
+}
+
+NNOPS_END_KERNELS

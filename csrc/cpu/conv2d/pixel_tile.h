@@ -1,0 +1,111 @@
+// The micro-kernel whose vectors run along pixels.
+//
+//   sums[row][vector] (+)= sum over d < depth of  weights[d][row] * planes[vector][offsets[d] ..]
+//
+// kRows rows (channels of the written image) times kVectors vectors of pixels are held in
+// registers. `planes[v]` points at the first pixel of vector v as the tap of offset 0 sees it;
+// offsets[d] leads to the same pixel under tap and channel d. The terms are added in the order of
+// d by fused multiply-adds, whatever kRows and kVectors are.
+#pragma once
+
+#include "cpu/simd.h"
+
+NNOPS_BEGIN_KERNELS
+
+// The largest tile that the registers hold: accumulators, one row of vectors and a broadcast.
+#if defined(__AVX512F__)
+constexpr int kTileRows = 8;
+constexpr int kTileVectors = 3;
+#elif defined(__AVX2__)
+constexpr int kTileRows = 6;
+constexpr int kTileVectors = 1;
+#else
+constexpr int kTileRows = 2;
+constexpr int kTileVectors = 1;
+#endif
+
+// How many terms one chain of additions may have: chains are summed up in turn, so that the error
+// grows with the number of chains.
+constexpr int64_t kChain = 192;
+
+template <typename A>
+struct PixelTile {
+  A* sums;  // [rows][sum_stride]
+  int64_t sum_stride;
+  const A* weights;  // [depth][rows]
+  const A* planes[kTileVectors];
+  const int64_t* offsets;
+  int64_t depth;
+  bool first;  // write the sums instead of adding to them
+};
+
+template <typename A, int kRows, int kVectors>
+void multiply_pixel_tile(const PixelTile<A>& tile) {
+  Vec<A> total[kRows][kVectors] = {};
+  const A* weights = tile.weights;
+  const A* planes[kVectors];
+#pragma GCC unroll 3
+  for (int v = 0; v < kVectors; ++v) planes[v] = tile.planes[v];
+  const int64_t* offsets = tile.offsets;
+  const int64_t* end = offsets + tile.depth;
+  for (; offsets < end; ++offsets, weights += kRows) {
+    const int64_t offset = *offsets;
+    Vec<A> pixels[kVectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) pixels[v] = load(planes[v] + offset);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; ++v) total[r][v] += weights[r] * pixels[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) {
+      A* sums = tile.sums + r * tile.sum_stride + v * kLanes<A>;
+      store(sums, tile.first ? total[r][v] : load(sums) + total[r][v]);
+    }
+  }
+}
+
+template <typename A>
+using PixelTileFunction = void (*)(const PixelTile<A>& tile);
+
+template <typename A, int kRows>
+NNOPS_INLINE PixelTileFunction<A> pixel_tile_of_rows(int64_t vectors) {
+#if defined(__AVX512F__)
+  if (vectors == 3) return multiply_pixel_tile<A, kRows, 3>;
+  if (vectors == 2) return multiply_pixel_tile<A, kRows, 2>;
+#endif
+  return multiply_pixel_tile<A, kRows, 1>;
+}
+
+// The instance for a tile of `rows` <= kTileRows and `vectors` <= kTileVectors.
+template <typename A>
+NNOPS_INLINE PixelTileFunction<A> pixel_tile_function(int64_t rows, int64_t vectors) {
+  switch (rows) {
+#if defined(__AVX512F__)
+    case 8:
+      return pixel_tile_of_rows<A, 8>(vectors);
+    case 7:
+      return pixel_tile_of_rows<A, 7>(vectors);
+#endif
+#if defined(__AVX2__)
+    case 6:
+      return pixel_tile_of_rows<A, 6>(vectors);
+    case 5:
+      return pixel_tile_of_rows<A, 5>(vectors);
+    case 4:
+      return pixel_tile_of_rows<A, 4>(vectors);
+    case 3:
+      return pixel_tile_of_rows<A, 3>(vectors);
+#endif
+    case 2:
+      return pixel_tile_of_rows<A, 2>(vectors);
+    default:
+      return pixel_tile_of_rows<A, 1>(vectors);
+  }
+}
+
+NNOPS_END_KERNELS

@@ -1,0 +1,103 @@
+// One axis (height or width) of a convolution as "which positions do the taps read".
+//
+// Element i of the written grid is a sum over taps t of what stands at position
+//
+//   i step + first + t gap          of the read image (zero outside of [0, limit))
+//
+// times the weight at kernel index kernel_first + t kernel_step, and is written at position
+// out_first + i out_step. The forward pass is one such grid. backward_input is stride many: the
+// input positions of one residue modulo the stride meet the same subset of the taps.
+//
+// Taps whose positions differ by a multiple of `step` read the same sequence of positions shifted.
+// They form a class, and the sequence is stored once: `class_count` sequences, one behind the
+// other, in which tap t starts at sequence_index(t). Where the shifts are longer than the grid
+// (a large dilation) nothing would be shared, and every tap gets a sequence of its own.
+#pragma once
+
+#include "cpu/simd.h"
+#include "ops/conv2d.h"
+
+NNOPS_BEGIN_KERNELS
+
+NNOPS_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+NNOPS_INLINE int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+NNOPS_INLINE int64_t greatest_common_divisor(int64_t a, int64_t b) {
+  while (b != 0) {
+    const int64_t rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a;
+}
+
+struct TapAxis {
+  int64_t taps;                       // may be 0
+  int64_t kernel_first, kernel_step;  // tap to kernel index
+  int64_t first, gap, step;           // tap and grid element to position read
+  int64_t limit;                      // size of the read image
+  int64_t grid;                       // number of grid elements, may be 0
+  int64_t out_first, out_step;        // grid element to position written
+
+  // Taps t and t + period read positions that differ by shift steps; follow from gap and step.
+  int64_t period, shift;
+
+  int64_t class_count() const { return smaller(period, taps); }
+  // Position of element i of the sequence of one class.
+  int64_t position(int64_t index, int64_t i) const { return first + index * gap + i * step; }
+  // Length of the sequence of one class for `n` grid elements.
+  int64_t class_length(int64_t index, int64_t n) const {
+    return n + (taps - 1 - index) / period * shift;
+  }
+  int64_t class_begin(int64_t index, int64_t n) const {
+    int64_t begin = 0;
+    for (int64_t i = 0; i < index; ++i) begin += class_length(i, n);
+    return begin;
+  }
+  int64_t sequence_length(int64_t n) const { return class_begin(class_count(), n); }
+  int64_t sequence_index(int64_t tap, int64_t n) const {
+    return class_begin(tap % period, n) + tap / period * shift;
+  }
+};
+
+// The axis for grids of `n` elements: taps share their sequences where that saves something.
+NNOPS_INLINE TapAxis with_sequences(TapAxis axis, int64_t n) {
+  const int64_t divisor = greatest_common_divisor(axis.gap, axis.step);
+  axis.shift = axis.gap / divisor;
+  axis.period = axis.shift < n ? axis.step / divisor : larger(axis.taps, 1);
+  return axis;
+}
+
+NNOPS_INLINE TapAxis forward_axis(int64_t size, int64_t out_size, int64_t kernel, int64_t stride,
+                                  int64_t pad, int64_t dilation) {
+  return {kernel, 0, 1, -pad, dilation, stride, size, out_size, 0, 1, 1, 1};
+}
+
+// The grid of input positions phase, phase + stride, ...: position h is reached by tap k from
+// output (h + pad - k dilation) / stride where that is whole. Taps run from the last to the first,
+// so that positions ascend.
+NNOPS_INLINE TapAxis backward_axis(int64_t size, int64_t out_size, int64_t kernel, int64_t stride,
+                                   int64_t pad, int64_t dilation, int64_t phase) {
+  const int64_t divisor = greatest_common_divisor(dilation, stride);
+  const int64_t period = stride / divisor;
+  TapAxis axis{};
+  axis.gap = dilation / divisor;
+  axis.step = 1;
+  axis.limit = out_size;
+  axis.grid = phase < size ? divide_up(size - phase, stride) : 0;
+  axis.out_first = phase;
+  axis.out_step = stride;
+  int64_t first_tap = 0;
+  while (first_tap < smaller(period, kernel) &&
+         (phase + pad - first_tap * dilation) % stride != 0) {
+    ++first_tap;
+  }
+  if (first_tap >= smaller(period, kernel)) return axis;  // no tap: the gradient is zero
+  axis.taps = divide_up(kernel - first_tap, period);
+  axis.kernel_first = first_tap + (axis.taps - 1) * period;
+  axis.kernel_step = -period;
+  axis.first = (phase + pad - axis.kernel_first * dilation) / stride;
+  return axis;
+}
+
+NNOPS_END_KERNELS
