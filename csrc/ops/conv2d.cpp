@@ -44,7 +44,7 @@ const Candidate<Conv2dBackwardInput> kBackwardInput[] = {
     {"reference", everything, &Conv2dKernels::backward_input_reference},
 };
 const Candidate<Conv2dBackwardWeight> kBackwardWeight[] = {
-    {"panel_gemm", floating_only, &Conv2dKernels::backward_weight_panel_gemm},
+    {"outer_products", floating_only, &Conv2dKernels::backward_weight_outer_products},
     {"reference", everything, &Conv2dKernels::backward_weight_reference},
 };
 

@@ -55,7 +55,7 @@ struct Conv2dKernels {
   Conv2dForward forward_reference;
   Conv2dBackwardInput backward_input_expanded_planes;
   Conv2dBackwardInput backward_input_reference;
-  Conv2dBackwardWeight backward_weight_panel_gemm;
+  Conv2dBackwardWeight backward_weight_outer_products;
   Conv2dBackwardWeight backward_weight_reference;
   PerDType<BackwardBias> backward_bias;
 };

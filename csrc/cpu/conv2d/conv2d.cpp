@@ -1,6 +1,6 @@
 // conv2d on the CPU: the kernel struct, and the gradient of the bias.
 #include "cpu/conv2d/expanded_planes.h"
-#include "cpu/conv2d/panel_gemm.h"
+#include "cpu/conv2d/outer_products.h"
 #include "cpu/conv2d/reference.h"
 
 NNOPS_BEGIN_KERNELS
@@ -60,8 +60,8 @@ extern const Conv2dKernels conv2d_kernels = {
                                        NNOPS_FLOAT_DTYPES(expanded_planes_backward_input)},
     .backward_input_reference = {NNOPS_ALL_DTYPES(reference_workspace),
                                  NNOPS_ALL_DTYPES(reference_backward_input)},
-    .backward_weight_panel_gemm = {NNOPS_FLOAT_DTYPES(panel_gemm_workspace),
-                                   NNOPS_FLOAT_DTYPES(panel_gemm_backward_weight)},
+    .backward_weight_outer_products = {NNOPS_FLOAT_DTYPES(outer_products_workspace),
+                                       NNOPS_FLOAT_DTYPES(outer_products_backward_weight)},
     .backward_weight_reference = {NNOPS_ALL_DTYPES(reference_workspace),
                                   NNOPS_ALL_DTYPES(reference_backward_weight)},
     .backward_bias = NNOPS_ALL_DTYPES(backward_bias),
