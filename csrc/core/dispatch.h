@@ -68,6 +68,9 @@ struct Algorithm {
   std::string (*supports)(const Geometry& geometry, DType dtype);
   // Where the algorithm's kernels stand in the operator's kernel struct.
   Entry Kernels::* entry;
+  // "" if it is likely the fastest of those that remain, else the reason why not: it is then taken
+  // only when forced. Null for an algorithm that takes all it supports. Never throws.
+  std::string (*pays)(const Geometry& geometry, DType dtype) = nullptr;
 };
 
 // The first algorithm of `list` that accepts the problem.
@@ -78,7 +81,11 @@ const Algorithm<Kernels, Entry, Geometry>& choose_algorithm(
   const std::string forced = forced_algorithm(op);
   for (const auto& algorithm : list) {
     std::string reason = algorithm.supports(geometry, dtype);
-    if (!forced.empty() && forced != algorithm.name) reason = "'" + forced + "' is forced";
+    if (!forced.empty()) {
+      if (forced != algorithm.name) reason = "'" + forced + "' is forced";
+    } else if (reason.empty() && algorithm.pays != nullptr) {
+      reason = algorithm.pays(geometry, dtype);
+    }
     if (reason.empty()) return algorithm;
     if (verbose_dispatch()) print_rejected(op, algorithm.name, reason);
   }

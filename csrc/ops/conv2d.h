@@ -52,8 +52,10 @@ struct Conv2dKernels {
   using BackwardBias = void (*)(void* grad_bias, const void* grad_output,
                                 const Conv2dGeometry& geometry, int threads);
   Conv2dForward forward_expanded_planes;
+  Conv2dForward forward_pixel_rows;
   Conv2dForward forward_reference;
   Conv2dBackwardInput backward_input_expanded_planes;
+  Conv2dBackwardInput backward_input_pixel_rows;
   Conv2dBackwardInput backward_input_reference;
   Conv2dBackwardWeight backward_weight_outer_products;
   Conv2dBackwardWeight backward_weight_reference;

@@ -1,6 +1,7 @@
 // conv2d on the CPU: the kernel struct, and the gradient of the bias.
 #include "cpu/conv2d/expanded_planes.h"
 #include "cpu/conv2d/outer_products.h"
+#include "cpu/conv2d/pixel_rows.h"
 #include "cpu/conv2d/reference.h"
 
 NNOPS_BEGIN_KERNELS
@@ -54,10 +55,14 @@ void backward_bias(void* grad_bias, const void* grad_output, const Conv2dGeometr
 extern const Conv2dKernels conv2d_kernels = {
     .forward_expanded_planes = {NNOPS_FLOAT_DTYPES(expanded_planes_forward_workspace),
                                 NNOPS_FLOAT_DTYPES(expanded_planes_forward)},
+    .forward_pixel_rows = {NNOPS_FLOAT_DTYPES(pixel_rows_forward_workspace),
+                           NNOPS_FLOAT_DTYPES(pixel_rows_forward)},
     .forward_reference = {NNOPS_ALL_DTYPES(reference_workspace),
                           NNOPS_ALL_DTYPES(reference_forward)},
     .backward_input_expanded_planes = {NNOPS_FLOAT_DTYPES(expanded_planes_backward_input_workspace),
                                        NNOPS_FLOAT_DTYPES(expanded_planes_backward_input)},
+    .backward_input_pixel_rows = {NNOPS_FLOAT_DTYPES(pixel_rows_backward_input_workspace),
+                                  NNOPS_FLOAT_DTYPES(pixel_rows_backward_input)},
     .backward_input_reference = {NNOPS_ALL_DTYPES(reference_workspace),
                                  NNOPS_ALL_DTYPES(reference_backward_input)},
     .backward_weight_outer_products = {NNOPS_FLOAT_DTYPES(outer_products_workspace),

@@ -26,59 +26,15 @@
 // The layout is that of implicit matrix multiplication: Chetlur et al., cuDNN, arXiv:1410.0759.
 #pragma once
 
+#include "cpu/conv2d/pixel_pass.h"
 #include "cpu/conv2d/pixel_tile.h"
-#include "cpu/conv2d/tap_axis.h"
 
 NNOPS_BEGIN_KERNELS
 
 // What a strip may have: pixels, and bytes of sums and of planes (together within a core's L2).
+constexpr int64_t kResidentRows = 256;
 constexpr int64_t kStripPixels = 768;
-constexpr int64_t kStripBytes = int64_t{256} << 10;
-
-struct PixelPass {
-  int64_t images, groups;
-  int64_t rows;   // channels of the written image, per group
-  int64_t outer;  // channels of the read image, per group
-  Strides4 written, read;
-  int64_t weight_group, weight_row, weight_outer, weight_h, weight_w;  // strides
-  TapAxis y, x;
-};
-
-NNOPS_INLINE PixelPass forward_pass(const Conv2dGeometry& g) {
-  PixelPass pass{};
-  pass.images = g.n;
-  pass.groups = g.groups;
-  pass.rows = g.oc / g.groups;
-  pass.outer = g.c / g.groups;
-  pass.written = g.output;
-  pass.read = g.input;
-  pass.weight_group = pass.rows * g.weight.n;
-  pass.weight_row = g.weight.n;
-  pass.weight_outer = g.weight.c;
-  pass.weight_h = g.weight.h;
-  pass.weight_w = g.weight.w;
-  pass.y = forward_axis(g.h, g.oh, g.kh, g.stride_h, g.pad_top, g.dilation_h);
-  pass.x = forward_axis(g.w, g.ow, g.kw, g.stride_w, g.pad_left, g.dilation_w);
-  return pass;
-}
-
-NNOPS_INLINE PixelPass backward_pass(const Conv2dGeometry& g, int64_t phase_h, int64_t phase_w) {
-  PixelPass pass{};
-  pass.images = g.n;
-  pass.groups = g.groups;
-  pass.rows = g.c / g.groups;
-  pass.outer = g.oc / g.groups;
-  pass.written = g.input;
-  pass.read = g.output;
-  pass.weight_group = pass.outer * g.weight.n;
-  pass.weight_row = g.weight.c;
-  pass.weight_outer = g.weight.n;
-  pass.weight_h = g.weight.h;
-  pass.weight_w = g.weight.w;
-  pass.y = backward_axis(g.h, g.oh, g.kh, g.stride_h, g.pad_top, g.dilation_h, phase_h);
-  pass.x = backward_axis(g.w, g.ow, g.kw, g.stride_w, g.pad_left, g.dilation_w, phase_w);
-  return pass;
-}
+constexpr int64_t kStripBytes = int64_t{384} << 10;
 
 // How a pass is cut up, and how large its buffers are. Sizes are in elements.
 template <typename A>
@@ -94,18 +50,22 @@ struct StripPlan {
   int64_t sequence_rows, staging_width;
   int64_t image_size, plane_size, sum_stride;
   int64_t packed_group, planes_size, staging_size, sums_size;
+  // Sums are complete after one chain and stand in the image as in the strip: they go straight to
+  // the image. Not where the channels' addresses differ by pages: a tile's rows would share their
+  // cache sets.
+  bool writes_direct;
 
   StripPlan(const PixelPass& pass, int threads) {
     taps = pass.y.taps * pass.x.taps;
-    channel_blocks = larger(1, smaller(pass.outer, pass.outer * taps / kChain));
-    block_channels = divide_up(pass.outer, channel_blocks);
+    block_channels = chain_channels(pass);
     channel_blocks = divide_up(pass.outer, block_channels);
     row_tiles = divide_up(pass.rows, kTileRows);
     tile_rows = divide_up(pass.rows, row_tiles);
     row_tiles = divide_up(pass.rows, tile_rows);
 
     const int64_t budget = kStripBytes / static_cast<int64_t>(sizeof(A));
-    resident_tiles = channel_blocks == 1 ? 1 : smaller(row_tiles, divide_up(512, tile_rows));
+    resident_tiles =
+        channel_blocks == 1 ? 1 : smaller(row_tiles, divide_up(kResidentRows, tile_rows));
     const int64_t per_pixel =
         larger(resident_tiles * tile_rows, block_channels * larger(pass.x.taps, 1));
     const int64_t pixels =
@@ -142,6 +102,11 @@ struct StripPlan {
     planes_size = block_channels * larger(pass.x.taps, 1) * plane_size;
     staging_size = round_up(sequence_rows * staging_width + kLine, kLine);
     sums_size = resident_tiles * tile_rows * sum_stride;
+    const int64_t chain = block_channels * taps;
+    const int64_t beyond_page = pass.written.c * static_cast<int64_t>(sizeof(A)) % 4096;
+    writes_direct = channel_blocks == 1 && piece_length(chain) == chain && pass.written.w == 1 &&
+                    pass.x.out_step == 1 && pass.y.out_step == 1 && pass.written.h == pass.x.grid &&
+                    width == pass.x.grid && beyond_page >= 192 && beyond_page <= 4096 - 192;
   }
 
   int64_t table_size() const { return round_up(block_channels * taps + x.taps, 8); }
@@ -154,8 +119,8 @@ struct StripPlan {
 
 // Weights of one tile of rows, [outer][kh][kw][tile row]; rows beyond the last are zero.
 template <typename T>
-NNOPS_INLINE void pack_weight_tile(acc_t<T>* packed, const T* weight, int64_t first_row,
-                                   int64_t tile_rows, const PixelPass& pass) {
+void pack_weight_tile(acc_t<T>* packed, const T* weight, int64_t first_row, int64_t tile_rows,
+                      const PixelPass& pass) {
   const int64_t rows = smaller(tile_rows, pass.rows - first_row);
   const T* tile = weight + first_row * pass.weight_row;
   for (int64_t outer = 0; outer < pass.outer; ++outer) {
@@ -189,9 +154,9 @@ NNOPS_INLINE void copy_positions(acc_t<T>* target, const T* source, int64_t stri
 
 // Copies one channel of one image, under every kernel column, to planes[kw][sequence][width].
 template <typename T>
-NNOPS_INLINE void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel,
-                                 const int64_t* column_starts, int64_t y0, int64_t x0,
-                                 const PixelPass& pass, const StripPlan<acc_t<T>>& plan) {
+void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel,
+                    const int64_t* column_starts, int64_t y0, int64_t x0, const PixelPass& pass,
+                    const StripPlan<acc_t<T>>& plan) {
   using A = acc_t<T>;
   const bool single = plan.x.taps == 1;  // nothing to expand
   A* row = single ? planes : staging;
@@ -213,36 +178,15 @@ NNOPS_INLINE void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* c
     }
   }
   if (single) return;
+  const int64_t rows = plan.sequence_rows;
+  const int64_t width = plan.width;
+  const int64_t staging_width = plan.staging_width;
   for (int64_t s = 0; s < plan.x.taps; ++s) {
     const A* from = staging + column_starts[s];
     A* to = planes + s * plan.plane_size;
-    for (int64_t i = 0; i < plan.sequence_rows; ++i) {
-      // Whole vectors: what a row gets too much is overwritten by the next.
-      for (int64_t k = 0; k < plan.width; k += kLanes<A>) store(to + k, load(from + k));
-      from += plan.staging_width;
-      to += plan.width;
-    }
-  }
-}
-
-// Adds the bias to the sums of one channel of one image and writes them.
-template <typename T>
-NNOPS_INLINE void write_channel(T* channel, const acc_t<T>* sums, acc_t<T> bias, int64_t y0,
-                                int64_t x0, int64_t height, int64_t width, const PixelPass& pass,
-                                int64_t strip_width) {
-  const int64_t step_h = pass.y.out_step * pass.written.h;
-  const int64_t step_w = pass.x.out_step * pass.written.w;
-  T* to = channel + (pass.y.out_first + y0 * pass.y.out_step) * pass.written.h +
-          (pass.x.out_first + x0 * pass.x.out_step) * pass.written.w;
-  if (step_w == 1 && step_h == width && strip_width == width) {
-    add_to_span(to, sums, bias, height * width);
-    return;
-  }
-  for (int64_t i = 0; i < height; ++i, to += step_h, sums += strip_width) {
-    if (step_w == 1) {
-      add_to_span(to, sums, bias, width);
-    } else {
-      for (int64_t k = 0; k < width; ++k) to[k * step_w] = from_acc<T>(sums[k] + bias);
+    // Whole vectors: what a row gets too much is overwritten by the next.
+    for (int64_t i = 0; i < rows; ++i, from += staging_width, to += width) {
+      for (int64_t k = 0; k < width; k += kLanes<A>) store(to + k, load(from + k));
     }
   }
 }
@@ -259,11 +203,11 @@ struct Strip {
 };
 
 template <typename T>
-NNOPS_INLINE void compute_strip(const Strip<T>& strip, const PixelPass& pass,
-                                const StripPlan<acc_t<T>>& plan, const int64_t* offsets,
-                                const int64_t* column_starts, acc_t<T>* buffers) {
+void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan<acc_t<T>>& plan,
+                   const int64_t* offsets, const int64_t* column_starts, acc_t<T>* buffers) {
   using A = acc_t<T>;
   constexpr int64_t kWidth = kLanes<A>;
+  constexpr bool kCanBeDirect = std::is_same_v<T, A>;
   A* planes = buffers;
   A* staging = planes + plan.planes_size;
   A* sums = staging + plan.staging_size;
@@ -271,9 +215,17 @@ NNOPS_INLINE void compute_strip(const Strip<T>& strip, const PixelPass& pass,
   const int64_t image_vectors = divide_up((strip.height - 1) * plan.width + strip.width, kWidth);
   const int64_t vectors = strip.images * image_vectors;
   const int64_t panels = divide_up(vectors, kTileVectors);
+  const int64_t image_pixels = strip.height * strip.width;
+  A* image_target = nullptr;
+  bool may_be_direct = false;
+  if constexpr (kCanBeDirect) {
+    may_be_direct = plan.writes_direct && strip.width == plan.width && image_pixels >= kWidth;
+    image_target = strip.written + strip.y0 * pass.written.h + strip.x0;
+  }
 
   for (int64_t tile0 = strip.first_tile; tile0 < strip.last_tile; tile0 += plan.resident_tiles) {
     const int64_t tiles = smaller(plan.resident_tiles, strip.last_tile - tile0);
+    const bool direct = may_be_direct && (tile0 + tiles) * plan.tile_rows <= pass.rows;
     for (int64_t block = 0; block < plan.channel_blocks; ++block) {
       const int64_t channel0 = block * plan.block_channels;
       const int64_t channels = smaller(plan.block_channels, pass.outer - channel0);
@@ -291,8 +243,7 @@ NNOPS_INLINE void compute_strip(const Strip<T>& strip, const PixelPass& pass,
         }
       }
       const int64_t block_depth = channels * plan.taps;
-      const int64_t pieces = divide_up(block_depth, 2 * kChain);
-      const int64_t piece_depth = divide_up(block_depth, pieces);
+      const int64_t piece_depth = piece_length(block_depth);
       int64_t image = 0;
       int64_t image_vector = 0;
       for (int64_t panel = 0; panel < panels; ++panel) {
@@ -301,18 +252,28 @@ NNOPS_INLINE void compute_strip(const Strip<T>& strip, const PixelPass& pass,
         const int64_t count = (panel + 1) * vectors / panels - first;
         const PixelTileFunction<A> multiply = pixel_tile_function<A>(plan.tile_rows, count);
         PixelTile<A> tile{};
-        tile.sum_stride = plan.sum_stride;
+        tile.sum_stride = direct ? pass.written.c : plan.sum_stride;
+        int64_t targets[kTileVectors];
         for (int64_t v = 0; v < count; ++v) {
-          tile.planes[v] = planes + image * plan.image_size + image_vector * kWidth;
+          // Straight to the image, the last vector is a whole one that overlaps its neighbour.
+          const int64_t pixel = direct ? smaller(image_vector * kWidth, image_pixels - kWidth)
+                                       : image_vector * kWidth;
+          tile.planes[v] = planes + image * plan.image_size + pixel;
+          targets[v] = direct ? image * pass.written.n + pixel : (first + v) * kWidth;
           if (++image_vector == image_vectors) {
             image_vector = 0;
             ++image;
           }
         }
         for (int64_t t = 0; t < tiles; ++t) {
-          tile.sums = sums + t * plan.tile_rows * plan.sum_stride + first * kWidth;
-          const A* weights =
-              strip.weights + ((tile0 + t) * depth + channel0 * plan.taps) * plan.tile_rows;
+          const int64_t row = (tile0 + t) * plan.tile_rows;
+          A* target = sums + t * plan.tile_rows * plan.sum_stride;
+          if constexpr (kCanBeDirect) {
+            if (direct) target = image_target + row * pass.written.c;
+            tile.bias = direct && strip.bias != nullptr ? strip.bias + row : nullptr;
+          }
+          for (int64_t v = 0; v < count; ++v) tile.sums[v] = target + targets[v];
+          const A* weights = strip.weights + row * depth + channel0 * plan.taps * plan.tile_rows;
           for (int64_t begin = 0; begin < block_depth; begin += piece_depth) {
             tile.weights = weights + begin * plan.tile_rows;
             tile.offsets = offsets + begin;
@@ -323,6 +284,7 @@ NNOPS_INLINE void compute_strip(const Strip<T>& strip, const PixelPass& pass,
         }
       }
     }
+    if (direct) continue;
     const int64_t first_row = tile0 * plan.tile_rows;
     const int64_t last_row = smaller(first_row + tiles * plan.tile_rows, pass.rows);
     for (int64_t image = 0; image < strip.images; ++image) {
@@ -337,8 +299,8 @@ NNOPS_INLINE void compute_strip(const Strip<T>& strip, const PixelPass& pass,
 }
 
 template <typename T>
-NNOPS_INLINE void run_pixel_pass(T* written, const T* read, const T* weight, const T* bias,
-                                 const PixelPass& pass, void* workspace, int threads) {
+void run_pixel_pass(T* written, const T* read, const T* weight, const T* bias,
+                    const PixelPass& pass, void* workspace, int threads) {
   using A = acc_t<T>;
   const StripPlan<A> plan(pass, threads);
   int64_t* offsets = static_cast<int64_t*>(workspace);
@@ -406,37 +368,11 @@ void expanded_planes_forward(void* output, const void* input, const void* weight
                  workspace, threads);
 }
 
-// Calls body(pass) for every residue of the input position that some tap reaches; returns whether
-// that is all of them.
-template <typename Body>
-NNOPS_INLINE bool for_each_backward_pass(const Conv2dGeometry& g, Body body) {
-  bool all = true;
-  for (int64_t phase_h = 0; phase_h < smaller(g.stride_h, g.h); ++phase_h) {
-    for (int64_t phase_w = 0; phase_w < smaller(g.stride_w, g.w); ++phase_w) {
-      const PixelPass pass = backward_pass(g, phase_h, phase_w);
-      if (pass.y.taps > 0 && pass.x.taps > 0) {
-        body(pass);
-      } else {
-        all = false;
-      }
-    }
-  }
-  return all;
-}
-
 template <typename T>
 void expanded_planes_backward_input(void* grad_input, const void* grad_output, const void* weight,
                                     const Conv2dGeometry& g, void* workspace, int threads) {
   T* gx = static_cast<T*>(grad_input);
-  if (!for_each_backward_pass(g, [](const PixelPass&) {})) {
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < g.n * g.c; ++i) {
-      T* channel = gx + i / g.c * g.input.n + i % g.c * g.input.c;
-      for (int64_t h = 0; h < g.h; ++h) {
-        for (int64_t w = 0; w < g.w; ++w) channel[h * g.input.h + w * g.input.w] = T{};
-      }
-    }
-  }
+  write_zeros_where_no_tap_reaches(gx, g, threads);
   for_each_backward_pass(g, [&](const PixelPass& pass) {
     run_pixel_pass(gx, static_cast<const T*>(grad_output), static_cast<const T*>(weight),
                    static_cast<const T*>(nullptr), pass, workspace, threads);

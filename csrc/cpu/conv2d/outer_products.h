@@ -265,29 +265,6 @@ NNOPS_INLINE int64_t weight_place(const OuterPlan<A>& plan, const Conv2dGeometry
 
 // --- transposition ------------------------------------------------------------------------------
 
-// rows[i][channel] = the input at positions first + i step of one row, zero outside of [0, limit).
-template <typename T>
-NNOPS_INLINE void transpose_positions(acc_t<T>* rows, int64_t pixel_size, const T* source,
-                                      int64_t channel_stride, int64_t pixel_stride, int64_t first,
-                                      int64_t step, int64_t length, int64_t limit, int64_t channels,
-                                      int64_t padded_channels) {
-  const int64_t to_zero = first < 0 ? -first : 0;
-  const int64_t to_limit = first < limit ? limit - first : 0;
-  const int64_t begin = smaller(length, divide_up(to_zero, step));
-  const int64_t end = larger(begin, smaller(length, divide_up(to_limit, step)));
-  for (int64_t i = 0; i < begin; ++i) {
-    for (int64_t c = 0; c < padded_channels; ++c) rows[i * pixel_size + c] = 0;
-  }
-  transpose(rows + begin * pixel_size, pixel_size, source + (first + begin * step) * pixel_stride,
-            channel_stride, step * pixel_stride, channels, end - begin);
-  for (int64_t c = channels; c < padded_channels; ++c) {
-    for (int64_t i = begin; i < end; ++i) rows[i * pixel_size + c] = 0;
-  }
-  for (int64_t i = end; i < length; ++i) {
-    for (int64_t c = 0; c < padded_channels; ++c) rows[i * pixel_size + c] = 0;
-  }
-}
-
 // One row of pixels: `source` is the first channel of the image at that row, null for padding.
 template <typename T>
 NNOPS_INLINE void transpose_row(acc_t<T>* row, const T* source, int64_t channel_stride,
@@ -315,9 +292,9 @@ NNOPS_INLINE void transpose_row(acc_t<T>* row, const T* source, int64_t channel_
 
 // The rows of one image for grid rows y0 .. y0 + plan.height.
 template <typename T>
-NNOPS_INLINE void transpose_image(acc_t<T>* rows, const T* image, int64_t channels,
-                                  int64_t padded_channels, int64_t y0, int64_t x0,
-                                  const Conv2dGeometry& g, const OuterPlan<acc_t<T>>& plan) {
+void transpose_image(acc_t<T>* rows, const T* image, int64_t channels, int64_t padded_channels,
+                     int64_t y0, int64_t x0, const Conv2dGeometry& g,
+                     const OuterPlan<acc_t<T>>& plan) {
   const int64_t row_size = plan.row_length * plan.pixel_size;
   const auto row_of = [&](int64_t h) {
     return h < 0 || h >= g.h ? nullptr : image + h * g.input.h;
@@ -356,9 +333,8 @@ struct OuterTask {
 };
 
 template <typename T>
-NNOPS_INLINE void add_outer_products(const OuterTask<T>& task, const Conv2dGeometry& g,
-                                     const OuterPlan<acc_t<T>>& plan, const int64_t* places,
-                                     acc_t<T>* buffers) {
+void add_outer_products(const OuterTask<T>& task, const Conv2dGeometry& g,
+                        const OuterPlan<acc_t<T>>& plan, const int64_t* places, acc_t<T>* buffers) {
   using A = acc_t<T>;
   constexpr int64_t kLine = kLanes<A>;
   A* rows = buffers;

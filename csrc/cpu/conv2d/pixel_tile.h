@@ -1,6 +1,6 @@
 // The micro-kernel whose vectors run along pixels.
 //
-//   sums[row][vector] (+)= sum over d < depth of  weights[d][row] * planes[vector][offsets[d] ..]
+//   sums[vector][row] (+)= sum over d < depth of  weights[d][row] * planes[vector][offsets[d] ..]
 //
 // kRows rows (channels of the written image) times kVectors vectors of pixels are held in
 // registers. `planes[v]` points at the first pixel of vector v as the tap of offset 0 sees it;
@@ -24,19 +24,16 @@ constexpr int kTileRows = 2;
 constexpr int kTileVectors = 1;
 #endif
 
-// How many terms one chain of additions may have: chains are summed up in turn, so that the error
-// grows with the number of chains.
-constexpr int64_t kChain = 192;
-
 template <typename A>
 struct PixelTile {
-  A* sums;  // [rows][sum_stride]
+  A* sums[kTileVectors];  // the first row's; rows are sum_stride apart
   int64_t sum_stride;
   const A* weights;  // [depth][rows]
   const A* planes[kTileVectors];
   const int64_t* offsets;
   int64_t depth;
-  bool first;  // write the sums instead of adding to them
+  bool first;     // write the sums instead of adding to them
+  const A* bias;  // of the rows, added to sums that are written; or null
 };
 
 template <typename A, int kRows, int kVectors>
@@ -59,12 +56,27 @@ void multiply_pixel_tile(const PixelTile<A>& tile) {
       for (int v = 0; v < kVectors; ++v) total[r][v] += weights[r] * pixels[v];
     }
   }
+  A* sums[kVectors];
+#pragma GCC unroll 3
+  for (int v = 0; v < kVectors; ++v) sums[v] = tile.sums[v];
+  const int64_t sum_stride = tile.sum_stride;
+  const A* bias = tile.bias;
+  if (!tile.first) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; ++v) {
+        A* sum = sums[v] + r * sum_stride;
+        store(sum, load(sum) + total[r][v]);
+      }
+    }
+    return;
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
-      A* sums = tile.sums + r * tile.sum_stride + v * kLanes<A>;
-      store(sums, tile.first ? total[r][v] : load(sums) + total[r][v]);
+      store(sums[v] + r * sum_stride, bias != nullptr ? total[r][v] + bias[r] : total[r][v]);
     }
   }
 }

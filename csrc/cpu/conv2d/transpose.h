@@ -3,7 +3,7 @@
 // In blocks of 4 x 4 floats: 16-byte vectors shuffle well on every ISA.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/conv2d/tap_axis.h"
 
 NNOPS_BEGIN_KERNELS
 
@@ -27,23 +27,51 @@ NNOPS_INLINE void transpose_4x4(float* target, int64_t target_stride, const floa
 template <typename T>
 NNOPS_INLINE void transpose(acc_t<T>* target, int64_t target_stride, const T* source,
                             int64_t row_stride, int64_t step, int64_t rows, int64_t count) {
-  int64_t row = 0;
   if constexpr (std::is_same_v<T, float>) {
-    for (; step == 1 && row + 4 <= rows; row += 4) {
-      const float* from = source + row * row_stride;
-      float* to = target + row;
-      int64_t i = 0;
-      for (; i + 4 <= count; i += 4) {
-        transpose_4x4(to + i * target_stride, target_stride, from + i, row_stride);
+    if (step == 1 && rows >= 4 && count >= 4) {
+      // The last block in each direction overlaps the one before it where sizes are not whole.
+      for (int64_t row = 0; row < rows; row += 4) {
+        const int64_t r = smaller(row, rows - 4);
+        const float* from = source + r * row_stride;
+        float* to = target + r;
+        int64_t i = 0;
+        for (; i + 4 <= count; i += 4) {
+          transpose_4x4(to + i * target_stride, target_stride, from + i, row_stride);
+        }
+        if (i < count) {
+          i = count - 4;
+          transpose_4x4(to + i * target_stride, target_stride, from + i, row_stride);
+        }
       }
-      for (; i < count; ++i) {
-        for (int64_t r = 0; r < 4; ++r) to[i * target_stride + r] = from[r * row_stride + i];
-      }
+      return;
     }
   }
-  for (; row < rows; ++row) {
+  for (int64_t row = 0; row < rows; ++row) {
     const T* from = source + row * row_stride;
     for (int64_t i = 0; i < count; ++i) target[i * target_stride + row] = to_acc(from[i * step]);
+  }
+}
+
+// rows[i][channel] = the input at positions first + i step of one row, zero outside of [0, limit).
+template <typename T>
+NNOPS_INLINE void transpose_positions(acc_t<T>* rows, int64_t pixel_size, const T* source,
+                                      int64_t channel_stride, int64_t pixel_stride, int64_t first,
+                                      int64_t step, int64_t length, int64_t limit, int64_t channels,
+                                      int64_t padded_channels) {
+  const int64_t to_zero = first < 0 ? -first : 0;
+  const int64_t to_limit = first < limit ? limit - first : 0;
+  const int64_t begin = smaller(length, divide_up(to_zero, step));
+  const int64_t end = larger(begin, smaller(length, divide_up(to_limit, step)));
+  for (int64_t i = 0; i < begin; ++i) {
+    for (int64_t c = 0; c < padded_channels; ++c) rows[i * pixel_size + c] = 0;
+  }
+  transpose(rows + begin * pixel_size, pixel_size, source + (first + begin * step) * pixel_stride,
+            channel_stride, step * pixel_stride, channels, end - begin);
+  for (int64_t c = channels; c < padded_channels; ++c) {
+    for (int64_t i = begin; i < end; ++i) rows[i * pixel_size + c] = 0;
+  }
+  for (int64_t i = end; i < length; ++i) {
+    for (int64_t c = 0; c < padded_channels; ++c) rows[i * pixel_size + c] = 0;
   }
 }
 

@@ -1,0 +1,98 @@
+// The micro-kernel whose vectors run along channels of the written image.
+//
+//   sums[pixel][vector] (+)= sum over d < depth of  pixels[pixel][offsets[d]] * weights[d][vector]
+//
+// kRows pixels times kVectors vectors of channels are held in registers. `pixels[p]` points at
+// pixel p as the tap of offset 0 sees it. The terms are added in the order of d by fused
+// multiply-adds: the same bits as pixel_tile.h.
+#pragma once
+
+#include "cpu/conv2d/pixel_tile.h"
+
+NNOPS_BEGIN_KERNELS
+
+template <typename A>
+struct ChannelTile {
+  A* sums;  // [pixels][sum_stride]
+  int64_t sum_stride;
+  const A* pixels[kTileRows];
+  const A* weights;  // [depth][vectors]
+  const int64_t* offsets;
+  int64_t depth;
+  bool first;  // write the sums instead of adding to them
+};
+
+template <typename A, int kRows, int kVectors>
+void multiply_channel_tile(const ChannelTile<A>& tile) {
+  constexpr int64_t kWidth = kVectors * kLanes<A>;
+  Vec<A> total[kRows][kVectors] = {};
+  const A* weights = tile.weights;
+  const A* pixels[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) pixels[r] = tile.pixels[r];
+  const int64_t* offsets = tile.offsets;
+  const int64_t* end = offsets + tile.depth;
+  for (; offsets < end; ++offsets, weights += kWidth) {
+    const int64_t offset = *offsets;
+    Vec<A> channels[kVectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) channels[v] = load(weights + v * kLanes<A>);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; ++v) total[r][v] += pixels[r][offset] * channels[v];
+    }
+  }
+  A* sums = tile.sums;
+  const int64_t sum_stride = tile.sum_stride;
+  const bool first = tile.first;
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r, sums += sum_stride) {
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) {
+      A* sum = sums + v * kLanes<A>;
+      store(sum, first ? total[r][v] : load(sum) + total[r][v]);
+    }
+  }
+}
+
+template <typename A>
+using ChannelTileFunction = void (*)(const ChannelTile<A>& tile);
+
+template <typename A, int kRows>
+NNOPS_INLINE ChannelTileFunction<A> channel_tile_of_rows(int64_t vectors) {
+#if defined(__AVX512F__)
+  if (vectors == 3) return multiply_channel_tile<A, kRows, 3>;
+  if (vectors == 2) return multiply_channel_tile<A, kRows, 2>;
+#endif
+  return multiply_channel_tile<A, kRows, 1>;
+}
+
+// The instance for `pixels` <= kTileRows and `vectors` <= kTileVectors.
+template <typename A>
+NNOPS_INLINE ChannelTileFunction<A> channel_tile_function(int64_t pixels, int64_t vectors) {
+  switch (pixels) {
+#if defined(__AVX512F__)
+    case 8:
+      return channel_tile_of_rows<A, 8>(vectors);
+    case 7:
+      return channel_tile_of_rows<A, 7>(vectors);
+#endif
+#if defined(__AVX2__)
+    case 6:
+      return channel_tile_of_rows<A, 6>(vectors);
+    case 5:
+      return channel_tile_of_rows<A, 5>(vectors);
+    case 4:
+      return channel_tile_of_rows<A, 4>(vectors);
+    case 3:
+      return channel_tile_of_rows<A, 3>(vectors);
+#endif
+    case 2:
+      return channel_tile_of_rows<A, 2>(vectors);
+    default:
+      return channel_tile_of_rows<A, 1>(vectors);
+  }
+}
+
+NNOPS_END_KERNELS

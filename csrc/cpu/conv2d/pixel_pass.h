@@ -1,0 +1,129 @@
+// What the algorithms of forward and backward_input share: the pass as they see it, the order of
+// its sum, and the way out.
+//
+// The forward pass is one grid of output pixels. backward_input is one grid for each residue of
+// the input position modulo the stride, each over its own subset of the taps (tap_axis.h), so that
+// no multiplication by an inserted zero is ever done. Each is
+//
+//   written[row, p] = bias[row] + sum over (outer, kh, kw) of weight[..] * read[outer, p's tap]
+//
+// Order of the sum, the same in every algorithm and so with the same bits: outer channels are cut
+// into blocks of about kChain terms (outer, kh, kw); each chain is added up by fused multiply-adds
+// in this order, the chains' sums are added in order, the bias comes last.
+#pragma once
+
+#include "cpu/conv2d/tap_axis.h"
+
+NNOPS_BEGIN_KERNELS
+
+// How many terms one chain of additions has, about: the error grows with the number of chains.
+constexpr int64_t kChain = 96;
+
+struct PixelPass {
+  int64_t images, groups;
+  int64_t rows;   // channels of the written image, per group
+  int64_t outer;  // channels of the read image, per group
+  Strides4 written, read;
+  int64_t weight_group, weight_row, weight_outer, weight_h, weight_w;  // strides
+  TapAxis y, x;
+};
+
+NNOPS_INLINE PixelPass forward_pass(const Conv2dGeometry& g) {
+  PixelPass pass{};
+  pass.images = g.n;
+  pass.groups = g.groups;
+  pass.rows = g.oc / g.groups;
+  pass.outer = g.c / g.groups;
+  pass.written = g.output;
+  pass.read = g.input;
+  pass.weight_group = pass.rows * g.weight.n;
+  pass.weight_row = g.weight.n;
+  pass.weight_outer = g.weight.c;
+  pass.weight_h = g.weight.h;
+  pass.weight_w = g.weight.w;
+  pass.y = forward_axis(g.h, g.oh, g.kh, g.stride_h, g.pad_top, g.dilation_h);
+  pass.x = forward_axis(g.w, g.ow, g.kw, g.stride_w, g.pad_left, g.dilation_w);
+  return pass;
+}
+
+NNOPS_INLINE PixelPass backward_pass(const Conv2dGeometry& g, int64_t phase_h, int64_t phase_w) {
+  PixelPass pass{};
+  pass.images = g.n;
+  pass.groups = g.groups;
+  pass.rows = g.c / g.groups;
+  pass.outer = g.oc / g.groups;
+  pass.written = g.input;
+  pass.read = g.output;
+  pass.weight_group = pass.outer * g.weight.n;
+  pass.weight_row = g.weight.c;
+  pass.weight_outer = g.weight.n;
+  pass.weight_h = g.weight.h;
+  pass.weight_w = g.weight.w;
+  pass.y = backward_axis(g.h, g.oh, g.kh, g.stride_h, g.pad_top, g.dilation_h, phase_h);
+  pass.x = backward_axis(g.w, g.ow, g.kw, g.stride_w, g.pad_left, g.dilation_w, phase_w);
+  return pass;
+}
+
+// The outer channels of a chain; a sum that needs little more than one is left whole. A chain whose
+// single channel has very many taps is cut into pieces of equal length.
+NNOPS_INLINE int64_t chain_channels(const PixelPass& pass) {
+  const int64_t terms = pass.outer * pass.y.taps * pass.x.taps;
+  if (terms <= 2 * kChain) return pass.outer;
+  return divide_up(pass.outer, smaller(pass.outer, (terms + kChain / 2) / kChain));
+}
+NNOPS_INLINE int64_t piece_length(int64_t chain) {
+  return divide_up(chain, divide_up(chain, 2 * kChain));
+}
+
+// Calls body(pass) for every residue of the input position that some tap reaches; returns whether
+// that is all of them.
+template <typename Body>
+NNOPS_INLINE bool for_each_backward_pass(const Conv2dGeometry& g, Body body) {
+  bool all = true;
+  for (int64_t phase_h = 0; phase_h < smaller(g.stride_h, g.h); ++phase_h) {
+    for (int64_t phase_w = 0; phase_w < smaller(g.stride_w, g.w); ++phase_w) {
+      const PixelPass pass = backward_pass(g, phase_h, phase_w);
+      if (pass.y.taps > 0 && pass.x.taps > 0) {
+        body(pass);
+      } else {
+        all = false;
+      }
+    }
+  }
+  return all;
+}
+
+template <typename T>
+void write_zeros_where_no_tap_reaches(T* grad_input, const Conv2dGeometry& g, int threads) {
+  if (for_each_backward_pass(g, [](const PixelPass&) {})) return;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < g.n * g.c; ++i) {
+    T* channel = grad_input + i / g.c * g.input.n + i % g.c * g.input.c;
+    for (int64_t h = 0; h < g.h; ++h) {
+      for (int64_t w = 0; w < g.w; ++w) channel[h * g.input.h + w * g.input.w] = T{};
+    }
+  }
+}
+
+// Adds the bias to the sums of one channel of one image and writes them.
+template <typename T>
+void write_channel(T* channel, const acc_t<T>* sums, acc_t<T> bias, int64_t y0, int64_t x0,
+                   int64_t height, int64_t width, const PixelPass& pass, int64_t strip_width) {
+  const int64_t step_h = pass.y.out_step * pass.written.h;
+  const int64_t step_w = pass.x.out_step * pass.written.w;
+  T* to = channel + (pass.y.out_first + y0 * pass.y.out_step) * pass.written.h +
+          (pass.x.out_first + x0 * pass.x.out_step) * pass.written.w;
+  if (step_w == 1 && step_h == width && strip_width == width) {
+    add_to_span(to, sums, bias, height * width);
+    return;
+  }
+  for (int64_t i = 0; i < height; ++i, to += step_h, sums += strip_width) {
+    if (step_w == 1) {
+      add_to_span(to, sums, bias, width);
+    } else {
+      for (int64_t k = 0; k < width; ++k) to[k * step_w] = from_acc<T>(sums[k] + bias);
+    }
+  }
+}
+
+NNOPS_END_KERNELS

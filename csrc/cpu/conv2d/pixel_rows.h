@@ -1,0 +1,382 @@
+// conv2d forward and backward_input: vectors along channels, the read image in pixel-major rows.
+//
+// The sum and its order are those of pixel_pass.h, and so are the bits.
+//
+// Layout. The grid is cut into strips: some rows of one image, or several small images. For a strip
+// and some outer channels the read image is transposed (channels_last: copied) to
+//   rows[image][row sequence][column sequence][outer channel]
+// with the padding as zeros, and a tile of pixels is that many places in it, whatever rows or
+// images they belong to: no pixel is wasted, however small the map. Weights are packed as
+//   [group][panel of kTileVectors vectors of channels][outer][kh][kw][channel]
+// and one chain of a panel stays in L1 while all the pixels of the strip pass by. The sums of a
+// strip, [pixel][channel], stay in L2 and are transposed back on the way out.
+//
+// Parallel over (images, groups, strips) and, where those are few, over ranges of panels.
+// bfloat16 and float16 are converted while the rows are copied and accumulate in float.
+#pragma once
+
+#include "cpu/conv2d/channel_tile.h"
+#include "cpu/conv2d/pixel_pass.h"
+#include "cpu/conv2d/transpose.h"
+
+NNOPS_BEGIN_KERNELS
+
+constexpr int64_t kRowsPixels = 768;
+constexpr int64_t kRowsBytes = int64_t{256} << 10;  // of the sums, and of the rows, of a strip
+constexpr int64_t kResidentVectors = 16;            // whose sums are kept at a time
+constexpr int64_t kGroupChannels = 64;              // outer channels transposed at a time
+
+template <typename A>
+struct RowsPlan {
+  int64_t taps, depth;
+  int64_t chain, channels;  // outer channels of a chain, and transposed at a time
+  int64_t vectors, panels;  // of the written channels
+  int64_t resident_panels;
+  int64_t height, width, images;               // of a strip, in grid elements
+  int64_t vertical, horizontal, image_strips;  // numbers of strips
+  int64_t panel_splits;
+  TapAxis y, x;
+  int64_t sequence_rows, row_length;
+  int64_t sum_stride;
+  int64_t packed_group, rows_size, sums_size, planes_size;
+
+  RowsPlan(const PixelPass& pass, int threads) {
+    constexpr int64_t kLine = kLanes<A>;
+    taps = pass.y.taps * pass.x.taps;
+    depth = pass.outer * taps;
+    chain = chain_channels(pass);
+    channels = smaller(divide_up(pass.outer, chain), larger(1, kGroupChannels / chain)) * chain;
+    vectors = divide_up(pass.rows, kLine);
+    panels = divide_up(vectors, kTileVectors);
+    resident_panels = smaller(panels, divide_up(kResidentVectors, kTileVectors));
+
+    const int64_t budget = kRowsBytes / static_cast<int64_t>(sizeof(A));
+    const int64_t per_pixel =
+        larger(smaller(vectors, resident_panels * kTileVectors) * kLine, channels);
+    const int64_t pixels = larger(smaller(kRowsPixels, budget / per_pixel), 4 * kTileRows);
+    width = larger(1, pass.x.grid);
+    if (width > 2 * pixels) width = divide_up(width, divide_up(width, pixels));
+    height = larger(1, smaller(pass.y.grid, pixels / width));
+    height = larger(1, divide_up(pass.y.grid, divide_up(pass.y.grid, height)));
+    vertical = divide_up(pass.y.grid, height);
+    horizontal = divide_up(pass.x.grid, width);
+    images = 1;
+    if (vertical * horizontal == 1) {
+      const int64_t wanted = divide_up(pass.images * pass.groups, int64_t{2} * threads);
+      images = larger(1, smaller(wanted, pixels / (width * height)));
+    }
+    image_strips = divide_up(pass.images, images);
+    const int64_t tasks = image_strips * pass.groups * vertical * horizontal;
+    panel_splits = 1;
+    while (threads > 1 && tasks * panel_splits < int64_t{4} * threads &&
+           panel_splits * 4 <= panels) {
+      panel_splits *= 2;
+    }
+
+    y = with_sequences(pass.y, height);
+    x = with_sequences(pass.x, width);
+    sequence_rows = y.sequence_length(height);
+    row_length = x.sequence_length(width);
+    sum_stride = (resident_panels * kTileVectors | 1) * kLine;
+    packed_group = vectors * kLine * depth;
+    rows_size = round_up(images * sequence_rows * row_length * channels, kLine);
+    sums_size = images * height * width * sum_stride;
+    planes_size = kLine * plane_stride();
+  }
+
+  int64_t first_vector(int64_t panel) const { return panel * vectors / panels; }
+  // Of the buffer in which the sums of a vector of channels are transposed.
+  int64_t plane_stride() const {
+    return (divide_up(images * height * width, kLanes<A>) | 1) * kLanes<A>;
+  }
+  int64_t table_size() const { return round_up(channels * taps, 8); }
+  int64_t thread_size() const { return rows_size + sums_size + planes_size; }
+  int64_t workspace_bytes(const PixelPass& pass, int threads) const {
+    return table_size() * 8 +
+           (pass.groups * packed_group + threads * thread_size()) * static_cast<int64_t>(sizeof(A));
+  }
+};
+
+// Weights of `count` written channels, [outer][kh][kw][width]; columns beyond `count` are zero.
+template <typename T>
+void pack_weight_panel(acc_t<T>* packed, const T* weight, int64_t count, int64_t width,
+                       const PixelPass& pass) {
+  const int64_t taps = pass.y.taps * pass.x.taps;
+  // All taps, in the order of memory or in its reverse: one transposition for an outer channel.
+  const bool whole = pass.weight_h == pass.x.taps * pass.weight_w &&
+                     pass.x.kernel_step == pass.y.kernel_step &&
+                     (pass.x.kernel_step == 1 || pass.x.kernel_step == -1);
+  if (whole && pass.x.kernel_step == 1 && count == width &&
+      pass.weight_outer == taps * pass.weight_w) {
+    transpose(packed, width, weight, pass.weight_row, pass.weight_w, count, pass.outer * taps);
+    return;
+  }
+  for (int64_t outer = 0; outer < pass.outer; ++outer, packed += taps * width) {
+    const T* source = weight + outer * pass.weight_outer;
+    if (whole) {
+      const bool ascends = pass.x.kernel_step == 1;
+      transpose(ascends ? packed : packed + (taps - 1) * width, ascends ? width : -width, source,
+                pass.weight_row, pass.weight_w, count, taps);
+    } else {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const int64_t kh = pass.y.kernel_first + tap / pass.x.taps * pass.y.kernel_step;
+        const int64_t kw = pass.x.kernel_first + tap % pass.x.taps * pass.x.kernel_step;
+        copy_strided(packed + tap * width, source + kh * pass.weight_h + kw * pass.weight_w,
+                     pass.weight_row, count);
+      }
+    }
+    for (int64_t tap = 0; tap < taps && count < width; ++tap) {
+      for (int64_t i = count; i < width; ++i) packed[tap * width + i] = 0;
+    }
+  }
+}
+
+// One strip: the panels [first_panel, last_panel) of written channels.
+template <typename T>
+struct RowsStrip {
+  T* written;  // of the first image and channel of the group
+  const T* read;
+  const T* bias;            // of the first channel of the group, or null
+  const acc_t<T>* weights;  // packed, of the group
+  int64_t images, y0, x0, height, width;
+  int64_t first_panel, last_panel;
+};
+
+// The outer channels [channel0, channel0 + channels) of a strip, to pixel-major rows.
+template <typename T>
+void gather_rows(acc_t<T>* rows, const RowsStrip<T>& strip, int64_t channel0, int64_t channels,
+                 const PixelPass& pass, const RowsPlan<acc_t<T>>& plan) {
+  const int64_t size = plan.channels;
+  for (int64_t image = 0; image < strip.images; ++image) {
+    const T* source = strip.read + image * pass.read.n + channel0 * pass.read.c;
+    for (int64_t cls = 0; cls < plan.y.class_count(); ++cls) {
+      const int64_t length = plan.y.class_length(cls, plan.height);
+      for (int64_t i = 0; i < length; ++i) {
+        const int64_t h = plan.y.position(cls, strip.y0 + i);
+        const bool inside = h >= 0 && h < plan.y.limit;
+        for (int64_t x_cls = 0; x_cls < plan.x.class_count(); ++x_cls) {
+          const int64_t count = plan.x.class_length(x_cls, plan.width);
+          // A row outside of the image is a row without any position inside.
+          transpose_positions(rows, size, source + (inside ? h * pass.read.h : 0), pass.read.c,
+                              pass.read.w, plan.x.position(x_cls, strip.x0), plan.x.step, count,
+                              inside ? plan.x.limit : 0, channels, channels);
+          rows += count * size;
+        }
+      }
+    }
+  }
+}
+
+// The sums of a strip plus the bias, for the written channels [channel0, channel0 + channels).
+template <typename T>
+void write_rows(const RowsStrip<T>& strip, const acc_t<T>* sums, acc_t<T>* planes, int64_t channel0,
+                int64_t channels, const PixelPass& pass, const RowsPlan<acc_t<T>>& plan) {
+  using A = acc_t<T>;
+  const int64_t pixels = strip.images * strip.height * strip.width;
+  for (int64_t c0 = 0; c0 < channels; c0 += kLanes<A>) {
+    const int64_t count = smaller(kLanes<A>, channels - c0);
+    transpose(planes, plan.plane_stride(), sums + c0, plan.sum_stride, 1, pixels, count);
+    for (int64_t image = 0; image < strip.images; ++image) {
+      for (int64_t c = 0; c < count; ++c) {
+        const int64_t channel = channel0 + c0 + c;
+        write_channel(strip.written + image * pass.written.n + channel * pass.written.c,
+                      planes + c * plan.plane_stride() + image * strip.height * strip.width,
+                      strip.bias != nullptr ? to_acc(strip.bias[channel]) : A{0}, strip.y0,
+                      strip.x0, strip.height, strip.width, pass, strip.width);
+      }
+    }
+  }
+}
+
+// The same where channels stand next to each other: nothing to transpose.
+template <typename T>
+void write_rows_channels_last(const RowsStrip<T>& strip, const acc_t<T>* sums, int64_t channel0,
+                              int64_t channels, const PixelPass& pass,
+                              const RowsPlan<acc_t<T>>& plan) {
+  using A = acc_t<T>;
+  const T* bias = strip.bias != nullptr ? strip.bias + channel0 : nullptr;
+  for (int64_t image = 0; image < strip.images; ++image) {
+    for (int64_t y = 0; y < strip.height; ++y) {
+      for (int64_t x = 0; x < strip.width; ++x, sums += plan.sum_stride) {
+        T* target = strip.written + image * pass.written.n + channel0 +
+                    (pass.y.out_first + (strip.y0 + y) * pass.y.out_step) * pass.written.h +
+                    (pass.x.out_first + (strip.x0 + x) * pass.x.out_step) * pass.written.w;
+        if (bias != nullptr) {
+          map_vectors(
+              target, channels, [](Vec<A> sum, Vec<A> shift) { return sum + shift; }, sums, bias);
+        } else {
+          add_to_span(target, sums, A{0}, channels);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void compute_rows_strip(const RowsStrip<T>& strip, const PixelPass& pass,
+                        const RowsPlan<acc_t<T>>& plan, const int64_t* offsets, acc_t<T>* buffers) {
+  using A = acc_t<T>;
+  constexpr int64_t kLine = kLanes<A>;
+  A* rows = buffers;
+  A* sums = rows + plan.rows_size;
+  A* planes = sums + plan.sums_size;
+  const int64_t pixels = strip.images * strip.height * strip.width;
+  const int64_t tiles = divide_up(pixels, kTileRows);
+  const int64_t jump = (plan.row_length - strip.width) * plan.channels;
+  const int64_t image_jump = (plan.sequence_rows - strip.height) * plan.row_length * plan.channels;
+
+  for (int64_t panel0 = strip.first_panel; panel0 < strip.last_panel;
+       panel0 += plan.resident_panels) {
+    const int64_t panel1 = smaller(panel0 + plan.resident_panels, strip.last_panel);
+    const int64_t vector0 = plan.first_vector(panel0);
+    for (int64_t channel0 = 0; channel0 < pass.outer; channel0 += plan.channels) {
+      const int64_t channels = smaller(plan.channels, pass.outer - channel0);
+      if (plan.channels < pass.outer || panel0 == strip.first_panel) {
+        gather_rows(rows, strip, channel0, channels, pass, plan);
+      }
+      for (int64_t panel = panel0; panel < panel1; ++panel) {
+        const int64_t v0 = plan.first_vector(panel);
+        const int64_t count = plan.first_vector(panel + 1) - v0;
+        const A* weights =
+            strip.weights + v0 * kLine * plan.depth + channel0 * plan.taps * count * kLine;
+        for (int64_t c0 = 0; c0 < channels; c0 += plan.chain) {
+          const int64_t chain = smaller(plan.chain, channels - c0) * plan.taps;
+          const int64_t length = piece_length(chain);
+          for (int64_t begin = 0; begin < chain; begin += length) {
+            const int64_t d = c0 * plan.taps + begin;
+            ChannelTile<A> tile{};
+            tile.weights = weights + d * count * kLine;
+            tile.offsets = offsets + d;
+            tile.depth = smaller(length, chain - begin);
+            tile.sum_stride = plan.sum_stride;
+            tile.first = channel0 + c0 == 0 && begin == 0;
+            const A* pixel = rows;
+            int64_t x = 0;
+            int64_t y = 0;
+            for (int64_t t = 0; t < tiles; ++t) {
+              // Tiles differ by at most one pixel.
+              const int64_t first = t * pixels / tiles;
+              const int64_t tile_pixels = (t + 1) * pixels / tiles - first;
+              for (int64_t i = 0; i < tile_pixels; ++i) {
+                tile.pixels[i] = pixel;
+                pixel += plan.channels;
+                if (++x == strip.width) {
+                  x = 0;
+                  pixel += jump;
+                  if (++y == strip.height) {
+                    y = 0;
+                    pixel += image_jump;
+                  }
+                }
+              }
+              tile.sums = sums + first * plan.sum_stride + (v0 - vector0) * kLine;
+              channel_tile_function<A>(tile_pixels, count)(tile);
+            }
+          }
+        }
+      }
+    }
+    const int64_t first_channel = vector0 * kLine;
+    const int64_t channels = smaller(plan.first_vector(panel1) * kLine, pass.rows) - first_channel;
+    if (pass.written.c == 1) {
+      write_rows_channels_last(strip, sums, first_channel, channels, pass, plan);
+    } else {
+      write_rows(strip, sums, planes, first_channel, channels, pass, plan);
+    }
+  }
+}
+
+template <typename T>
+void run_pixel_rows(T* written, const T* read, const T* weight, const T* bias,
+                    const PixelPass& pass, void* workspace, int threads) {
+  using A = acc_t<T>;
+  constexpr int64_t kLine = kLanes<A>;
+  const RowsPlan<A> plan(pass, threads);
+  int64_t* offsets = static_cast<int64_t*>(workspace);
+  A* packed = reinterpret_cast<A*>(offsets + plan.table_size());
+  A* per_thread = packed + pass.groups * plan.packed_group;
+  int64_t* offset = offsets;
+  for (int64_t c = 0; c < plan.channels; ++c) {
+    for (int64_t r = 0; r < plan.y.taps; ++r) {
+      for (int64_t s = 0; s < plan.x.taps; ++s) {
+        *offset++ = (plan.y.sequence_index(r, plan.height) * plan.row_length +
+                     plan.x.sequence_index(s, plan.width)) *
+                        plan.channels +
+                    c;
+      }
+    }
+  }
+
+  const int64_t strips = plan.vertical * plan.horizontal;
+  const int64_t tasks = plan.image_strips * pass.groups * strips * plan.panel_splits;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < pass.groups * plan.panels; ++i) {
+      const int64_t group = i / plan.panels;
+      const int64_t first = plan.first_vector(i % plan.panels) * kLine;
+      const int64_t width = plan.first_vector(i % plan.panels + 1) * kLine - first;
+      pack_weight_panel(packed + group * plan.packed_group + first * plan.depth,
+                        weight + group * pass.weight_group + first * pass.weight_row,
+                        smaller(width, pass.rows - first), width, pass);
+    }
+    A* buffers = per_thread + thread_index() * plan.thread_size();
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < tasks; ++i) {
+      const int64_t split = i % plan.panel_splits;
+      const int64_t part = i / plan.panel_splits % strips;
+      const int64_t group = i / plan.panel_splits / strips % pass.groups;
+      const int64_t image0 = i / plan.panel_splits / strips / pass.groups * plan.images;
+      const int64_t first_row = group * pass.rows;
+      RowsStrip<T> strip{};
+      strip.written = written + image0 * pass.written.n + first_row * pass.written.c;
+      strip.read = read + image0 * pass.read.n + group * pass.outer * pass.read.c;
+      strip.bias = bias != nullptr ? bias + first_row : nullptr;
+      strip.weights = packed + group * plan.packed_group;
+      strip.images = smaller(plan.images, pass.images - image0);
+      strip.y0 = part / plan.horizontal * plan.height;
+      strip.x0 = part % plan.horizontal * plan.width;
+      strip.height = smaller(plan.height, pass.y.grid - strip.y0);
+      strip.width = smaller(plan.width, pass.x.grid - strip.x0);
+      strip.first_panel = split * plan.panels / plan.panel_splits;
+      strip.last_panel = (split + 1) * plan.panels / plan.panel_splits;
+      compute_rows_strip(strip, pass, plan, offsets, buffers);
+    }
+  }
+}
+
+template <typename T>
+void pixel_rows_forward(void* output, const void* input, const void* weight, const void* bias,
+                        const Conv2dGeometry& g, void* workspace, int threads) {
+  run_pixel_rows(static_cast<T*>(output), static_cast<const T*>(input),
+                 static_cast<const T*>(weight), static_cast<const T*>(bias), forward_pass(g),
+                 workspace, threads);
+}
+
+template <typename T>
+void pixel_rows_backward_input(void* grad_input, const void* grad_output, const void* weight,
+                               const Conv2dGeometry& g, void* workspace, int threads) {
+  T* gx = static_cast<T*>(grad_input);
+  write_zeros_where_no_tap_reaches(gx, g, threads);
+  for_each_backward_pass(g, [&](const PixelPass& pass) {
+    run_pixel_rows(gx, static_cast<const T*>(grad_output), static_cast<const T*>(weight),
+                   static_cast<const T*>(nullptr), pass, workspace, threads);
+  });
+}
+
+template <typename T>
+int64_t pixel_rows_forward_workspace(const Conv2dGeometry& g, int threads) {
+  const PixelPass pass = forward_pass(g);
+  return RowsPlan<acc_t<T>>(pass, threads).workspace_bytes(pass, threads);
+}
+
+template <typename T>
+int64_t pixel_rows_backward_input_workspace(const Conv2dGeometry& g, int threads) {
+  int64_t most = 0;
+  for_each_backward_pass(g, [&](const PixelPass& pass) {
+    most = larger(most, RowsPlan<acc_t<T>>(pass, threads).workspace_bytes(pass, threads));
+  });
+  return most;
+}
+
+NNOPS_END_KERNELS
