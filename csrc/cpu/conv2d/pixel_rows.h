@@ -108,7 +108,12 @@ void pack_weight_panel(acc_t<T>* packed, const T* weight, int64_t count, int64_t
                      (pass.x.kernel_step == 1 || pass.x.kernel_step == -1);
   if (whole && pass.x.kernel_step == 1 && count == width &&
       pass.weight_outer == taps * pass.weight_w) {
-    transpose(packed, width, weight, pass.weight_row, pass.weight_w, count, pass.outer * taps);
+    // In portions that stay in L1 until all their channels have been written.
+    constexpr int64_t kPortion = 64;
+    for (int64_t d = 0; d < pass.outer * taps; d += kPortion) {
+      transpose(packed + d * width, width, weight + d * pass.weight_w, pass.weight_row,
+                pass.weight_w, count, smaller(kPortion, pass.outer * taps - d));
+    }
     return;
   }
   for (int64_t outer = 0; outer < pass.outer; ++outer, packed += taps * width) {
