@@ -44,7 +44,7 @@ std::string rows_pay(int64_t written, int64_t read, int64_t pixels, bool channel
   if (channels_last && written >= kLanes / 2) return "";
   if (written < kLanes || read < kLanes) return "too few channels to have vectors along them";
   // With one kernel column the planes are copied as they are, which is cheaper than to transpose.
-  const int64_t allowance = kernel_width == 1 ? 8 : 9;
+  const int64_t allowance = kernel_width == 1 ? 7 : 9;
   const int64_t padded = (written + kLanes - 1) / kLanes * kLanes;
   const int64_t padded_pixels = (pixels + kLanes - 1) / kLanes * kLanes;
   return padded * pixels * 8 < padded_pixels * written * allowance

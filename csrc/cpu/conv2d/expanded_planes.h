@@ -13,7 +13,7 @@
 // with the padding as zeros: one copy for each kernel column, none for the kernel rows, which are
 // offsets into the sequence. A vector is then any 16 consecutive pixels of the strip, over row
 // ends, under every tap: no pixel is wasted but at an image's end, whatever its width. Weights are
-// packed as [group][row tile][channel][kh][kw][tile row].
+// packed as [group][row tile][block][kh][channel][kw][tile row].
 //
 // Blocking. A block of channels has about kChain terms, which pixel_tile.h adds up in registers;
 // the sums of a strip stay in the cache, [row][pixels of the strip], and get the blocks in turn.
@@ -109,7 +109,10 @@ struct StripPlan {
                     width == pass.x.grid && beyond_page >= 192 && beyond_page <= 4096 - 192;
   }
 
-  int64_t table_size() const { return round_up(block_channels * taps + x.taps, 8); }
+  int64_t table_size() const { return round_up(2 * block_channels * taps + x.taps, 8); }
+  int64_t last_channels(const PixelPass& pass) const {
+    return pass.outer - (channel_blocks - 1) * block_channels;
+  }
   int64_t thread_size() const { return planes_size + staging_size + sums_size; }
   int64_t workspace_bytes(const PixelPass& pass, int threads) const {
     return table_size() * 8 +
@@ -117,20 +120,23 @@ struct StripPlan {
   }
 };
 
-// Weights of one tile of rows, [outer][kh][kw][tile row]; rows beyond the last are zero.
+// Weights of one tile of rows, [chain][kh][outer][kw][tile row]; rows beyond the last are zero.
 template <typename T>
 void pack_weight_tile(acc_t<T>* packed, const T* weight, int64_t first_row, int64_t tile_rows,
-                      const PixelPass& pass) {
+                      int64_t chain, const PixelPass& pass) {
   const int64_t rows = smaller(tile_rows, pass.rows - first_row);
   const T* tile = weight + first_row * pass.weight_row;
-  for (int64_t outer = 0; outer < pass.outer; ++outer) {
+  for (int64_t c0 = 0; c0 < pass.outer; c0 += chain) {
+    const int64_t c1 = smaller(c0 + chain, pass.outer);
     for (int64_t r = 0; r < pass.y.taps; ++r) {
-      const T* kernel_row = tile + outer * pass.weight_outer +
-                            (pass.y.kernel_first + r * pass.y.kernel_step) * pass.weight_h;
-      for (int64_t s = 0; s < pass.x.taps; ++s, packed += tile_rows) {
-        const T* tap = kernel_row + (pass.x.kernel_first + s * pass.x.kernel_step) * pass.weight_w;
-        for (int64_t i = 0; i < rows; ++i) packed[i] = to_acc(tap[i * pass.weight_row]);
-        for (int64_t i = rows; i < tile_rows; ++i) packed[i] = 0;
+      const T* kernel_row = tile + (pass.y.kernel_first + r * pass.y.kernel_step) * pass.weight_h;
+      for (int64_t c = c0; c < c1; ++c) {
+        for (int64_t s = 0; s < pass.x.taps; ++s, packed += tile_rows) {
+          const T* tap = kernel_row + c * pass.weight_outer +
+                         (pass.x.kernel_first + s * pass.x.kernel_step) * pass.weight_w;
+          for (int64_t i = 0; i < rows; ++i) packed[i] = to_acc(tap[i * pass.weight_row]);
+          for (int64_t i = rows; i < tile_rows; ++i) packed[i] = 0;
+        }
       }
     }
   }
@@ -242,6 +248,8 @@ void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan
           }
         }
       }
+      const int64_t* block_offsets =
+          channels == plan.block_channels ? offsets : offsets + plan.block_channels * plan.taps;
       const int64_t block_depth = channels * plan.taps;
       const int64_t piece_depth = piece_length(block_depth);
       int64_t image = 0;
@@ -276,7 +284,7 @@ void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan
           const A* weights = strip.weights + row * depth + channel0 * plan.taps * plan.tile_rows;
           for (int64_t begin = 0; begin < block_depth; begin += piece_depth) {
             tile.weights = weights + begin * plan.tile_rows;
-            tile.offsets = offsets + begin;
+            tile.offsets = block_offsets + begin;
             tile.depth = smaller(piece_depth, block_depth - begin);
             tile.first = block == 0 && begin == 0;
             multiply(tile);
@@ -304,22 +312,20 @@ void run_pixel_pass(T* written, const T* read, const T* weight, const T* bias,
   using A = acc_t<T>;
   const StripPlan<A> plan(pass, threads);
   int64_t* offsets = static_cast<int64_t*>(workspace);
-  int64_t* column_starts = offsets + plan.block_channels * plan.taps;
+  int64_t* last_offsets = offsets + plan.block_channels * plan.taps;
+  int64_t* column_starts = last_offsets + plan.block_channels * plan.taps;
   A* packed = reinterpret_cast<A*>(offsets + plan.table_size());
   A* per_thread = packed + pass.groups * plan.packed_group;
 
   for (int64_t s = 0; s < plan.x.taps; ++s) {
     column_starts[s] = plan.x.sequence_index(s, plan.width);
   }
-  int64_t* offset = offsets;
-  for (int64_t c = 0; c < plan.block_channels; ++c) {
-    for (int64_t r = 0; r < plan.y.taps; ++r) {
-      const int64_t row_start = plan.y.sequence_index(r, plan.height) * plan.width;
-      for (int64_t s = 0; s < plan.x.taps; ++s) {
-        *offset++ = (c * plan.x.taps + s) * plan.plane_size + row_start;
-      }
-    }
-  }
+  const auto place = [&](int64_t c, int64_t r, int64_t s) {
+    return (c * plan.x.taps + s) * plan.plane_size +
+           plan.y.sequence_index(r, plan.height) * plan.width;
+  };
+  fill_offsets(offsets, plan.block_channels, pass, place);
+  fill_offsets(last_offsets, plan.last_channels(pass), pass, place);
 
   const int64_t strips = plan.vertical * plan.horizontal;
   const int64_t tasks = plan.image_strips * pass.groups * strips * plan.row_splits;
@@ -331,7 +337,8 @@ void run_pixel_pass(T* written, const T* read, const T* weight, const T* bias,
       const int64_t tile = i % plan.row_tiles;
       pack_weight_tile(
           packed + group * plan.packed_group + tile * plan.tile_rows * pass.outer * plan.taps,
-          weight + group * pass.weight_group, tile * plan.tile_rows, plan.tile_rows, pass);
+          weight + group * pass.weight_group, tile * plan.tile_rows, plan.tile_rows,
+          plan.block_channels, pass);
     }
     A* buffers = per_thread + thread_index() * plan.thread_size();
     A* staging_end = buffers + plan.planes_size + plan.staging_size;

@@ -8,8 +8,10 @@
 //   written[row, p] = bias[row] + sum over (outer, kh, kw) of weight[..] * read[outer, p's tap]
 //
 // Order of the sum, the same in every algorithm and so with the same bits: outer channels are cut
-// into blocks of about kChain terms (outer, kh, kw); each chain is added up by fused multiply-adds
-// in this order, the chains' sums are added in order, the bias comes last.
+// into blocks of about kChain terms; each chain of terms (kh, outer, kw) is added up by fused
+// multiply-adds in this order, the chains' sums are added in order, the bias comes last. An
+// algorithm may leave out terms of a kernel row that lies in the padding: they add zero (unless a
+// weight is infinite or NaN).
 #pragma once
 
 #include "cpu/conv2d/tap_axis.h"
@@ -91,6 +93,17 @@ NNOPS_INLINE bool for_each_backward_pass(const Conv2dGeometry& g, Body body) {
     }
   }
   return all;
+}
+
+// offsets[..] = place(outer, kh, kw) for a chain of `channels`, in the order of the sum.
+template <typename Place>
+NNOPS_INLINE void fill_offsets(int64_t* offsets, int64_t channels, const PixelPass& pass,
+                               Place place) {
+  for (int64_t r = 0; r < pass.y.taps; ++r) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t s = 0; s < pass.x.taps; ++s) *offsets++ = place(c, r, s);
+    }
+  }
 }
 
 template <typename T>

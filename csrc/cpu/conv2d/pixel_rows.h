@@ -7,7 +7,7 @@
 //   rows[image][row sequence][column sequence][outer channel]
 // with the padding as zeros, and a tile of pixels is that many places in it, whatever rows or
 // images they belong to: no pixel is wasted, however small the map. Weights are packed as
-//   [group][panel of kTileVectors vectors of channels][outer][kh][kw][channel]
+//   [group][panel of kTileVectors vectors of channels][chain][kh][outer][kw][channel]
 // and one chain of a panel stays in L1 while all the pixels of the strip pass by. The sums of a
 // strip, [pixel][channel], stay in L2 and are transposed back on the way out.
 //
@@ -25,6 +25,7 @@ constexpr int64_t kRowsPixels = 768;
 constexpr int64_t kRowsBytes = int64_t{256} << 10;  // of the sums, and of the rows, of a strip
 constexpr int64_t kResidentVectors = 16;            // whose sums are kept at a time
 constexpr int64_t kGroupChannels = 64;              // outer channels transposed at a time
+constexpr int64_t kAlignedWidth = 5;                // from which on tiles are parts of a row
 
 template <typename A>
 struct RowsPlan {
@@ -89,49 +90,58 @@ struct RowsPlan {
   int64_t plane_stride() const {
     return (divide_up(images * height * width, kLanes<A>) | 1) * kLanes<A>;
   }
-  int64_t table_size() const { return round_up(channels * taps, 8); }
-  int64_t thread_size() const { return rows_size + sums_size + planes_size; }
+  int64_t table_size() const { return round_up(2 * chain * taps, 8); }
+  // The weights of one chain, while they are packed, take the same place.
+  int64_t thread_size() const {
+    return larger(rows_size + sums_size + planes_size, chain * taps * kTileVectors * kLanes<A>);
+  }
   int64_t workspace_bytes(const PixelPass& pass, int threads) const {
     return table_size() * 8 +
            (pass.groups * packed_group + threads * thread_size()) * static_cast<int64_t>(sizeof(A));
   }
 };
 
-// Weights of `count` written channels, [outer][kh][kw][width]; columns beyond `count` are zero.
+// Weights of `count` written channels, [chain][kh][outer][kw][width]; columns beyond `count` are
+// zero. `scratch` holds one chain.
 template <typename T>
-void pack_weight_panel(acc_t<T>* packed, const T* weight, int64_t count, int64_t width,
-                       const PixelPass& pass) {
+void pack_weight_panel(acc_t<T>* packed, acc_t<T>* scratch, const T* weight, int64_t count,
+                       int64_t width, int64_t chain, const PixelPass& pass) {
+  using A = acc_t<T>;
   const int64_t taps = pass.y.taps * pass.x.taps;
-  // All taps, in the order of memory or in its reverse: one transposition for an outer channel.
+  // Every tap of the kernel, contiguous in memory: transposed in memory's order, and then put into
+  // the order of the sum.
   const bool whole = pass.weight_h == pass.x.taps * pass.weight_w &&
-                     pass.x.kernel_step == pass.y.kernel_step &&
-                     (pass.x.kernel_step == 1 || pass.x.kernel_step == -1);
-  if (whole && pass.x.kernel_step == 1 && count == width &&
-      pass.weight_outer == taps * pass.weight_w) {
-    // In portions that stay in L1 until all their channels have been written.
-    constexpr int64_t kPortion = 64;
-    for (int64_t d = 0; d < pass.outer * taps; d += kPortion) {
-      transpose(packed + d * width, width, weight + d * pass.weight_w, pass.weight_row,
-                pass.weight_w, count, smaller(kPortion, pass.outer * taps - d));
-    }
-    return;
-  }
-  for (int64_t outer = 0; outer < pass.outer; ++outer, packed += taps * width) {
-    const T* source = weight + outer * pass.weight_outer;
-    if (whole) {
-      const bool ascends = pass.x.kernel_step == 1;
-      transpose(ascends ? packed : packed + (taps - 1) * width, ascends ? width : -width, source,
-                pass.weight_row, pass.weight_w, count, taps);
-    } else {
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        const int64_t kh = pass.y.kernel_first + tap / pass.x.taps * pass.y.kernel_step;
-        const int64_t kw = pass.x.kernel_first + tap % pass.x.taps * pass.x.kernel_step;
-        copy_strided(packed + tap * width, source + kh * pass.weight_h + kw * pass.weight_w,
-                     pass.weight_row, count);
+                     pass.x.kernel_step * pass.x.kernel_step == 1 &&
+                     pass.y.kernel_step * pass.y.kernel_step == 1;
+  for (int64_t c0 = 0; c0 < pass.outer; c0 += chain) {
+    const int64_t channels = smaller(chain, pass.outer - c0);
+    const T* source = weight + c0 * pass.weight_outer;
+    if (whole && taps == 1) {
+      transpose(packed, width, source, pass.weight_row, pass.weight_outer, count, channels);
+    } else if (whole && pass.weight_outer == taps * pass.weight_w) {
+      transpose(scratch, width, source, pass.weight_row, pass.weight_w, count, channels * taps);
+    } else if (whole) {
+      for (int64_t c = 0; c < channels; ++c) {
+        transpose(scratch + c * taps * width, width, source + c * pass.weight_outer,
+                  pass.weight_row, pass.weight_w, count, taps);
       }
     }
-    for (int64_t tap = 0; tap < taps && count < width; ++tap) {
-      for (int64_t i = count; i < width; ++i) packed[tap * width + i] = 0;
+    for (int64_t r = 0; r < pass.y.taps; ++r) {
+      const int64_t kh = pass.y.kernel_first + r * pass.y.kernel_step;
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t s = 0; s < pass.x.taps; ++s, packed += width) {
+          const int64_t kw = pass.x.kernel_first + s * pass.x.kernel_step;
+          if (!whole) {
+            copy_strided(packed,
+                         source + c * pass.weight_outer + kh * pass.weight_h + kw * pass.weight_w,
+                         pass.weight_row, count);
+          } else if (taps > 1) {
+            const A* from = scratch + (c * taps + kh * pass.x.taps + kw) * width;
+            for (int64_t i = 0; i < width; i += kLanes<A>) store(packed + i, load(from + i));
+          }
+          for (int64_t i = count; i < width; ++i) packed[i] = 0;
+        }
+      }
     }
   }
 }
@@ -217,6 +227,88 @@ void write_rows_channels_last(const RowsStrip<T>& strip, const acc_t<T>* sums, i
   }
 }
 
+// One chain of one panel, for all pixels of a strip.
+template <typename A>
+struct RowsChain {
+  A* sums;
+  const A* rows;
+  const A* weights;
+  const int64_t* offsets;
+  int64_t depth;
+  int64_t vectors;
+  bool first;
+};
+
+// The terms [begin, end) of the chain, for one tile of pixels, in pieces.
+template <typename A>
+NNOPS_INLINE void multiply_terms(ChannelTile<A>& tile, int64_t pixels, const RowsChain<A>& chain,
+                                 int64_t begin, int64_t end) {
+  const ChannelTileFunction<A> multiply = channel_tile_function<A>(pixels, chain.vectors);
+  const int64_t length = piece_length(chain.depth);
+  for (int64_t piece = 0; piece < chain.depth; piece += length) {
+    const int64_t first = smaller(larger(begin, piece), end);
+    tile.depth = larger(0, smaller(end, piece + length) - first);
+    tile.weights = chain.weights + first * chain.vectors * kLanes<A>;
+    tile.offsets = chain.offsets + first;
+    tile.first = chain.first && piece == 0;
+    multiply(tile);
+  }
+}
+
+// Tiles are parts of a row of the grid, and leave out the kernel rows that see only padding.
+template <typename T>
+void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& strip,
+                      const PixelPass& pass, const RowsPlan<acc_t<T>>& plan) {
+  using A = acc_t<T>;
+  const TapAxis& axis = pass.y;
+  const int64_t tiles = divide_up(strip.width, kTileRows);
+  const int64_t terms_of_row = chain.depth / axis.taps;
+  ChannelTile<A> tile{};
+  tile.sum_stride = plan.sum_stride;
+  tile.sums = chain.sums;
+  for (int64_t row = 0; row < strip.images * strip.height; ++row) {
+    const int64_t y = row % strip.height;
+    const int64_t position = (strip.y0 + y) * axis.step + axis.first;
+    const int64_t begin = position < 0 ? smaller(axis.taps, divide_up(-position, axis.gap)) : 0;
+    const int64_t end =
+        position < axis.limit ? smaller(axis.taps, divide_up(axis.limit - position, axis.gap)) : 0;
+    const A* pixel = chain.rows + (row / strip.height * plan.sequence_rows + y) * plan.row_length *
+                                      plan.channels;
+    for (int64_t t = 0; t < tiles; ++t) {
+      // Tiles differ by at most one pixel.
+      const int64_t pixels = (t + 1) * strip.width / tiles - t * strip.width / tiles;
+      for (int64_t i = 0; i < pixels; ++i, pixel += plan.channels) tile.pixels[i] = pixel;
+      multiply_terms(tile, pixels, chain, begin * terms_of_row, larger(begin, end) * terms_of_row);
+      tile.sums += pixels * plan.sum_stride;
+    }
+  }
+}
+
+// Tiles run over the ends of rows and images: for narrow grids, where parts of rows would be too
+// small.
+template <typename T>
+void multiply_flat(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& strip,
+                   const RowsPlan<acc_t<T>>& plan) {
+  using A = acc_t<T>;
+  const int64_t pixels = strip.images * strip.height * strip.width;
+  const int64_t tiles = divide_up(pixels, kTileRows);
+  ChannelTile<A> tile{};
+  tile.sum_stride = plan.sum_stride;
+  int64_t p = 0;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = p;
+    for (; p < (t + 1) * pixels / tiles; ++p) {
+      const int64_t x = p % strip.width;
+      const int64_t y = p / strip.width % strip.height;
+      const int64_t image = p / strip.width / strip.height;
+      tile.pixels[p - first] =
+          chain.rows + ((image * plan.sequence_rows + y) * plan.row_length + x) * plan.channels;
+    }
+    tile.sums = chain.sums + first * plan.sum_stride;
+    multiply_terms(tile, p - first, chain, 0, chain.depth);
+  }
+}
+
 template <typename T>
 void compute_rows_strip(const RowsStrip<T>& strip, const PixelPass& pass,
                         const RowsPlan<acc_t<T>>& plan, const int64_t* offsets, acc_t<T>* buffers) {
@@ -225,10 +317,6 @@ void compute_rows_strip(const RowsStrip<T>& strip, const PixelPass& pass,
   A* rows = buffers;
   A* sums = rows + plan.rows_size;
   A* planes = sums + plan.sums_size;
-  const int64_t pixels = strip.images * strip.height * strip.width;
-  const int64_t tiles = divide_up(pixels, kTileRows);
-  const int64_t jump = (plan.row_length - strip.width) * plan.channels;
-  const int64_t image_jump = (plan.sequence_rows - strip.height) * plan.row_length * plan.channels;
 
   for (int64_t panel0 = strip.first_panel; panel0 < strip.last_panel;
        panel0 += plan.resident_panels) {
@@ -245,38 +333,19 @@ void compute_rows_strip(const RowsStrip<T>& strip, const PixelPass& pass,
         const A* weights =
             strip.weights + v0 * kLine * plan.depth + channel0 * plan.taps * count * kLine;
         for (int64_t c0 = 0; c0 < channels; c0 += plan.chain) {
-          const int64_t chain = smaller(plan.chain, channels - c0) * plan.taps;
-          const int64_t length = piece_length(chain);
-          for (int64_t begin = 0; begin < chain; begin += length) {
-            const int64_t d = c0 * plan.taps + begin;
-            ChannelTile<A> tile{};
-            tile.weights = weights + d * count * kLine;
-            tile.offsets = offsets + d;
-            tile.depth = smaller(length, chain - begin);
-            tile.sum_stride = plan.sum_stride;
-            tile.first = channel0 + c0 == 0 && begin == 0;
-            const A* pixel = rows;
-            int64_t x = 0;
-            int64_t y = 0;
-            for (int64_t t = 0; t < tiles; ++t) {
-              // Tiles differ by at most one pixel.
-              const int64_t first = t * pixels / tiles;
-              const int64_t tile_pixels = (t + 1) * pixels / tiles - first;
-              for (int64_t i = 0; i < tile_pixels; ++i) {
-                tile.pixels[i] = pixel;
-                pixel += plan.channels;
-                if (++x == strip.width) {
-                  x = 0;
-                  pixel += jump;
-                  if (++y == strip.height) {
-                    y = 0;
-                    pixel += image_jump;
-                  }
-                }
-              }
-              tile.sums = sums + first * plan.sum_stride + (v0 - vector0) * kLine;
-              channel_tile_function<A>(tile_pixels, count)(tile);
-            }
+          const int64_t chain = smaller(plan.chain, channels - c0);
+          RowsChain<A> part{};
+          part.rows = rows + c0;
+          part.weights = weights + c0 * plan.taps * count * kLine;
+          part.offsets = chain == plan.chain ? offsets : offsets + plan.chain * plan.taps;
+          part.depth = chain * plan.taps;
+          part.vectors = count;
+          part.sums = sums + (v0 - vector0) * kLine;
+          part.first = channel0 + c0 == 0;
+          if (strip.width >= kAlignedWidth) {
+            multiply_by_rows(part, strip, pass, plan);
+          } else {
+            multiply_flat(part, strip, plan);
           }
         }
       }
@@ -300,32 +369,30 @@ void run_pixel_rows(T* written, const T* read, const T* weight, const T* bias,
   int64_t* offsets = static_cast<int64_t*>(workspace);
   A* packed = reinterpret_cast<A*>(offsets + plan.table_size());
   A* per_thread = packed + pass.groups * plan.packed_group;
-  int64_t* offset = offsets;
-  for (int64_t c = 0; c < plan.channels; ++c) {
-    for (int64_t r = 0; r < plan.y.taps; ++r) {
-      for (int64_t s = 0; s < plan.x.taps; ++s) {
-        *offset++ = (plan.y.sequence_index(r, plan.height) * plan.row_length +
-                     plan.x.sequence_index(s, plan.width)) *
-                        plan.channels +
-                    c;
-      }
-    }
-  }
+  const auto place = [&](int64_t c, int64_t r, int64_t s) {
+    return (plan.y.sequence_index(r, plan.height) * plan.row_length +
+            plan.x.sequence_index(s, plan.width)) *
+               plan.channels +
+           c;
+  };
+  fill_offsets(offsets, plan.chain, pass, place);
+  const int64_t last_chain = pass.outer - (divide_up(pass.outer, plan.chain) - 1) * plan.chain;
+  fill_offsets(offsets + plan.chain * plan.taps, last_chain, pass, place);
 
   const int64_t strips = plan.vertical * plan.horizontal;
   const int64_t tasks = plan.image_strips * pass.groups * strips * plan.panel_splits;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
+    A* buffers = per_thread + thread_index() * plan.thread_size();
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < pass.groups * plan.panels; ++i) {
       const int64_t group = i / plan.panels;
       const int64_t first = plan.first_vector(i % plan.panels) * kLine;
       const int64_t width = plan.first_vector(i % plan.panels + 1) * kLine - first;
-      pack_weight_panel(packed + group * plan.packed_group + first * plan.depth,
+      pack_weight_panel(packed + group * plan.packed_group + first * plan.depth, buffers,
                         weight + group * pass.weight_group + first * pass.weight_row,
-                        smaller(width, pass.rows - first), width, pass);
+                        smaller(width, pass.rows - first), width, plan.chain, pass);
     }
-    A* buffers = per_thread + thread_index() * plan.thread_size();
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < tasks; ++i) {
       const int64_t split = i % plan.panel_splits;
