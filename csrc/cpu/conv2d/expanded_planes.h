@@ -220,7 +220,7 @@ void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan
   const int64_t depth = pass.outer * plan.taps;
   const int64_t image_vectors = divide_up((strip.height - 1) * plan.width + strip.width, kWidth);
   const int64_t vectors = strip.images * image_vectors;
-  const int64_t panels = divide_up(vectors, kTileVectors);
+  const int64_t panels = divide_up(vectors, most_pixel_vectors(plan.tile_rows));
   const int64_t image_pixels = strip.height * strip.width;
   A* image_target = nullptr;
   bool may_be_direct = false;
@@ -261,7 +261,7 @@ void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan
         const PixelTileFunction<A> multiply = pixel_tile_function<A>(plan.tile_rows, count);
         PixelTile<A> tile{};
         tile.sum_stride = direct ? pass.written.c : plan.sum_stride;
-        int64_t targets[kTileVectors];
+        int64_t targets[kMostPixelVectors];
         for (int64_t v = 0; v < count; ++v) {
           // Straight to the image, the last vector is a whole one that overlaps its neighbour.
           const int64_t pixel = direct ? smaller(image_vector * kWidth, image_pixels - kWidth)

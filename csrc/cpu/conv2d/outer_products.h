@@ -29,7 +29,7 @@ NNOPS_BEGIN_KERNELS
 constexpr int64_t kBlockPixels = 128;
 // The chunks' sums may take this much memory (one chunk is always there).
 constexpr int64_t kChunkBytes = int64_t{8} << 20;
-constexpr int64_t kWantedTasks = 64;
+constexpr int64_t kWantedTasks = 32;
 
 // --- micro-kernel -------------------------------------------------------------------------------
 
@@ -448,24 +448,28 @@ void outer_products_backward_weight(void* grad_weight, const void* grad_output, 
       task.channel0 = part % plan.channel_blocks * plan.channel_block;
       add_outer_products(task, g, plan, places, buffers);
     }
+    // Into the first chunk's sums, a piece that stays in L1 at a time.
+    constexpr int64_t kPiece = 128 * kLine;
+#pragma omp for schedule(static)
+    for (int64_t piece = 0; piece < divide_up(plan.chunk_size, kPiece); ++piece) {
+      const int64_t end = smaller((piece + 1) * kPiece, plan.chunk_size);
+      for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) {
+        const A* sums = chunk_sums + chunk * plan.chunk_size;
+        for (int64_t i = piece * kPiece; i < end; i += kLine) {
+          store(chunk_sums + i, load(chunk_sums + i) + load(sums + i));
+        }
+      }
+    }
 #pragma omp for schedule(static)
     for (int64_t oc = 0; oc < g.oc; ++oc) {
-      const int64_t group = oc / plan.group_oc;
       const int64_t row = oc % plan.group_oc;
-      const A* first = chunk_sums + group * group_size +
-                       row / plan.tile_rows * plan.vectors * plan.tile_rows * kLine +
-                       row % plan.tile_rows * kLine;
-      for (int64_t v = 0; v < plan.vectors; ++v) {
-        const A* sums = first + v * plan.tile_rows * kLine;
-        Vec<A> total = load(sums);
-        for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) {
-          total += load(sums + chunk * plan.chunk_size);
-        }
-        A lanes[kLine];
-        store(lanes, total);
+      const A* sums = chunk_sums + oc / plan.group_oc * group_size +
+                      row / plan.tile_rows * plan.vectors * plan.tile_rows * kLine +
+                      row % plan.tile_rows * kLine;
+      for (int64_t v = 0; v < plan.vectors; ++v, sums += plan.tile_rows * kLine) {
         for (int64_t lane = 0; lane < kLine; ++lane) {
           const int64_t place = weight_places[v * kLine + lane];
-          if (place >= 0) gf[oc * g.weight.n + place] = from_acc<T>(lanes[lane]);
+          if (place >= 0) gf[oc * g.weight.n + place] = from_acc<T>(sums[lane]);
         }
       }
     }

@@ -24,12 +24,24 @@ constexpr int kTileRows = 2;
 constexpr int kTileVectors = 1;
 #endif
 
+// Tiles of few rows take more vectors of pixels, for as many accumulators.
+#if defined(__AVX512F__)
+constexpr int kMostPixelVectors = 6;
+constexpr int64_t most_pixel_vectors(int64_t rows) { return rows <= 4 ? 6 : rows <= 6 ? 4 : 3; }
+#elif defined(__AVX2__)
+constexpr int kMostPixelVectors = 2;
+constexpr int64_t most_pixel_vectors(int64_t rows) { return rows <= 3 ? 2 : 1; }
+#else
+constexpr int kMostPixelVectors = 1;
+constexpr int64_t most_pixel_vectors(int64_t) { return 1; }
+#endif
+
 template <typename A>
 struct PixelTile {
-  A* sums[kTileVectors];  // the first row's; rows are sum_stride apart
+  A* sums[kMostPixelVectors];  // the first row's; rows are sum_stride apart
   int64_t sum_stride;
   const A* weights;  // [depth][rows]
-  const A* planes[kTileVectors];
+  const A* planes[kMostPixelVectors];
   const int64_t* offsets;
   int64_t depth;
   bool first;     // write the sums instead of adding to them
@@ -41,30 +53,30 @@ void multiply_pixel_tile(const PixelTile<A>& tile) {
   Vec<A> total[kRows][kVectors] = {};
   const A* weights = tile.weights;
   const A* planes[kVectors];
-#pragma GCC unroll 3
+#pragma GCC unroll 6
   for (int v = 0; v < kVectors; ++v) planes[v] = tile.planes[v];
   const int64_t* offsets = tile.offsets;
   const int64_t* end = offsets + tile.depth;
   for (; offsets < end; ++offsets, weights += kRows) {
     const int64_t offset = *offsets;
     Vec<A> pixels[kVectors];
-#pragma GCC unroll 3
+#pragma GCC unroll 6
     for (int v = 0; v < kVectors; ++v) pixels[v] = load(planes[v] + offset);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 3
+#pragma GCC unroll 6
       for (int v = 0; v < kVectors; ++v) total[r][v] += weights[r] * pixels[v];
     }
   }
   A* sums[kVectors];
-#pragma GCC unroll 3
+#pragma GCC unroll 6
   for (int v = 0; v < kVectors; ++v) sums[v] = tile.sums[v];
   const int64_t sum_stride = tile.sum_stride;
   const A* bias = tile.bias;
   if (!tile.first) {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 3
+#pragma GCC unroll 6
       for (int v = 0; v < kVectors; ++v) {
         A* sum = sums[v] + r * sum_stride;
         store(sum, load(sum) + total[r][v]);
@@ -74,7 +86,7 @@ void multiply_pixel_tile(const PixelTile<A>& tile) {
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 3
+#pragma GCC unroll 6
     for (int v = 0; v < kVectors; ++v) {
       store(sums[v] + r * sum_stride, bias != nullptr ? total[r][v] + bias[r] : total[r][v]);
     }
@@ -86,14 +98,23 @@ using PixelTileFunction = void (*)(const PixelTile<A>& tile);
 
 template <typename A, int kRows>
 NNOPS_INLINE PixelTileFunction<A> pixel_tile_of_rows(int64_t vectors) {
-#if defined(__AVX512F__)
-  if (vectors == 3) return multiply_pixel_tile<A, kRows, 3>;
-  if (vectors == 2) return multiply_pixel_tile<A, kRows, 2>;
-#endif
+  if constexpr (most_pixel_vectors(kRows) >= 6) {
+    if (vectors == 6) return multiply_pixel_tile<A, kRows, 6>;
+    if (vectors == 5) return multiply_pixel_tile<A, kRows, 5>;
+  }
+  if constexpr (most_pixel_vectors(kRows) >= 4) {
+    if (vectors == 4) return multiply_pixel_tile<A, kRows, 4>;
+  }
+  if constexpr (most_pixel_vectors(kRows) >= 3) {
+    if (vectors == 3) return multiply_pixel_tile<A, kRows, 3>;
+  }
+  if constexpr (most_pixel_vectors(kRows) >= 2) {
+    if (vectors == 2) return multiply_pixel_tile<A, kRows, 2>;
+  }
   return multiply_pixel_tile<A, kRows, 1>;
 }
 
-// The instance for a tile of `rows` <= kTileRows and `vectors` <= kTileVectors.
+// The instance for a tile of `rows` <= kTileRows and `vectors` <= most_pixel_vectors(rows).
 template <typename A>
 NNOPS_INLINE PixelTileFunction<A> pixel_tile_function(int64_t rows, int64_t vectors) {
   switch (rows) {

@@ -50,6 +50,10 @@ NNOPS_INLINE void transpose_blocks(float* target, int64_t target_stride, const f
     float* to = target + r;
     int64_t i = 0;
     for (; i + 4 <= count; i += 4) {
+      if (i % 16 == 0) {
+        // A cache line of each row, two blocks ahead: short rows are beyond the hardware's guess.
+        for (int64_t k = 8; k < 12; ++k) __builtin_prefetch(from + k * row_stride + i * step);
+      }
       transpose_4x4(to + i * target_stride, target_stride, from + i * step, row_stride, step);
     }
     if (i < count) {
