@@ -50,6 +50,115 @@ def test_every_algorithm_is_accurate(algorithm: str, isa: str) -> None:
             assert_accurate(actual, expected, reference, f"{sample.name} {index}")
 
 
+# name, input, weight, parameters: what the cuts of the work meet that the database's small samples
+# do not. Sizes are a few more than a strip, a chain, a tile or what stays in a cache.
+AWKWARD = (
+    ("wider than a strip", (1, 5, 3, 2100), (3, 5, 2, 3), {"padding": 1}),
+    ("strips of rows", (1, 4, 70, 61), (9, 4, 3, 3), {"padding": 1}),
+    ("many channels", (2, 307, 6, 5), (35, 307, 1, 1), {}),
+    ("many chains", (1, 130, 7, 7), (70, 130, 3, 3), {"padding": 1}),
+    ("more rows than stay", (1, 33, 6, 7), (530, 33, 3, 3), {"padding": 1}),
+    ("small maps", (7, 20, 3, 3), (40, 20, 3, 3), {"padding": 1}),
+    ("single pixels", (9, 18, 3, 3), (50, 18, 3, 3), {}),
+    ("large kernel", (1, 2, 24, 23), (3, 2, 19, 17), {"padding": (9, 3)}),
+    ("strided", (2, 19, 23, 22), (33, 19, 3, 3), {"stride": 2, "padding": 1}),
+    ("stride beyond kernel", (2, 17, 23, 22), (18, 17, 2, 1), {"stride": (3, 2)}),
+    (
+        "stride and dilation",
+        (1, 18, 25, 27),
+        (17, 18, 3, 4),
+        {"stride": (2, 3), "dilation": (3, 2)},
+    ),
+    ("dilation beyond the map", (2, 17, 9, 9), (18, 17, 3, 3), {"padding": 12, "dilation": 12}),
+    ("groups", (2, 54, 9, 9), (51, 18, 3, 3), {"groups": 3, "padding": 1}),
+    ("depthwise", (2, 37, 15, 14), (74, 1, 3, 3), {"groups": 37, "padding": 1}),
+)
+
+
+def awkward_problems(
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[tuple[str, list[torch.Tensor], dict[str, object]]]:
+    generator = torch.Generator().manual_seed(0)
+    for name, input, weight, parameters in AWKWARD:
+        x = torch.randn(input, generator=generator)
+        w = torch.randn(weight, generator=generator) / weight[1] ** 0.5
+        b = torch.randn(weight[0], generator=generator)
+        yield name, [each.to(dtype) for each in (x, w, b)], parameters
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_every_algorithm_on_awkward_shapes(algorithm: str, channels_last: bool, isa: str) -> None:
+    for name, args, parameters in awkward_problems():
+        if channels_last:
+            args[0] = args[0].contiguous(memory_format=torch.channels_last)
+        actual = forward_and_gradients(F.conv2d, args, parameters)
+        expected = forward_and_gradients(torch_functional.conv2d, args, parameters)
+        doubles = [arg.double() for arg in args]
+        reference = forward_and_gradients(torch_functional.conv2d, doubles, parameters)
+        for index, each in enumerate(zip(actual, expected, reference, strict=True)):
+            assert_accurate(*each, f"{name} {index}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_other_dtypes_on_awkward_shapes(algorithm: str, dtype: torch.dtype) -> None:
+    for name, args, parameters in awkward_problems(dtype):
+        actual = forward_and_gradients(F.conv2d, args, parameters)
+        expected = forward_and_gradients(torch_functional.conv2d, args, parameters)
+        if dtype == torch.float64:
+            # torch is no better a reference: sums of thousands of terms that cancel.
+            torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
+            continue
+        doubles = [arg.double() for arg in args]
+        reference = forward_and_gradients(torch_functional.conv2d, doubles, parameters)
+        for index, each in enumerate(zip(actual, expected, reference, strict=True)):
+            assert_accurate(*each, f"{name} {index}")
+
+
+def test_every_algorithm_has_the_same_bits_on_any_number_of_threads(algorithm: str) -> None:
+    before = torch.get_num_threads()
+    try:
+        for name, args, parameters in awkward_problems():
+            results = []
+            for threads in (1, 2, 3, 4):
+                torch.set_num_threads(threads)
+                results.append(forward_and_gradients(F.conv2d, args, parameters))
+            for other in results[1:]:
+                for index, (a, b) in enumerate(zip(other, results[0], strict=True)):
+                    assert torch.equal(a, b), f"{name} {index}"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_every_algorithm_computes_an_image_as_in_any_batch(algorithm: str) -> None:
+    for name, args, parameters in awkward_problems():
+        x, w, b = args
+        x = x.repeat(3, 1, 1, 1)[:5].contiguous()
+        whole = F.conv2d(x, w, b, **parameters)
+        seed = torch.linspace(-1, 1, whole.numel()).view_as(whole)
+        leaf = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(F.conv2d(leaf, w, b, **parameters), leaf, seed)
+        for part in (slice(0, 1), slice(1, 3), slice(2, 5)):
+            leaf = x[part].clone().requires_grad_()
+            output = F.conv2d(leaf, w, b, **parameters)
+            assert torch.equal(output, whole[part]), name
+            (part_grad,) = torch.autograd.grad(output, leaf, seed[part])
+            assert torch.equal(part_grad, grad[part]), name
+
+
+@pytest.mark.parametrize("operator", ["conv2d", "conv2d_backward_input"])
+def test_vectors_along_pixels_and_along_channels_give_the_same_bits(operator: str) -> None:
+    for name, args, parameters in awkward_problems():
+        results = []
+        for algorithm in ("expanded_planes", "pixel_rows"):
+            _C.force_algorithm(operator, algorithm)
+            try:
+                results.append(forward_and_gradients(F.conv2d, args, parameters))
+            finally:
+                _C.force_algorithm(operator, "")
+        for index, (a, b) in enumerate(zip(*results, strict=True)):
+            assert torch.equal(a, b), f"{name} {index}"
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32], ids=str)
 def test_integers_wrap_around_like_a_wider_sum(dtype: torch.dtype, isa: str) -> None:
     """torch lacks some of these (dilated int8, ...); the low bits of an int64 result are exact."""
