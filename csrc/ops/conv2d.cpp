@@ -69,6 +69,11 @@ const Candidate<Conv2dBackwardInput> kBackwardInput[] = {
     {"reference", everything, &Conv2dKernels::backward_input_reference},
 };
 const Candidate<Conv2dBackwardWeight> kBackwardWeight[] = {
+    {"depthwise_dots",
+     [](const Conv2dGeometry& g, DType dtype) -> std::string {
+       return g.c != g.groups ? "more than one input channel a group" : floating_only(g, dtype);
+     },
+     &Conv2dKernels::backward_weight_depthwise_dots},
     {"outer_products", floating_only, &Conv2dKernels::backward_weight_outer_products},
     {"reference", everything, &Conv2dKernels::backward_weight_reference},
 };

@@ -57,6 +57,7 @@ struct Conv2dKernels {
   Conv2dBackwardInput backward_input_expanded_planes;
   Conv2dBackwardInput backward_input_pixel_rows;
   Conv2dBackwardInput backward_input_reference;
+  Conv2dBackwardWeight backward_weight_depthwise_dots;
   Conv2dBackwardWeight backward_weight_outer_products;
   Conv2dBackwardWeight backward_weight_reference;
   PerDType<BackwardBias> backward_bias;

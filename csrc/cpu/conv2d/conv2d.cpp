@@ -1,4 +1,5 @@
 // conv2d on the CPU: the kernel struct, and the gradient of the bias.
+#include "cpu/conv2d/depthwise_dots.h"
 #include "cpu/conv2d/expanded_planes.h"
 #include "cpu/conv2d/outer_products.h"
 #include "cpu/conv2d/pixel_rows.h"
@@ -65,6 +66,8 @@ extern const Conv2dKernels conv2d_kernels = {
                                   NNOPS_FLOAT_DTYPES(pixel_rows_backward_input)},
     .backward_input_reference = {NNOPS_ALL_DTYPES(reference_workspace),
                                  NNOPS_ALL_DTYPES(reference_backward_input)},
+    .backward_weight_depthwise_dots = {NNOPS_FLOAT_DTYPES(depthwise_dots_workspace),
+                                       NNOPS_FLOAT_DTYPES(depthwise_dots_backward_weight)},
     .backward_weight_outer_products = {NNOPS_FLOAT_DTYPES(outer_products_workspace),
                                        NNOPS_FLOAT_DTYPES(outer_products_backward_weight)},
     .backward_weight_reference = {NNOPS_ALL_DTYPES(reference_workspace),

@@ -12,7 +12,10 @@
 //   planes[channel][kw][image][sequence of read rows][strip width]
 // with the padding as zeros: one copy for each kernel column, none for the kernel rows, which are
 // offsets into the sequence. A vector is then any 16 consecutive pixels of the strip, over row
-// ends, under every tap: no pixel is wasted but at an image's end, whatever its width. Weights are
+// ends, under every tap: no pixel is wasted but at an image's end, whatever its width. Where there
+// are too few multiplications to pay for these copies (depthwise, few rows) there is one copy for
+// each class of kernel columns instead, a few columns wider than the strip, and vectors run over
+// the superfluous columns too. Weights are
 // packed as [group][row tile][block][kh][channel][kw][tile row].
 //
 // Blocking. A block of channels has about kChain terms, which pixel_tile.h adds up in registers;
@@ -47,6 +50,9 @@ struct StripPlan {
   int64_t vertical, horizontal, image_strips;  // numbers of strips
   int64_t row_splits;
   TapAxis y, x;
+  bool expanded;   // a copy for each kernel column
+  int64_t copies;  // of a channel's plane
+  int64_t pitch;   // of the rows of the planes and of the sums
   int64_t sequence_rows, staging_width;
   int64_t image_size, plane_size, sum_stride;
   int64_t packed_group, planes_size, staging_size, sums_size;
@@ -92,21 +98,25 @@ struct StripPlan {
     x = with_sequences(pass.x, width);
     sequence_rows = y.sequence_length(height);
     staging_width = x.sequence_length(width);
-    image_size = sequence_rows * width;
+    const int64_t superfluous = x.class_length(0, width) - width;
+    expanded = pass.rows * taps * superfluous > 3 * (pass.x.taps + 1) * width;
+    copies = expanded ? pass.x.taps : x.class_count();
+    pitch = width + (expanded ? 0 : superfluous);
+    image_size = sequence_rows * pitch;
     // An odd number of cache lines, so that the planes do not share their sets; the last vector of
     // a plane may reach beyond its end.
     constexpr int64_t kLine = kLanes<A>;
     plane_size = (divide_up(images * image_size + kLine, kLine) | 1) * kLine;
-    sum_stride = (images * divide_up(width * height, kLine) | 1) * kLine;
+    sum_stride = (images * divide_up(pitch * height, kLine) | 1) * kLine;
     packed_group = round_up(row_tiles * tile_rows * pass.outer * taps, kLine);
-    planes_size = block_channels * larger(pass.x.taps, 1) * plane_size;
-    staging_size = round_up(sequence_rows * staging_width + kLine, kLine);
+    planes_size = block_channels * copies * plane_size;
+    staging_size = round_up((expanded ? sequence_rows * staging_width : 0) + kLine, kLine);
     sums_size = resident_tiles * tile_rows * sum_stride;
     const int64_t chain = block_channels * taps;
     const int64_t beyond_page = pass.written.c * static_cast<int64_t>(sizeof(A)) % 4096;
     writes_direct = channel_blocks == 1 && piece_length(chain) == chain && pass.written.w == 1 &&
                     pass.x.out_step == 1 && pass.y.out_step == 1 && pass.written.h == pass.x.grid &&
-                    width == pass.x.grid && beyond_page >= 192 && beyond_page <= 4096 - 192;
+                    pitch == pass.x.grid && beyond_page >= 192 && beyond_page <= 4096 - 192;
   }
 
   int64_t table_size() const { return round_up(2 * block_channels * taps + x.taps, 8); }
@@ -142,48 +152,32 @@ void pack_weight_tile(acc_t<T>* packed, const T* weight, int64_t first_row, int6
   }
 }
 
-// target[i] = source[position * stride] for position = start + i step, zero outside of [0, limit).
-template <typename T>
-NNOPS_INLINE void copy_positions(acc_t<T>* target, const T* source, int64_t stride, int64_t start,
-                                 int64_t step, int64_t length, int64_t limit) {
-  const int64_t to_zero = start < 0 ? -start : 0;
-  const int64_t to_limit = start < limit ? limit - start : 0;
-  const int64_t begin = smaller(length, step == 1 ? to_zero : divide_up(to_zero, step));
-  const int64_t end = smaller(length, step == 1 ? to_limit : divide_up(to_limit, step));
-  for (int64_t i = 0; i < begin; ++i) target[i] = 0;
-  if (begin < end) {
-    const T* from = source + (start + begin * step) * stride;
-    copy_strided(target + begin, from, stride * step, end - begin);
-  }
-  for (int64_t i = larger(begin, end); i < length; ++i) target[i] = 0;
-}
-
-// Copies one channel of one image, under every kernel column, to planes[kw][sequence][width].
+// Copies one channel of one image to planes[copy][sequence][pitch].
 template <typename T>
 void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel,
                     const int64_t* column_starts, int64_t y0, int64_t x0, const PixelPass& pass,
                     const StripPlan<acc_t<T>>& plan) {
   using A = acc_t<T>;
-  const bool single = plan.x.taps == 1;  // nothing to expand
-  A* row = single ? planes : staging;
+  // The classes of kernel columns stand side by side in the staging rows, or in planes of their
+  // own.
+  A* row = plan.expanded ? staging : planes;
+  const int64_t row_step = plan.expanded ? plan.staging_width : plan.pitch;
   for (int64_t cls = 0; cls < plan.y.class_count(); ++cls) {
     const int64_t length = plan.y.class_length(cls, plan.height);
-    for (int64_t i = 0; i < length; ++i, row += plan.staging_width) {
+    for (int64_t i = 0; i < length; ++i, row += row_step) {
       const int64_t h = plan.y.position(cls, y0 + i);
-      if (h < 0 || h >= plan.y.limit) {
-        for (int64_t k = 0; k < plan.staging_width; ++k) row[k] = 0;
-        continue;
-      }
+      const bool inside = h >= 0 && h < plan.y.limit;
       A* part = row;
       for (int64_t x_cls = 0; x_cls < plan.x.class_count(); ++x_cls) {
-        const int64_t count = plan.x.class_length(x_cls, plan.width);
-        copy_positions(part, channel + h * pass.read.h, pass.read.w, plan.x.position(x_cls, x0),
-                       plan.x.step, count, plan.x.limit);
-        part += count;
+        const int64_t count = plan.expanded ? plan.x.class_length(x_cls, plan.width) : plan.pitch;
+        // A row outside of the image is a row without any position inside.
+        copy_positions(part, channel + (inside ? h * pass.read.h : 0), pass.read.w,
+                       plan.x.position(x_cls, x0), plan.x.step, count, inside ? plan.x.limit : 0);
+        part += plan.expanded ? count : plan.plane_size;
       }
     }
   }
-  if (single) return;
+  if (!plan.expanded) return;
   const int64_t rows = plan.sequence_rows;
   const int64_t width = plan.width;
   const int64_t staging_width = plan.staging_width;
@@ -218,14 +212,14 @@ void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan
   A* staging = planes + plan.planes_size;
   A* sums = staging + plan.staging_size;
   const int64_t depth = pass.outer * plan.taps;
-  const int64_t image_vectors = divide_up((strip.height - 1) * plan.width + strip.width, kWidth);
+  const int64_t image_vectors = divide_up((strip.height - 1) * plan.pitch + strip.width, kWidth);
   const int64_t vectors = strip.images * image_vectors;
   const int64_t panels = divide_up(vectors, most_pixel_vectors(plan.tile_rows));
   const int64_t image_pixels = strip.height * strip.width;
   A* image_target = nullptr;
   bool may_be_direct = false;
   if constexpr (kCanBeDirect) {
-    may_be_direct = plan.writes_direct && strip.width == plan.width && image_pixels >= kWidth;
+    may_be_direct = plan.writes_direct && strip.width == plan.pitch && image_pixels >= kWidth;
     image_target = strip.written + strip.y0 * pass.written.h + strip.x0;
   }
 
@@ -237,13 +231,13 @@ void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan
       const int64_t channels = smaller(plan.block_channels, pass.outer - channel0);
       if (plan.channel_blocks > 1 || tile0 == strip.first_tile) {
         for (int64_t c = 0; c < channels; ++c) {
-          A* channel_planes = planes + c * plan.x.taps * plan.plane_size;
+          A* channel_planes = planes + c * plan.copies * plan.plane_size;
           for (int64_t image = 0; image < strip.images; ++image) {
             expand_channel(channel_planes + image * plan.image_size, staging,
                            strip.read + image * pass.read.n + (channel0 + c) * pass.read.c,
                            column_starts, strip.y0, strip.x0, pass, plan);
           }
-          for (int64_t s = 0; s < plan.x.taps; ++s) {
+          for (int64_t s = 0; s < plan.copies; ++s) {
             store(channel_planes + s * plan.plane_size + strip.images * plan.image_size, Vec<A>{});
           }
         }
@@ -300,7 +294,7 @@ void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan
         write_channel(strip.written + image * pass.written.n + row * pass.written.c,
                       sums + (row - first_row) * plan.sum_stride + image * image_vectors * kWidth,
                       strip.bias != nullptr ? to_acc(strip.bias[row]) : A{0}, strip.y0, strip.x0,
-                      strip.height, strip.width, pass, plan.width);
+                      strip.height, strip.width, pass, plan.pitch);
       }
     }
   }
@@ -321,8 +315,10 @@ void run_pixel_pass(T* written, const T* read, const T* weight, const T* bias,
     column_starts[s] = plan.x.sequence_index(s, plan.width);
   }
   const auto place = [&](int64_t c, int64_t r, int64_t s) {
-    return (c * plan.x.taps + s) * plan.plane_size +
-           plan.y.sequence_index(r, plan.height) * plan.width;
+    const int64_t copy = plan.expanded ? s : s % plan.x.period;
+    return (c * plan.copies + copy) * plan.plane_size +
+           plan.y.sequence_index(r, plan.height) * plan.pitch +
+           (plan.expanded ? 0 : s / plan.x.period * plan.x.shift);
   };
   fill_offsets(offsets, plan.block_channels, pass, place);
   fill_offsets(last_offsets, plan.last_channels(pass), pass, place);

@@ -100,4 +100,20 @@ NNOPS_INLINE TapAxis backward_axis(int64_t size, int64_t out_size, int64_t kerne
   return axis;
 }
 
+// target[i] = source[position * stride] for position = start + i step, zero outside of [0, limit).
+template <typename T>
+NNOPS_INLINE void copy_positions(acc_t<T>* target, const T* source, int64_t stride, int64_t start,
+                                 int64_t step, int64_t length, int64_t limit) {
+  const int64_t to_zero = start < 0 ? -start : 0;
+  const int64_t to_limit = start < limit ? limit - start : 0;
+  const int64_t begin = smaller(length, step == 1 ? to_zero : divide_up(to_zero, step));
+  const int64_t end = smaller(length, step == 1 ? to_limit : divide_up(to_limit, step));
+  for (int64_t i = 0; i < begin; ++i) target[i] = 0;
+  if (begin < end) {
+    const T* from = source + (start + begin * step) * stride;
+    copy_strided(target + begin, from, stride * step, end - begin);
+  }
+  for (int64_t i = larger(begin, end); i < length; ++i) target[i] = 0;
+}
+
 NNOPS_END_KERNELS

@@ -1,0 +1,149 @@
+// conv2d backward_weight for one input channel a group (depthwise, with or without a multiplier):
+// dot products of planes.
+//
+//   grad_weight[oc, kh, kw] = sum over images and pixels of grad_output[oc, p] * input[c, p's tap]
+//
+// There is nothing to share between channels, so vectors run along the pixels: an input plane is
+// copied with its padding, one copy for each class of kernel columns (tap_axis.h), grad_output to
+// rows of the same pitch with zeros behind each, and each tap is a dot product of two spans. Some
+// rows at a time, so that both stay in L1.
+//
+// Accumulation: lanes over the vectors of some rows; these sums, lane by lane, in order over the
+// images; the lanes pairwise at the end. Parallel over output channels.
+#pragma once
+
+#include "cpu/conv2d/pixel_pass.h"
+
+NNOPS_BEGIN_KERNELS
+
+// Accumulators at a time.
+#if defined(__AVX512F__)
+constexpr int kDotTaps = 16;
+#else
+constexpr int kDotTaps = 4;
+#endif
+constexpr int64_t kDotPixels = 1536;
+
+template <typename A>
+struct DotsPlan {
+  int64_t height, vertical;  // rows of the grid at a time, and how often
+  TapAxis y, x;
+  int64_t pitch, sequence_rows, plane_size, gradients_size;
+
+  explicit DotsPlan(const Conv2dGeometry& g) {
+    constexpr int64_t kLine = kLanes<A>;
+    height = larger(1, smaller(g.oh, kDotPixels / g.ow));
+    vertical = divide_up(g.oh, height);
+    y = with_sequences(forward_axis(g.h, g.oh, g.kh, g.stride_h, g.pad_top, g.dilation_h), height);
+    x = with_sequences(forward_axis(g.w, g.ow, g.kw, g.stride_w, g.pad_left, g.dilation_w), g.ow);
+    pitch = x.class_length(0, g.ow);
+    sequence_rows = y.sequence_length(height);
+    plane_size = (divide_up(sequence_rows * pitch + kLine, kLine) | 1) * kLine;
+    gradients_size = round_up(height * pitch, kLine);
+  }
+
+  int64_t taps() const { return y.taps * x.taps; }
+  // Of each tap's product: its place in the planes.
+  int64_t table_size() const { return round_up(taps(), 8); }
+  int64_t thread_size() const {
+    return x.class_count() * plane_size + gradients_size + taps() * kLanes<A>;
+  }
+};
+
+// sums[tap] += lane by lane, gradients . planes[offsets[tap]], for kTaps taps and `vectors`
+// vectors.
+template <typename A, int kTaps>
+NNOPS_INLINE void add_dots(A* sums, const A* gradients, const A* planes, const int64_t* offsets,
+                           int64_t vectors) {
+  Vec<A> total[kTaps] = {};
+  for (int64_t i = 0; i < vectors * kLanes<A>; i += kLanes<A>) {
+    const Vec<A> gradient = load(gradients + i);
+#pragma GCC unroll 16
+    for (int t = 0; t < kTaps; ++t) total[t] += gradient * load(planes + offsets[t] + i);
+  }
+  for (int t = 0; t < kTaps; ++t) {
+    A* sum = sums + t * kLanes<A>;
+    store(sum, load(sum) + total[t]);
+  }
+}
+
+template <typename T>
+void depthwise_dots_backward_weight(void* grad_weight, const void* grad_output, const void* input,
+                                    const Conv2dGeometry& g, void* workspace, int threads) {
+  using A = acc_t<T>;
+  constexpr int64_t kLine = kLanes<A>;
+  const DotsPlan<A> plan(g);
+  T* gf = static_cast<T*>(grad_weight);
+  const T* gy = static_cast<const T*>(grad_output);
+  const T* x = static_cast<const T*>(input);
+  int64_t* offsets = static_cast<int64_t*>(workspace);
+  A* per_thread = reinterpret_cast<A*>(offsets + plan.table_size());
+  for (int64_t tap = 0; tap < plan.taps(); ++tap) {
+    const int64_t s = tap % g.kw;
+    offsets[tap] = s % plan.x.period * plan.plane_size +
+                   plan.y.sequence_index(tap / g.kw, plan.height) * plan.pitch +
+                   s / plan.x.period * plan.x.shift;
+  }
+
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t oc = 0; oc < g.oc; ++oc) {
+    A* planes = per_thread + thread_index() * plan.thread_size();
+    A* gradients = planes + plan.x.class_count() * plan.plane_size;
+    A* sums = gradients + plan.gradients_size;
+    for (int64_t i = 0; i < plan.taps() * kLine; ++i) sums[i] = 0;
+    for (int64_t part = 0; part < g.n * plan.vertical; ++part) {
+      const int64_t n = part / plan.vertical;
+      const int64_t y0 = part % plan.vertical * plan.height;
+      const T* channel = x + n * g.input.n + oc / (g.oc / g.groups) * g.input.c;
+      A* row = planes;
+      for (int64_t cls = 0; cls < plan.y.class_count(); ++cls) {
+        const int64_t length = plan.y.class_length(cls, plan.height);
+        for (int64_t i = 0; i < length; ++i, row += plan.pitch) {
+          const int64_t h = plan.y.position(cls, y0 + i);
+          const bool inside = h >= 0 && h < g.h;
+          for (int64_t x_cls = 0; x_cls < plan.x.class_count(); ++x_cls) {
+            copy_positions(row + x_cls * plan.plane_size, channel + (inside ? h * g.input.h : 0),
+                           g.input.w, plan.x.position(x_cls, 0), plan.x.step, plan.pitch,
+                           inside ? g.w : 0);
+          }
+        }
+      }
+      // Read by the last vector, and multiplied by zero: it must be finite.
+      for (int64_t x_cls = 0; x_cls < plan.x.class_count(); ++x_cls) {
+        store(planes + x_cls * plan.plane_size + plan.sequence_rows * plan.pitch, Vec<A>{});
+      }
+      const T* source = gy + n * g.output.n + oc * g.output.c + y0 * g.output.h;
+      const int64_t height = smaller(plan.height, g.oh - y0);
+      for (int64_t i = 0; i < height; ++i) {
+        copy_positions(gradients + i * plan.pitch, source + i * g.output.h, g.output.w, 0, 1,
+                       plan.pitch, g.ow);
+      }
+      const int64_t vectors = divide_up(height * plan.pitch, kLine);
+      for (int64_t i = height * plan.pitch; i < vectors * kLine; ++i) gradients[i] = 0;
+
+      int64_t tap = 0;
+      for (; tap + kDotTaps <= plan.taps(); tap += kDotTaps) {
+        add_dots<A, kDotTaps>(sums + tap * kLine, gradients, planes, offsets + tap, vectors);
+      }
+      for (; tap + 3 <= plan.taps(); tap += 3) {
+        add_dots<A, 3>(sums + tap * kLine, gradients, planes, offsets + tap, vectors);
+      }
+      for (; tap < plan.taps(); ++tap) {
+        add_dots<A, 1>(sums + tap * kLine, gradients, planes, offsets + tap, vectors);
+      }
+    }
+    for (int64_t tap = 0; tap < plan.taps(); ++tap) {
+      gf[oc * g.weight.n + tap / g.kw * g.weight.h + tap % g.kw * g.weight.w] =
+          from_acc<T>(sum_lanes(load(sums + tap * kLine)));
+    }
+  }
+}
+
+template <typename T>
+int64_t depthwise_dots_workspace(const Conv2dGeometry& g, int threads) {
+  using A = acc_t<T>;
+  const DotsPlan<A> plan(g);
+  return plan.table_size() * 8 + threads * plan.thread_size() * static_cast<int64_t>(sizeof(A));
+}
+
+NNOPS_END_KERNELS
