@@ -38,6 +38,8 @@ def forward_and_gradients(function, args, kwargs) -> list[torch.Tensor]:
 
 def test_every_algorithm_is_accurate(algorithm: str, isa: str) -> None:
     for sample in case("conv2d").samples(Maker(torch.float32)):
+        if algorithm == "depthwise_dots" and sample.args[1].shape[1] > 1:
+            continue
         results = []
         for function, dtype in (
             (F.conv2d, torch.float32),
@@ -76,10 +78,13 @@ AWKWARD = (
 
 
 def awkward_problems(
-    dtype: torch.dtype = torch.float32,
+    algorithm: str, dtype: torch.dtype = torch.float32
 ) -> Iterator[tuple[str, list[torch.Tensor], dict[str, object]]]:
+    """Those that the algorithm can compute."""
     generator = torch.Generator().manual_seed(0)
     for name, input, weight, parameters in AWKWARD:
+        if algorithm == "depthwise_dots" and weight[1] > 1:
+            continue
         x = torch.randn(input, generator=generator)
         w = torch.randn(weight, generator=generator) / weight[1] ** 0.5
         b = torch.randn(weight[0], generator=generator)
@@ -88,7 +93,7 @@ def awkward_problems(
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 def test_every_algorithm_on_awkward_shapes(algorithm: str, channels_last: bool, isa: str) -> None:
-    for name, args, parameters in awkward_problems():
+    for name, args, parameters in awkward_problems(algorithm):
         if channels_last:
             args[0] = args[0].contiguous(memory_format=torch.channels_last)
         actual = forward_and_gradients(F.conv2d, args, parameters)
@@ -101,7 +106,7 @@ def test_every_algorithm_on_awkward_shapes(algorithm: str, channels_last: bool, 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_other_dtypes_on_awkward_shapes(algorithm: str, dtype: torch.dtype) -> None:
-    for name, args, parameters in awkward_problems(dtype):
+    for name, args, parameters in awkward_problems(algorithm, dtype):
         actual = forward_and_gradients(F.conv2d, args, parameters)
         expected = forward_and_gradients(torch_functional.conv2d, args, parameters)
         if dtype == torch.float64:
@@ -117,7 +122,7 @@ def test_other_dtypes_on_awkward_shapes(algorithm: str, dtype: torch.dtype) -> N
 def test_every_algorithm_has_the_same_bits_on_any_number_of_threads(algorithm: str) -> None:
     before = torch.get_num_threads()
     try:
-        for name, args, parameters in awkward_problems():
+        for name, args, parameters in awkward_problems(algorithm):
             results = []
             for threads in (1, 2, 3, 4):
                 torch.set_num_threads(threads)
@@ -130,7 +135,7 @@ def test_every_algorithm_has_the_same_bits_on_any_number_of_threads(algorithm: s
 
 
 def test_every_algorithm_computes_an_image_as_in_any_batch(algorithm: str) -> None:
-    for name, args, parameters in awkward_problems():
+    for name, args, parameters in awkward_problems(algorithm):
         x, w, b = args
         x = x.repeat(3, 1, 1, 1)[:5].contiguous()
         whole = F.conv2d(x, w, b, **parameters)
@@ -147,7 +152,7 @@ def test_every_algorithm_computes_an_image_as_in_any_batch(algorithm: str) -> No
 
 @pytest.mark.parametrize("operator", ["conv2d", "conv2d_backward_input"])
 def test_vectors_along_pixels_and_along_channels_give_the_same_bits(operator: str) -> None:
-    for name, args, parameters in awkward_problems():
+    for name, args, parameters in awkward_problems("both"):
         results = []
         for algorithm in ("expanded_planes", "pixel_rows"):
             _C.force_algorithm(operator, algorithm)

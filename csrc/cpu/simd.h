@@ -240,6 +240,13 @@ NNOPS_INLINE void map_vectors(T* output, int64_t n, Function function, const Inp
   if (i < n) store_first(output + i, function(load_first(inputs + i, n - i)...), n - i);
 }
 
+// Asks for the cache lines of source[0 .. n); the addresses need not be valid.
+template <typename T>
+NNOPS_INLINE void prefetch_span(const T* source, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(source + i);
+}
+
 // target[i] = source[i] in arithmetic's type, for i in [0, n). Short spans are many in images: the
 // last, partial vector is a whole one that overlaps the one before it.
 template <typename T>

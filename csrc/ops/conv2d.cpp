@@ -73,7 +73,10 @@ const Candidate<Conv2dBackwardWeight> kBackwardWeight[] = {
      [](const Conv2dGeometry& g, DType dtype) -> std::string {
        return g.c != g.groups ? "more than one input channel a group" : floating_only(g, dtype);
      },
-     &Conv2dKernels::backward_weight_depthwise_dots},
+     &Conv2dKernels::backward_weight_depthwise_dots,
+     [](const Conv2dGeometry& g, DType) -> std::string {
+       return g.oc / g.groups > 4 ? "enough output channels share an input channel" : "";
+     }},
     {"outer_products", floating_only, &Conv2dKernels::backward_weight_outer_products},
     {"reference", everything, &Conv2dKernels::backward_weight_reference},
 };

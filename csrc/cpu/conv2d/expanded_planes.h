@@ -39,6 +39,9 @@ constexpr int64_t kResidentRows = 256;
 constexpr int64_t kStripPixels = 768;
 constexpr int64_t kStripBytes = int64_t{384} << 10;
 
+// How many rows ahead of the copying the read image is fetched.
+constexpr int64_t kPrefetchRows = 8;
+
 // How a pass is cut up, and how large its buffers are. Sizes are in elements.
 template <typename A>
 struct StripPlan {
@@ -168,6 +171,8 @@ void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel,
       const int64_t h = plan.y.position(cls, y0 + i);
       const bool inside = h >= 0 && h < plan.y.limit;
       A* part = row;
+      if (inside && pass.read.w == 1)
+        prefetch_span(channel + (h + kPrefetchRows) * pass.read.h, plan.x.step * plan.width);
       for (int64_t x_cls = 0; x_cls < plan.x.class_count(); ++x_cls) {
         const int64_t count = plan.expanded ? plan.x.class_length(x_cls, plan.width) : plan.pitch;
         // A row outside of the image is a row without any position inside.
