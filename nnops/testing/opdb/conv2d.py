@@ -19,8 +19,8 @@ from nnops.testing.samples import (
     tensors_of,
 )
 
-# name, input, weight, bias?, parameters. Sizes straddle the tile (2, 6 or 8 rows), the panel (48 or
-# 24 columns) and the depth block (64).
+# name, input, weight, bias?, parameters. Sizes straddle the tiles (2, 6 or 8 rows, 1 to 6 vectors)
+# and the chains of additions (96 terms); tests/test_conv2d.py has those beyond a strip.
 GEOMETRIES: tuple[tuple[str, tuple[int, ...], tuple[int, ...], bool, dict[str, object]], ...] = (
     ("1x1 image", (1, 1, 1, 1), (1, 1, 1, 1), True, {}),
     ("one channel", (2, 1, 5, 7), (3, 1, 3, 3), True, {}),
