@@ -63,7 +63,7 @@ struct RowsPlan {
     horizontal = divide_up(pass.x.grid, width);
     images = 1;
     if (vertical * horizontal == 1) {
-      const int64_t wanted = divide_up(pass.images * pass.groups, int64_t{2} * threads);
+      const int64_t wanted = divide_up(pass.images * pass.groups, threads);
       images = larger(1, smaller(wanted, pixels / (width * height)));
     }
     image_strips = divide_up(pass.images, images);
