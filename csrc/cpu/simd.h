@@ -244,7 +244,7 @@ NNOPS_INLINE void map_vectors(T* output, int64_t n, Function function, const Inp
 template <typename T>
 NNOPS_INLINE void prefetch_span(const T* source, int64_t n) {
   constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(source + i);
+  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(source + i, 0, 2);
 }
 
 // target[i] = source[i] in arithmetic's type, for i in [0, n). Short spans are many in images: the

@@ -266,7 +266,11 @@ void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& stri
   ChannelTile<A> tile{};
   tile.sum_stride = plan.sum_stride;
   tile.sums = chain.sums;
+  // The next chain's weights stand behind this one's: fetched a part with each row.
+  const int64_t size = chain.depth * chain.vectors * kLanes<A>;
+  const int64_t part = divide_up(size, strip.images * strip.height);
   for (int64_t row = 0; row < strip.images * strip.height; ++row) {
+    prefetch_span(chain.weights + size + row * part, part);
     const int64_t y = row % strip.height;
     const int64_t position = (strip.y0 + y) * axis.step + axis.first;
     const int64_t begin = position < 0 ? smaller(axis.taps, divide_up(-position, axis.gap)) : 0;
