@@ -150,6 +150,22 @@ def test_every_algorithm_computes_an_image_as_in_any_batch(algorithm: str) -> No
             assert torch.equal(part_grad, grad[part]), name
 
 
+def test_infinities_stay_where_they_are_multiplied(algorithm: str, isa: str) -> None:
+    """Padding of the kernels' own (partial vectors, row ends) never meets an infinity."""
+    for groups in (1, 20):
+        x, w = torch.randn(2, 20, 9, 21), torch.randn(20, 20 // groups, 3, 3)
+        x[0, 3, 4, 0] = x[1, 7, 8, 20] = float("inf")
+        x[1, 11, 0, 9] = float("nan")
+        if algorithm == "depthwise_dots" and groups == 1:
+            continue
+        for stride in (1, 2):
+            parameters = {"groups": groups, "stride": stride}
+            actual = forward_and_gradients(F.conv2d, (x, w), parameters)
+            expected = forward_and_gradients(torch_functional.conv2d, (x, w), parameters)
+            for each in zip(actual, expected, strict=True):
+                assert torch.equal(*(tensor.isfinite() for tensor in each)), (groups, stride)
+
+
 @pytest.mark.parametrize("operator", ["conv2d", "conv2d_backward_input"])
 def test_vectors_along_pixels_and_along_channels_give_the_same_bits(operator: str) -> None:
     for name, args, parameters in awkward_problems("both"):

@@ -5,8 +5,8 @@
 //
 // There is nothing to share between channels, so vectors run along the pixels: an input plane is
 // copied with its padding, one copy for each class of kernel columns (tap_axis.h), grad_output to
-// rows of the same pitch with zeros behind each, and each tap is a dot product of two spans. Some
-// rows at a time, so that both stay in L1.
+// rows of whole vectors, and each tap is a dot product of rows. Some rows at a time, so that both
+// stay in L1.
 //
 // Accumulation: lanes over the vectors of some rows; these sums, lane by lane, in order over the
 // images; the lanes pairwise at the end. Parallel over output channels.
@@ -28,7 +28,8 @@ template <typename A>
 struct DotsPlan {
   int64_t height, vertical;  // rows of the grid at a time, and how often
   TapAxis y, x;
-  int64_t pitch, sequence_rows, plane_size, gradients_size;
+  int64_t pitch, sequence_rows, plane_size;
+  int64_t gradients_pitch, gradients_size;
 
   explicit DotsPlan(const Conv2dGeometry& g) {
     constexpr int64_t kLine = kLanes<A>;
@@ -39,7 +40,8 @@ struct DotsPlan {
     pitch = x.class_length(0, g.ow);
     sequence_rows = y.sequence_length(height);
     plane_size = (divide_up(sequence_rows * pitch + kLine, kLine) | 1) * kLine;
-    gradients_size = round_up(height * pitch, kLine);
+    gradients_pitch = round_up(g.ow, kLine);
+    gradients_size = height * gradients_pitch;
   }
 
   int64_t taps() const { return y.taps * x.taps; }
@@ -50,19 +52,43 @@ struct DotsPlan {
   }
 };
 
-// sums[tap] += lane by lane, gradients . planes[offsets[tap]], for kTaps taps and `vectors`
-// vectors.
+// Some rows of gradients, each padded to whole vectors with zeros.
+template <typename A>
+struct DotRows {
+  const A* gradients;
+  int64_t gradients_pitch;
+  const A* planes;
+  int64_t pitch;
+  int64_t rows, width;
+  Mask<A> tail;  // the lanes of a row's last vector that are pixels
+};
+
+// sums[tap] += lane by lane, gradients . planes[offsets[tap]], for kTaps taps.
 template <typename A, int kTaps>
-NNOPS_INLINE void add_dots(A* sums, const A* gradients, const A* planes, const int64_t* offsets,
-                           int64_t vectors) {
+void add_dots(A* sums, const DotRows<A>& part, const int64_t* offsets) {
+  constexpr int64_t kLine = kLanes<A>;
   Vec<A> total[kTaps] = {};
-  for (int64_t i = 0; i < vectors * kLanes<A>; i += kLanes<A>) {
-    const Vec<A> gradient = load(gradients + i);
+  const int64_t whole = part.width / kLine * kLine;
+  const Mask<A> tail = part.tail;
+  for (int64_t y = 0; y < part.rows; ++y) {
+    const A* gradients = part.gradients + y * part.gradients_pitch;
+    const A* row = part.planes + y * part.pitch;
+    for (int64_t i = 0; i < whole; i += kLine) {
+      const Vec<A> gradient = load(gradients + i);
 #pragma GCC unroll 16
-    for (int t = 0; t < kTaps; ++t) total[t] += gradient * load(planes + offsets[t] + i);
+      for (int t = 0; t < kTaps; ++t) total[t] += gradient * load(row + offsets[t] + i);
+    }
+    if (whole < part.width) {
+      const Vec<A> gradient = load(gradients + whole);
+      // What stands behind a row may be infinite: zero gradients alone would not hide it.
+#pragma GCC unroll 16
+      for (int t = 0; t < kTaps; ++t) {
+        total[t] += gradient * (tail ? load(row + offsets[t] + whole) : Vec<A>{});
+      }
+    }
   }
   for (int t = 0; t < kTaps; ++t) {
-    A* sum = sums + t * kLanes<A>;
+    A* sum = sums + t * kLine;
     store(sum, load(sum) + total[t]);
   }
 }
@@ -91,15 +117,22 @@ void depthwise_dots_backward_weight(void* grad_weight, const void* grad_output, 
     A* gradients = planes + plan.x.class_count() * plan.plane_size;
     A* sums = gradients + plan.gradients_size;
     for (int64_t i = 0; i < plan.taps() * kLine; ++i) sums[i] = 0;
-    for (int64_t part = 0; part < g.n * plan.vertical; ++part) {
-      const int64_t n = part / plan.vertical;
-      const int64_t y0 = part % plan.vertical * plan.height;
+    DotRows<A> part{};
+    part.gradients = gradients;
+    part.gradients_pitch = plan.gradients_pitch;
+    part.planes = planes;
+    part.pitch = plan.pitch;
+    part.width = g.ow;
+    for (int64_t i = 0; i < kLine; ++i) part.tail[i] = i < g.ow % kLine ? -1 : 0;
+    for (int64_t i = 0; i < g.n * plan.vertical; ++i) {
+      const int64_t n = i / plan.vertical;
+      const int64_t y0 = i % plan.vertical * plan.height;
       const T* channel = x + n * g.input.n + oc / (g.oc / g.groups) * g.input.c;
       A* row = planes;
       for (int64_t cls = 0; cls < plan.y.class_count(); ++cls) {
         const int64_t length = plan.y.class_length(cls, plan.height);
-        for (int64_t i = 0; i < length; ++i, row += plan.pitch) {
-          const int64_t h = plan.y.position(cls, y0 + i);
+        for (int64_t k = 0; k < length; ++k, row += plan.pitch) {
+          const int64_t h = plan.y.position(cls, y0 + k);
           const bool inside = h >= 0 && h < g.h;
           for (int64_t x_cls = 0; x_cls < plan.x.class_count(); ++x_cls) {
             copy_positions(row + x_cls * plan.plane_size, channel + (inside ? h * g.input.h : 0),
@@ -108,28 +141,22 @@ void depthwise_dots_backward_weight(void* grad_weight, const void* grad_output, 
           }
         }
       }
-      // Read by the last vector, and multiplied by zero: it must be finite.
-      for (int64_t x_cls = 0; x_cls < plan.x.class_count(); ++x_cls) {
-        store(planes + x_cls * plan.plane_size + plan.sequence_rows * plan.pitch, Vec<A>{});
-      }
       const T* source = gy + n * g.output.n + oc * g.output.c + y0 * g.output.h;
-      const int64_t height = smaller(plan.height, g.oh - y0);
-      for (int64_t i = 0; i < height; ++i) {
-        copy_positions(gradients + i * plan.pitch, source + i * g.output.h, g.output.w, 0, 1,
-                       plan.pitch, g.ow);
+      part.rows = smaller(plan.height, g.oh - y0);
+      for (int64_t k = 0; k < part.rows; ++k) {
+        copy_positions(gradients + k * plan.gradients_pitch, source + k * g.output.h, g.output.w, 0,
+                       1, plan.gradients_pitch, g.ow);
       }
-      const int64_t vectors = divide_up(height * plan.pitch, kLine);
-      for (int64_t i = height * plan.pitch; i < vectors * kLine; ++i) gradients[i] = 0;
 
       int64_t tap = 0;
       for (; tap + kDotTaps <= plan.taps(); tap += kDotTaps) {
-        add_dots<A, kDotTaps>(sums + tap * kLine, gradients, planes, offsets + tap, vectors);
+        add_dots<A, kDotTaps>(sums + tap * kLine, part, offsets + tap);
       }
       for (; tap + 3 <= plan.taps(); tap += 3) {
-        add_dots<A, 3>(sums + tap * kLine, gradients, planes, offsets + tap, vectors);
+        add_dots<A, 3>(sums + tap * kLine, part, offsets + tap);
       }
       for (; tap < plan.taps(); ++tap) {
-        add_dots<A, 1>(sums + tap * kLine, gradients, planes, offsets + tap, vectors);
+        add_dots<A, 1>(sums + tap * kLine, part, offsets + tap);
       }
     }
     for (int64_t tap = 0; tap < plan.taps(); ++tap) {
