@@ -25,7 +25,8 @@ struct ChannelTile {
 template <typename A, int kRows, int kVectors>
 void multiply_channel_tile(const ChannelTile<A>& tile) {
   constexpr int64_t kWidth = kVectors * kLanes<A>;
-  Vec<A> total[kRows][kVectors] = {};
+  constexpr int kRegisters = kVectors * kParts;
+  Register<A> total[kRows][kRegisters] = {};
   const A* weights = tile.weights;
   const A* pixels[kRows];
 #pragma GCC unroll 8
@@ -34,13 +35,14 @@ void multiply_channel_tile(const ChannelTile<A>& tile) {
   const int64_t* end = offsets + tile.depth;
   for (; offsets < end; ++offsets, weights += kWidth) {
     const int64_t offset = *offsets;
-    Vec<A> channels[kVectors];
-#pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) channels[v] = load(weights + v * kLanes<A>);
+    Register<A> channels[kRegisters];
+#pragma GCC unroll 6
+    for (int v = 0; v < kRegisters; ++v)
+      channels[v] = load_register(weights + v * kRegisterLanes<A>);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 3
-      for (int v = 0; v < kVectors; ++v) total[r][v] += pixels[r][offset] * channels[v];
+#pragma GCC unroll 6
+      for (int v = 0; v < kRegisters; ++v) total[r][v] += pixels[r][offset] * channels[v];
     }
   }
   A* sums = tile.sums;
@@ -48,10 +50,10 @@ void multiply_channel_tile(const ChannelTile<A>& tile) {
   const bool first = tile.first;
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r, sums += sum_stride) {
-#pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) {
-      A* sum = sums + v * kLanes<A>;
-      store(sum, first ? total[r][v] : load(sum) + total[r][v]);
+#pragma GCC unroll 6
+    for (int v = 0; v < kRegisters; ++v) {
+      A* sum = sums + v * kRegisterLanes<A>;
+      store_register(sum, first ? total[r][v] : load_register(sum) + total[r][v]);
     }
   }
 }

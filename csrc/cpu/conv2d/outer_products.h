@@ -46,30 +46,33 @@ struct OuterTile {
 
 template <typename A, int kRows, int kVectors>
 void multiply_outer_tile(const OuterTile<A>& tile) {
-  Vec<A> total[kRows][kVectors] = {};
+  constexpr int kRegisters = kVectors * kParts;
+  Register<A> total[kRows][kRegisters] = {};
   const A* gradients = tile.gradients;
   const int64_t step = tile.pixel_step;
   for (int64_t y = 0; y < tile.rows; ++y) {
-    const A* input[kVectors];
-#pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) input[v] = tile.input[v] + tile.row_starts[y];
+    const A* input[kRegisters];
+#pragma GCC unroll 6
+    for (int v = 0; v < kRegisters; ++v)
+      input[v] = tile.input[v / kParts] + v % kParts * kRegisterLanes<A> + tile.row_starts[y];
     for (int64_t x = 0; x < tile.width; ++x, gradients += kRows) {
-      Vec<A> columns[kVectors];
-#pragma GCC unroll 3
-      for (int v = 0; v < kVectors; ++v) columns[v] = load(input[v] + x * step);
+      Register<A> columns[kRegisters];
+#pragma GCC unroll 6
+      for (int v = 0; v < kRegisters; ++v) columns[v] = load_register(input[v] + x * step);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 3
-        for (int v = 0; v < kVectors; ++v) total[r][v] += gradients[r] * columns[v];
+#pragma GCC unroll 6
+        for (int v = 0; v < kRegisters; ++v) total[r][v] += gradients[r] * columns[v];
       }
     }
   }
-  A* sums = tile.sums;
-#pragma GCC unroll 3
-  for (int v = 0; v < kVectors; ++v) {
+  const bool first = tile.first;
+#pragma GCC unroll 6
+  for (int v = 0; v < kRegisters; ++v) {
+    A* sums = tile.sums + v / kParts * kRows * kLanes<A> + v % kParts * kRegisterLanes<A>;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r, sums += kLanes<A>) {
-      store(sums, tile.first ? total[r][v] : load(sums) + total[r][v]);
+      store_register(sums, first ? total[r][v] : load_register(sums) + total[r][v]);
     }
   }
 }

@@ -12,6 +12,35 @@
 
 NNOPS_BEGIN_KERNELS
 
+// A vector of the ISA's own width: GCC keeps longer ones in memory, not in registers. A Vec is
+// kParts of them.
+constexpr int kParts = 64 / kRegisterBytes;
+template <typename A>
+struct RegisterOf;
+template <>
+struct RegisterOf<float> {
+  typedef float type __attribute__((vector_size(kRegisterBytes)));
+};
+template <>
+struct RegisterOf<double> {
+  typedef double type __attribute__((vector_size(kRegisterBytes)));
+};
+template <typename A>
+using Register = typename RegisterOf<A>::type;
+template <typename A>
+constexpr int64_t kRegisterLanes = kRegisterBytes / sizeof(A);
+
+template <typename A>
+NNOPS_INLINE Register<A> load_register(const A* pointer) {
+  Register<A> result;
+  std::memcpy(&result, pointer, sizeof(result));
+  return result;
+}
+template <typename A>
+NNOPS_INLINE void store_register(A* pointer, Register<A> value) {
+  std::memcpy(pointer, &value, sizeof(value));
+}
+
 // The largest tile that the registers hold: accumulators, one row of vectors and a broadcast.
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8;
@@ -50,36 +79,39 @@ struct PixelTile {
 
 template <typename A, int kRows, int kVectors>
 void multiply_pixel_tile(const PixelTile<A>& tile) {
-  Vec<A> total[kRows][kVectors] = {};
+  constexpr int kRegisters = kVectors * kParts;
+  Register<A> total[kRows][kRegisters] = {};
   const A* weights = tile.weights;
-  const A* planes[kVectors];
+  const A* planes[kRegisters];
 #pragma GCC unroll 6
-  for (int v = 0; v < kVectors; ++v) planes[v] = tile.planes[v];
+  for (int v = 0; v < kRegisters; ++v)
+    planes[v] = tile.planes[v / kParts] + v % kParts * kRegisterLanes<A>;
   const int64_t* offsets = tile.offsets;
   const int64_t* end = offsets + tile.depth;
   for (; offsets < end; ++offsets, weights += kRows) {
     const int64_t offset = *offsets;
-    Vec<A> pixels[kVectors];
+    Register<A> pixels[kRegisters];
 #pragma GCC unroll 6
-    for (int v = 0; v < kVectors; ++v) pixels[v] = load(planes[v] + offset);
+    for (int v = 0; v < kRegisters; ++v) pixels[v] = load_register(planes[v] + offset);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 6
-      for (int v = 0; v < kVectors; ++v) total[r][v] += weights[r] * pixels[v];
+      for (int v = 0; v < kRegisters; ++v) total[r][v] += weights[r] * pixels[v];
     }
   }
-  A* sums[kVectors];
+  A* sums[kRegisters];
 #pragma GCC unroll 6
-  for (int v = 0; v < kVectors; ++v) sums[v] = tile.sums[v];
+  for (int v = 0; v < kRegisters; ++v)
+    sums[v] = tile.sums[v / kParts] + v % kParts * kRegisterLanes<A>;
   const int64_t sum_stride = tile.sum_stride;
   const A* bias = tile.bias;
   if (!tile.first) {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 6
-      for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < kRegisters; ++v) {
         A* sum = sums[v] + r * sum_stride;
-        store(sum, load(sum) + total[r][v]);
+        store_register(sum, load_register(sum) + total[r][v]);
       }
     }
     return;
@@ -87,8 +119,9 @@ void multiply_pixel_tile(const PixelTile<A>& tile) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 6
-    for (int v = 0; v < kVectors; ++v) {
-      store(sums[v] + r * sum_stride, bias != nullptr ? total[r][v] + bias[r] : total[r][v]);
+    for (int v = 0; v < kRegisters; ++v) {
+      store_register(sums[v] + r * sum_stride,
+                     bias != nullptr ? total[r][v] + bias[r] : total[r][v]);
     }
   }
 }
