@@ -3,8 +3,9 @@
 A layer is exchanged where its type is exactly a class of torch.nn that nnops.nn has a subclass of.
 Subclasses of one's own, parametrized, lazy and quantised layers have another type and stay as they
 are: their behaviour is not known here. Nothing is built anew: a layer of nnops.nn differs from
-torch's in `forward` alone, so it takes over the attributes of the layer it stands for, the very
-same parameters, buffers and hooks among them.
+torch's in `forward` alone (and in options of its own, which are off in a layer that has no such
+attribute), so it takes over the attributes of the layer it stands for, the very same parameters,
+buffers and hooks among them.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as TF
 from torch import Tensor
 
+import nnops
 import nnops.nn as nn
 import nnops.nn.functional as F
 from nnops import _C
@@ -353,6 +354,105 @@ def test_small_losses_of_logits_keep_relative_accuracy() -> None:
     )
     exact = torch.nn.functional.softplus(-logits.double().abs()).float()
     torch.testing.assert_close(loss, exact, rtol=1e-6, atol=0)
+
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def largest_logit(dtype: torch.dtype) -> float:
+    return min(2.0**64, torch.finfo(dtype).max)
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("pos_weight", (None, 0.5))
+def test_finite_losses_of_infinite_logits(
+    pos_weight: float | None, dtype: torch.dtype, isa: str
+) -> None:
+    factor = 1.0 if pos_weight is None else pos_weight
+    largest = largest_logit(dtype)
+    options = {"pos_weight": None if pos_weight is None else torch.tensor(pos_weight, dtype=dtype)}
+    # logit, target, loss, its derivatives by both
+    cases = [
+        (-INF, 0.0, 0.0, 0.0, factor * largest),
+        (-INF, 1.0, factor * largest, -factor, factor * largest),
+        (-INF, 0.5, factor * largest / 2, -factor / 2, factor * largest),
+        (INF, 1.0, 0.0, 0.0, -largest),
+        (INF, 0.0, largest, 1.0, -largest),
+        (INF, 0.5, largest / 2, 0.5, -largest),
+    ]
+    logits, targets, losses, by_logit, by_target = torch.tensor(cases, dtype=dtype).unbind(1)
+    x, t = logits.clone().requires_grad_(), targets.clone().requires_grad_()
+    loss = F.binary_cross_entropy_with_logits(x, t, reduction="none", finite=True, **options)
+    gradients = torch.autograd.grad(loss, (x, t), torch.ones_like(loss))
+    for actual, expected in zip((loss, *gradients), (losses, by_logit, by_target), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    tangent = torch.ones_like(logits)
+    _, moved = torch.func.jvp(
+        lambda each: F.binary_cross_entropy_with_logits(
+            each, targets, reduction="none", finite=True, **options
+        ),
+        (logits,),
+        (tangent,),
+    )
+    torch.testing.assert_close(moved, by_logit, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_finite_losses_stay_finite_in_every_derivative(reduction: str, dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    logits = [INF, -INF, largest, -largest, 0.0, 3.0] * 3
+    targets = [0.0] * 6 + [1.0] * 6 + [0.25] * 6
+    x = torch.tensor(logits, dtype=dtype, requires_grad=True)
+    t = torch.tensor(targets, dtype=dtype, requires_grad=True)
+    weight = torch.linspace(0, 1, len(logits)).to(dtype)
+    loss = F.binary_cross_entropy_with_logits(x, t, weight, reduction=reduction, finite=True)
+    if not (dtype is torch.float16 and reduction == "sum"):
+        assert loss.isfinite().all()
+    assert not loss.isnan().any()
+    firsts = torch.autograd.grad(loss, (x, t), torch.ones_like(loss), create_graph=True)
+    assert all(gradient.isfinite().all() for gradient in firsts)
+    seconds = torch.autograd.grad([first.sum() for first in firsts], (x, t))
+    assert all(gradient.isfinite().all() for gradient in seconds)
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_finite_changes_no_bit_of_losses_of_smaller_logits(dtype: torch.dtype, isa: str) -> None:
+    sizes = torch.logspace(-6, math.log10(largest_logit(dtype)), 500, dtype=torch.float64)
+    logits = torch.cat([sizes, -sizes, torch.tensor([0.0, -0.0, NAN])]).to(dtype)
+    logits = logits.clamp(-largest_logit(dtype), largest_logit(dtype))
+    targets = torch.rand(logits.shape).to(dtype)
+    results = []
+    for finite in (False, True):
+        x, t = logits.clone().requires_grad_(), targets.clone().requires_grad_()
+        loss = F.binary_cross_entropy_with_logits(x, t, reduction="none", finite=finite)
+        gradients = torch.autograd.grad(loss, (x, t), torch.ones_like(loss))
+        results.append((loss.detach(), *gradients))
+    for without, with_finite in zip(*results, strict=True):
+        torch.testing.assert_close(without, with_finite, rtol=0, atol=0, equal_nan=True)
+
+
+def test_finite_compiles() -> None:
+    logits = torch.tensor([INF, -INF, 1.0], requires_grad=True)
+    targets = torch.tensor([1.0, 0.0, 0.5])
+    module = nn.BCEWithLogitsLoss(finite=True)
+    loss = torch.compile(module, fullgraph=True, backend="aot_eager")(logits, targets)
+    torch.testing.assert_close(loss, module(logits, targets))
+    loss.backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+def test_finite_module() -> None:
+    module = nn.BCEWithLogitsLoss(finite=True)
+    assert repr(module) == "BCEWithLogitsLoss(finite=True)"
+    assert repr(nn.BCEWithLogitsLoss()) == "BCEWithLogitsLoss()"
+    assert list(module.state_dict()) == list(torch.nn.BCEWithLogitsLoss().state_dict())
+    logits, targets = torch.tensor([INF]), torch.tensor([1.0])
+    assert module(logits, targets).item() == 0
+    converted = nnops.convert(torch.nn.BCEWithLogitsLoss())
+    assert isinstance(converted, nn.BCEWithLogitsLoss)
+    assert converted(logits, targets).isnan()
+    assert nnops.convert(nnops.revert(module))(logits, targets).item() == 0
 
 
 MODULES: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -40,7 +40,9 @@ def nnops_log_beyond_one(x: torch.Tensor) -> torch.Tensor:
 
 def nnops_softplus(x: torch.Tensor) -> torch.Tensor:
     """log1p(exp(-x)) for x >= 0"""
-    return torch.ops.nnops.binary_cross_entropy_with_logits(x, torch.ones_like(x), None, None, 0)
+    return torch.ops.nnops.binary_cross_entropy_with_logits(
+        x, torch.ones_like(x), None, None, False, 0
+    )
 
 
 def all_magnitudes(low: float, high: float) -> np.ndarray:

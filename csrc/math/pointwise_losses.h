@@ -21,7 +21,7 @@
 //   kl_div_log_target  exp(t) (t - x)
 //   bce                -w (t max(log x, -100) + (1 - t) max(log(1 - x), -100))
 //   bce_logits         w ((1 - t) x - log sigmoid(x)), with pos_weight w ((1 - t) x - (1 + (p - 1)
-//   t) log sigmoid(x))
+//   t) log sigmoid(x)), with x in [-largest logit, largest logit]
 #pragma once
 
 #include <limits>
@@ -53,7 +53,7 @@ struct LossElement {
   Value target;
   Value weight;      // 1 where there is none
   Value pos_weight;  // only read by losses that say kHasPosWeight
-  Value parameter;   // beta or delta
+  Value parameter;   // beta, delta or the largest logit, beyond which they count as it
 };
 
 // What the kernels must know of a loss beyond its formulas.
@@ -199,6 +199,10 @@ struct LogitsLoss : OtherLoss<A> {
   using typename OtherLoss<A>::V;
   static constexpr bool kHasWeight = true;
 
+  // x in [-largest, largest]; a NaN stays.
+  NNOPS_MATH V bounded(V x, V largest) {
+    return A::select(x > largest, largest, A::select(x < -largest, -largest, x));
+  }
   NNOPS_MATH V decay(V x) { return A::exp_nonpositive(-A::abs(x)); }
   NNOPS_MATH V softplus(V x) { return A::log1p_near(LogitsLoss::decay(x)); }
   // 1 - sigmoid(|x|), to full relative precision.
@@ -219,7 +223,7 @@ struct BceLogitsLoss : LogitsLoss<A> {
   using typename OtherLoss<A>::V;
   using typename OtherLoss<A>::Element;
   NNOPS_MATH V value(Element e) {
-    const V x = e.input;
+    const V x = BceLogitsLoss::bounded(e.input, e.parameter);
     const V slope = A::select(x < A::constant(0.0), -e.target, A::constant(1.0) - e.target);
     return e.weight *
            (slope * x + BceLogitsLoss::softplus(x) + BceLogitsLoss::nan_at_minus_infinity(x));
@@ -229,7 +233,9 @@ struct BceLogitsLoss : LogitsLoss<A> {
     return e.weight * A::select(e.input < A::constant(0.0), tail - e.target,
                                 (A::constant(1.0) - e.target) - tail);
   }
-  NNOPS_MATH V by_target(Element e) { return e.weight * -e.input; }
+  NNOPS_MATH V by_target(Element e) {
+    return e.weight * -BceLogitsLoss::bounded(e.input, e.parameter);
+  }
 };
 
 template <typename A>
@@ -240,7 +246,7 @@ struct BceLogitsPosWeightLoss : LogitsLoss<A> {
 
   NNOPS_MATH V value(Element e) {
     const V one = A::constant(1.0);
-    const V x = e.input;
+    const V x = BceLogitsPosWeightLoss::bounded(e.input, e.parameter);
     const V positive = e.pos_weight * e.target;
     const V log_weight = (e.pos_weight - one) * e.target + one;
     const V slope = A::select(x < A::constant(0.0), -positive, one - e.target);
@@ -257,7 +263,7 @@ struct BceLogitsPosWeightLoss : LogitsLoss<A> {
   }
   // log sigmoid(-x) - p log sigmoid(x)
   NNOPS_MATH V by_target(Element e) {
-    const V x = e.input;
+    const V x = BceLogitsPosWeightLoss::bounded(e.input, e.parameter);
     const V linear = A::select(x < A::constant(0.0), e.pos_weight * x, x);
     return e.weight *
            ((e.pos_weight - A::constant(1.0)) * BceLogitsPosWeightLoss::softplus(x) - linear);

@@ -6,6 +6,7 @@
 #include "ops/pointwise_losses.h"
 
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "core/check.h"
@@ -319,36 +320,45 @@ Tensor binary_cross_entropy_backward_target(const Tensor& grad_output, const Ten
 
 // --- binary_cross_entropy_with_logits -----------------------------------------------------------
 
-Problem bce_logits_problem(const char* op, const Weight& weight, const Weight& pos_weight,
-                           int64_t reduction) {
+// With `finite`, logits beyond this count as it: an infinite one then costs a number where the
+// target disagrees and nothing where it agrees. 2^64 leaves weighted losses, their sums and means
+// far from overflow; float16 ends before.
+double largest_logit(bool finite, const Tensor& input) {
+  if (!finite) return std::numeric_limits<double>::infinity();
+  return known_dtype(input) == DType::kFloat16 ? 65504.0 : 0x1p64;
+}
+
+Problem bce_logits_problem(const char* op, const Tensor& input, const Weight& weight,
+                           const Weight& pos_weight, bool finite, int64_t reduction) {
   const auto loss = pos_weight.has_value() ? &PointwiseLossKernels::bce_logits_pos_weight
                                            : &PointwiseLossKernels::bce_logits;
-  return {op, loss, reduction, 0, &weight, &pos_weight};
+  return {op, loss, reduction, largest_logit(finite, input), &weight, &pos_weight};
 }
 
 Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& target,
-                                        const Weight& weight, const Weight& pos_weight,
+                                        const Weight& weight, const Weight& pos_weight, bool finite,
                                         int64_t reduction) {
-  const Problem problem =
-      bce_logits_problem("binary_cross_entropy_with_logits", weight, pos_weight, reduction);
+  const Problem problem = bce_logits_problem("binary_cross_entropy_with_logits", input, weight,
+                                             pos_weight, finite, reduction);
   check_target_value_sizes(problem.op, input, target);
   return forward(problem, input, target, Order::kTarget);
 }
 
 Tensor binary_cross_entropy_with_logits_backward(const Tensor& grad_output, const Tensor& input,
                                                  const Tensor& target, const Weight& weight,
-                                                 const Weight& pos_weight, int64_t reduction) {
-  return backward_input(bce_logits_problem("binary_cross_entropy_with_logits_backward", weight,
-                                           pos_weight, reduction),
+                                                 const Weight& pos_weight, bool finite,
+                                                 int64_t reduction) {
+  return backward_input(bce_logits_problem("binary_cross_entropy_with_logits_backward", input,
+                                           weight, pos_weight, finite, reduction),
                         grad_output, input, target);
 }
 
 Tensor binary_cross_entropy_with_logits_backward_target(const Tensor& grad_output,
                                                         const Tensor& input, const Weight& weight,
-                                                        const Weight& pos_weight,
+                                                        const Weight& pos_weight, bool finite,
                                                         int64_t reduction) {
   return backward_target(bce_logits_problem("binary_cross_entropy_with_logits_backward_target",
-                                            weight, pos_weight, reduction),
+                                            input, weight, pos_weight, finite, reduction),
                          grad_output, input, input);
 }
 
@@ -394,16 +404,16 @@ NNOPS_OPERATOR(binary_cross_entropy_backward_target,
                "(Tensor grad_output, Tensor input, Tensor? weight, int reduction) -> Tensor",
                binary_cross_entropy_backward_target)
 NNOPS_OPERATOR(binary_cross_entropy_with_logits,
-               "(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction)"
-               " -> Tensor",
+               "(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, bool finite,"
+               " int reduction) -> Tensor",
                binary_cross_entropy_with_logits)
 NNOPS_OPERATOR(binary_cross_entropy_with_logits_backward,
                "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, "
-               "Tensor? pos_weight, int reduction) -> Tensor",
+               "Tensor? pos_weight, bool finite, int reduction) -> Tensor",
                binary_cross_entropy_with_logits_backward)
 NNOPS_OPERATOR(binary_cross_entropy_with_logits_backward_target,
                "(Tensor grad_output, Tensor input, Tensor? weight, Tensor? pos_weight, "
-               "int reduction) -> Tensor",
+               "bool finite, int reduction) -> Tensor",
                binary_cross_entropy_with_logits_backward_target)
 
 }  // namespace nnops

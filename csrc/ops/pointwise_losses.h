@@ -14,7 +14,7 @@ struct PointwiseLossArguments {
   const void* weight;      // null: 1
   const void* pos_weight;  // null unless the loss has one
   int64_t n;
-  double parameter;  // beta or delta
+  double parameter;  // beta, delta or the largest logit
 };
 
 // Bits of the kernels' answer: which operands hold values that the loss is not defined for.

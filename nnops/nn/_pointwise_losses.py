@@ -415,6 +415,8 @@ def binary_cross_entropy_with_logits(
     reduce: bool | None = None,
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
+    *,
+    finite: bool = False,
 ) -> Tensor:
     """-weight (pos_weight target log(s) + (1 - target) log(1 - s)), s = sigmoid(input), reduced.
 
@@ -426,6 +428,10 @@ def binary_cross_entropy_with_logits(
         reduce: deprecated, see `reduction`.
         reduction: 'none', 'mean' or 'sum'.
         pos_weight (Tensor): must broadcast to the sizes of `input`; any real dtype but bool.
+        finite: no infinity or NaN comes of infinite logits. Logits beyond +-2^64 (float16: beyond
+            +-65504) count as that number: the loss is 0 where the target agrees, |target - s| times
+            that number (and the weights) elsewhere, and its sums and means are finite too, unless
+            the dtype is too narrow for them. Nothing else changes, no bit of it.
 
     Returns:
         Tensor[*] or Tensor[]: of the dtype of `target`.
@@ -438,8 +444,9 @@ def binary_cross_entropy_with_logits(
     Differences from torch: losses near 0 keep their relative accuracy (torch returns 0 from an
     input of about -17 down where the target is 0). bfloat16 and float16 compute in float32 and
     round once, also where only some operands have them. A uint8 pos_weight of 0 is 0, where torch's
-    pos_weight - 1 wraps. As in torch, the value at infinite logits is NaN where it is infinity -
-    infinity.
+    pos_weight - 1 wraps. Unless `finite`, which torch lacks, losses of
+    infinite logits are torch's: NaN at infinity if the target is 1, at -infinity always.
+    Gradients by input are finite and alike in both: the sigmoid is 0 or 1 there.
 
     Source: torch.nn.functional.binary_cross_entropy_with_logits.
     """
@@ -457,5 +464,5 @@ def binary_cross_entropy_with_logits(
     if pos_weight is not None and pos_weight.dtype is torch.bool:
         raise RuntimeError(f"nnops::{op}: pos_weight must not be bool")
     operands = _promoted((input, target, weight, pos_weight))
-    result: Tensor = _losses.binary_cross_entropy_with_logits(*operands, code)
+    result: Tensor = _losses.binary_cross_entropy_with_logits(*operands, bool(finite), code)
     return result if result.dtype is target.dtype else result.to(target.dtype)

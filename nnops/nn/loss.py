@@ -51,9 +51,36 @@ class BCELoss(torch.nn.BCELoss):
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
-    """torch.nn.BCEWithLogitsLoss on nnops.nn.functional.binary_cross_entropy_with_logits."""
+    """torch.nn.BCEWithLogitsLoss on nnops.nn.functional.binary_cross_entropy_with_logits.
+
+    `finite`, which torch lacks, makes a number of what infinite logits cost: see the function.
+    """
+
+    finite: bool = False
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        pos_weight: Tensor | None = None,
+        *,
+        finite: bool = False,
+    ) -> None:
+        super().__init__(weight, size_average, reduce, reduction, pos_weight)
+        if finite:  # else the attributes are torch's
+            self.finite = True
+
+    def extra_repr(self) -> str:
+        return "finite=True" if self.finite else ""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(
-            input, target, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
+            input,
+            target,
+            self.weight,
+            pos_weight=self.pos_weight,
+            reduction=self.reduction,
+            finite=self.finite,
         )

@@ -396,7 +396,10 @@ def _mixed_partial(
 
 
 class BinaryCrossEntropyWithLogitsBackward(Derivative):
-    """grad_output * weight * ((1 + (pos_weight - 1) target) sigmoid(input) - pos_weight target)"""
+    """grad_output * weight * ((1 + (pos_weight - 1) target) sigmoid(input) - pos_weight target)
+
+    Infinite logits saturate the sigmoid, whether `finite` or not.
+    """
 
     name = "binary_cross_entropy_with_logits_backward"
     weights = 2
@@ -404,7 +407,7 @@ class BinaryCrossEntropyWithLogitsBackward(Derivative):
 
     @staticmethod
     def partials(*operands_and_extra: Any) -> tuple[Tensor | float, ...]:
-        input, target, weight, pos_weight = operands_and_extra
+        input, target, weight, pos_weight, _ = operands_and_extra
         probability = input.sigmoid()
         curvature = probability * (1.0 - probability)
         if pos_weight is not None:
@@ -422,7 +425,8 @@ class BinaryCrossEntropyWithLogitsBackwardTarget(Derivative):
 
     @staticmethod
     def partials(*operands_and_extra: Any) -> tuple[Tensor | float, ...]:
-        return (_mixed_partial(*operands_and_extra),)
+        input, weight, pos_weight, _ = operands_and_extra
+        return (_mixed_partial(input, weight, pos_weight),)
 
 
 class BinaryCrossEntropyWithLogits(TwoDerivativesLoss):

@@ -405,6 +405,22 @@ def logits_errors() -> Iterator[ErrorSample]:
     )
 
 
+def finite_logits(*args: Any, **kwargs: Any) -> Tensor:
+    """binary_cross_entropy_with_logits(finite=True)"""
+    import nnops.nn.functional as functional
+
+    loss: Tensor = functional.binary_cross_entropy_with_logits(*args, finite=True, **kwargs)
+    return loss
+
+
+def bounded_logits(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The same by torch, but for gradients beyond the bound."""
+    if input.is_floating_point():
+        bound = min(2.0**64, torch.finfo(input.dtype).max)
+        input = input.clamp(-bound, bound)
+    return torch.nn.functional.binary_cross_entropy_with_logits(input, *args, **kwargs)
+
+
 CASES = (
     OpCase(
         name="l1_loss",
@@ -489,6 +505,23 @@ CASES = (
         samples=logits_samples,
         gradcheck_samples=logits_gradchecks,
         error_samples=logits_errors,
+        benchmark_samples=_benchmarks(_logits_pair),
+        forward_work=_forward_work(7),
+        backward_work=_backward_work(5),
+    ),
+    OpCase(
+        name="finite_binary_cross_entropy_with_logits",
+        operators=(
+            "binary_cross_entropy_with_logits",
+            "binary_cross_entropy_with_logits_backward",
+            "binary_cross_entropy_with_logits_backward_target",
+        ),
+        dtypes=FLOATING,
+        samples=logits_samples,
+        gradcheck_samples=logits_gradchecks,
+        error_samples=logits_errors,
+        function=finite_logits,
+        reference=bounded_logits,
         benchmark_samples=_benchmarks(_logits_pair),
         forward_work=_forward_work(7),
         backward_work=_backward_work(5),
