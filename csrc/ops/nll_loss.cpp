@@ -14,6 +14,9 @@ namespace nnops {
 namespace {
 
 constexpr KernelTable<NllLossKernels> kTable = NNOPS_KERNEL_TABLE(nll_loss_kernels);
+// Writing a zero costs about this fraction of what chunks are made for, a value that is computed.
+constexpr int64_t kZerosPerValue = 8;
+
 const RegisterAlgorithms kAlgorithms("nll_loss", {"gather"});
 
 std::tuple<Tensor, Tensor> nll_loss(const Tensor& input, const Tensor& target,
@@ -85,7 +88,8 @@ Tensor nll_loss_backward(const Tensor& grad_output, const Tensor& target,
   ClassView gy{grad_output, {}};
   if (g.reduction == Reduction::kNone) gy = class_view(grad_output, false, single);
   g.grad_output = gy.strides;
-  set_chunks(g, g.classes);
+  // Zeros in long runs; nothing is added up, so that the chunks may be large.
+  set_chunks(g, (g.classes + kZerosPerValue - 1) / kZerosPerValue);
 
   Tensor grad_input = empty_contiguous(sizes, dtype, grad_output);
   std::vector<ClassSums> sums(static_cast<size_t>(g.chunks));
