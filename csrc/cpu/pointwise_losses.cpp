@@ -11,7 +11,7 @@
 
 #include <type_traits>
 
-#include "cpu/wide.h"
+#include "cpu/wide_math.h"
 
 NNOPS_BEGIN_KERNELS
 
