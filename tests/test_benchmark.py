@@ -274,7 +274,7 @@ def test_every_function_has_benchmark_samples_that_build(case: OpCase) -> None:
     keys = [(each.name, each.layout) for each in case.benchmark_samples]
     assert len(set(keys)) == len(keys)
     kinds = {each.kernel_class for each in case.benchmark_samples}
-    assert OVERHEAD in kinds and len(kinds) > 1
+    assert OVERHEAD in kinds
     for benchmark in case.benchmark_samples:
         sample = benchmark.build(ShapeMaker(torch.float32, requires_grad=True))
         forward, backward = case.forward_work(sample), case.backward_work(sample)
@@ -436,7 +436,7 @@ def test_peak_memory_of_a_fresh_process() -> None:
     benchmark = next(each for each in case.benchmark_samples if each.name == "2^22")
     measured = measure_in_fresh_process(case, benchmark, torch.float32, _C.active_isa(), 1, "ours")
     size = 4 * 2**22
-    assert measured.saved == size
+    assert measured.saved == size // 32  # one bit an element
     # Output, its gradient and the input's; the resident set is counted in batches of pages.
     assert measured.peak == pytest.approx(3 * size, rel=0.1)
 

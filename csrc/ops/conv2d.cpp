@@ -171,6 +171,12 @@ Conv2dGeometry make_geometry(const char* op, Sizes input, Sizes weight, const In
   g.ow = output_size(op, "width", g.w, g.pad_left, padding[four ? 3 : 1], g.kw, g.stride_w,
                      g.dilation_w);
   checked_numel(op, IntList{g.n, g.oc, g.oh, g.ow});
+  // A stride that is never stepped and a dilation of a single tap mean nothing; kernels walk along
+  // both, so they must not be as large as a caller likes.
+  if (g.oh == 1) g.stride_h = 1;
+  if (g.ow == 1) g.stride_w = 1;
+  if (g.kh == 1) g.dilation_h = 1;
+  if (g.kw == 1) g.dilation_w = 1;
   return g;
 }
 

@@ -5,10 +5,6 @@
 
 NNOPS_BEGIN_KERNELS
 
-// Up to so many classes, the logits of a block of rows are copied to where they stay in the cache:
-// planes of classes that lie a power of two apart drive each other out of it between two sweeps.
-constexpr int64_t kCopiedClasses = 128;
-
 // What a row's loss is made of, whichever way the row was read.
 template <typename A>
 struct RowTerms {
@@ -107,11 +103,8 @@ struct Forward {
     A dot_of[kRows<A>] = {};
     V max;
     V rest;
-    A copy[kCopiedClasses * kRows<A>];
-    const bool copied = g.classes <= kCopiedClasses;
     const auto logit = [&](int64_t c) NNOPS_INLINE_LAMBDA {
-      return copied ? read<V>(static_cast<const A*>(copy) + c * kRows<A>)
-                    : read_lanes(logits(n, s) + c * g.input.c, g.input.s, count);
+      return read_lanes(logits(n, s) + c * g.input.c, g.input.s, count);
     };
     if (g.class_vectors) {
       A rest_of[kRows<A>] = {};
@@ -124,10 +117,8 @@ struct Forward {
     } else {
       max = splat<V>(-std::numeric_limits<A>::infinity());
       for (int64_t c = 0; c < g.classes; ++c) {
-        const T* x = logits(n, s) + c * g.input.c;
-        prefetch_lanes(x, g.input.s);
-        const V v = read_lanes(x, g.input.s, count);
-        if (copied) write(copy + c * kRows<A>, v);
+        prefetch_lanes(logits(n, s) + c * g.input.c, g.input.s);
+        const V v = logit(c);
         max = select(v > max, v, max);
       }
       const RestSum<V> sum = blocked_sum<RestSum<V>>(g.classes, [&](int64_t c) NNOPS_INLINE_LAMBDA {
