@@ -17,6 +17,9 @@ namespace nnops {
 
 const char* dtype_name(DType dtype);
 
+// float32, float64, bfloat16 and float16, with which the enum begins.
+constexpr bool is_floating(DType dtype) { return dtype <= DType::kFloat16; }
+
 struct Choice {
   const char* op = "";
   const char* algorithm = "";

@@ -21,7 +21,7 @@ constexpr int64_t kGrain = kGrainElements / 4;
 
 bool is_floating(const Tensor& tensor) {
   const std::optional<DType> dtype = known_dtype(tensor);
-  return dtype.has_value() && *dtype <= DType::kFloat16;
+  return dtype.has_value() && is_floating(*dtype);
 }
 
 void check_smoothing(const char* op, double label_smoothing) {

@@ -22,8 +22,6 @@ using ForwardChoice =
 using BackwardChoice =
     Algorithm<MaxPool2dKernels, PerDType<MaxPool2dKernels::Backward>, Pool2dGeometry>;
 
-bool is_floating(DType dtype) { return dtype <= DType::kFloat16; }
-
 // What "rows" and "channels" ask for alike: places inside a plane are kept in lanes of 32 bits.
 std::string vector_reason(const Pool2dGeometry& g, DType dtype) {
   if (!is_floating(dtype)) return "only for floating dtypes";

@@ -54,8 +54,6 @@ const PointwiseLossFunctions& functions_of(const Problem& problem) {
   return active_kernels(kTable).*problem.loss;
 }
 
-bool is_floating(DType dtype) { return dtype <= DType::kFloat16; }
-
 void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
   check_device(op, name, tensor);
   check_same_type(op, name, tensor, "input", input);

@@ -117,16 +117,8 @@ def first_output(route: Router, formulas: type[Formulas]) -> Router:
     not be wrapped and marked on every call.
     """
     raw = _function_of(getattr(torch.ops.nnops, f"_{formulas.name}").default)
-    setup_context = formulas.setup_context
-
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        outputs = raw(*inputs)
-        setup_context(ctx, inputs, outputs)
-        return outputs[0]
-
     class_name = f"{formulas.__name__}Function"
-    body = {"forward": staticmethod(forward), "backward": staticmethod(formulas.backward)}
-    apply_light = _apply_of(type(class_name, (torch.autograd.Function,), body))
+    apply_light = _apply_of(_light_function(class_name, formulas, raw, first=True))
     differentiable = formulas.differentiable
 
     def route_first(*inputs: Any) -> Any:
@@ -196,14 +188,14 @@ def _keyword_setup(formulas: type[Formulas]) -> Callable[..., None]:
 
 
 def _light_function(
-    class_name: str, formulas: type[Formulas], raw: Callable[..., Any]
+    class_name: str, formulas: type[Formulas], raw: Callable[..., Any], first: bool = False
 ) -> type[torch.autograd.Function]:
     setup_context = formulas.setup_context
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         output = raw(*inputs)
         setup_context(ctx, inputs, output)
-        return output
+        return output[0] if first else output
 
     body = {"forward": staticmethod(forward), "backward": staticmethod(formulas.backward)}
     return type(class_name, (torch.autograd.Function,), body)
