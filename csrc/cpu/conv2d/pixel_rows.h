@@ -86,10 +86,8 @@ struct RowsPlan {
   }
 
   int64_t first_vector(int64_t panel) const { return panel * vectors / panels; }
-  // Of the buffer in which the sums of a vector of channels are transposed.
-  int64_t plane_stride() const {
-    return (divide_up(images * height * width, kLanes<A>) | 1) * kLanes<A>;
-  }
+  // Of the buffer in which the sums of a row are transposed for images that are not packed.
+  int64_t plane_stride() const { return (divide_up(width, kLanes<A>) | 1) * kLanes<A>; }
   int64_t table_size() const { return round_up(2 * chain * taps, 8); }
   // The weights of one chain, while they are packed, take the same place.
   int64_t thread_size() const {
@@ -187,17 +185,30 @@ template <typename T>
 void write_rows(const RowsStrip<T>& strip, const acc_t<T>* sums, acc_t<T>* planes, int64_t channel0,
                 int64_t channels, const PixelPass& pass, const RowsPlan<acc_t<T>>& plan) {
   using A = acc_t<T>;
-  const int64_t pixels = strip.images * strip.height * strip.width;
-  for (int64_t c0 = 0; c0 < channels; c0 += kLanes<A>) {
-    const int64_t count = smaller(kLanes<A>, channels - c0);
-    transpose(planes, plan.plane_stride(), sums + c0, plan.sum_stride, 1, pixels, count);
-    for (int64_t image = 0; image < strip.images; ++image) {
-      for (int64_t c = 0; c < count; ++c) {
-        const int64_t channel = channel0 + c0 + c;
-        write_channel(strip.written + image * pass.written.n + channel * pass.written.c,
-                      planes + c * plan.plane_stride() + image * strip.height * strip.width,
-                      strip.bias != nullptr ? to_acc(strip.bias[channel]) : A{0}, strip.y0,
-                      strip.x0, strip.height, strip.width, pass, strip.width);
+  const int64_t step_h = pass.y.out_step * pass.written.h;
+  const int64_t step_w = pass.x.out_step * pass.written.w;
+  const bool whole_rows = step_w == 1 && step_h == strip.width;
+  const int64_t run = whole_rows ? strip.height * strip.width : strip.width;
+  const int64_t runs = whole_rows ? 1 : strip.height;
+  for (int64_t image = 0; image < strip.images; ++image) {
+    T* corner = strip.written + image * pass.written.n + channel0 * pass.written.c +
+                (pass.y.out_first + strip.y0 * pass.y.out_step) * pass.written.h +
+                (pass.x.out_first + strip.x0 * pass.x.out_step) * pass.written.w;
+    for (int64_t i = 0; i < runs; ++i, corner += step_h, sums += run * plan.sum_stride) {
+      for (int64_t c0 = 0; c0 < channels; c0 += kLanes<A>) {
+        const int64_t count = smaller(kLanes<A>, channels - c0);
+        const T* bias = strip.bias != nullptr ? strip.bias + channel0 + c0 : nullptr;
+        T* target = corner + c0 * pass.written.c;
+        if (step_w == 1) {
+          write_planes(target, pass.written.c, sums + c0, plan.sum_stride, run, bias, count);
+          continue;
+        }
+        transpose(planes, plan.plane_stride(), sums + c0, plan.sum_stride, 1, run, count);
+        for (int64_t c = 0; c < count; ++c, target += pass.written.c) {
+          const A* plane = planes + c * plan.plane_stride();
+          const A shift = bias != nullptr ? to_acc(bias[c]) : A{0};
+          for (int64_t k = 0; k < run; ++k) target[k * step_w] = from_acc<T>(plane[k] + shift);
+        }
       }
     }
   }
