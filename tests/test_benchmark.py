@@ -242,7 +242,7 @@ def test_a_result_file_reads_back_as_it_was_written(tmp_path: Path) -> None:
         for line in (LIMITS, timed, counted):
             results.write(line, file)
     assert results.read([path]) == Results([LIMITS], [timed, counted])
-    assert results.read([path]).limits_of(1) == LIMITS
+    assert results.read([path]).limits_of(1, "float32") == LIMITS
 
 
 def test_of_rows_measured_twice_the_last_one_counts(tmp_path: Path) -> None:
