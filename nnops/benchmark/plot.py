@@ -1,7 +1,7 @@
 """Plots of a result file, per family x list of shapes x dtype x ISA x thread count.
 
 A bar for the ratio of each row, or, where there are too many for that, of the worst ones, above all
-ratios in order; and a roofline.
+ratios class by class; and a roofline.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 WIN, LOSS, PEER, ROOF = "#2a7f62", "#c0392b", "#8a8a8a", "#404040"
 MARKERS = "os^Dvp*hX<>P"
 # Beyond that many lines nobody reads them.
-MOST_BARS = 80
+MOST_BARS = 60
 WORST = 15
 ROW_INCHES, PANEL_INCHES, LABEL_INCHES = 0.23, 3.4, 2.6
 
@@ -144,7 +144,7 @@ def _bars(axes: Any, rows: list[Row], positions: list[int], others: list[str]) -
 
 
 def _ratio_ranks(rows: list[Row], title: str, path: Path) -> None:
-    """One column per mode: above the bars of the worst rows, below all ratios in order."""
+    """One column per mode: above the bars of the worst rows, below all ratios, class by class."""
     modes = list(dict.fromkeys(row.mode for row in rows))
     with_op = len({row.op for row in rows}) > 1
     classes = list(dict.fromkeys(_series(row) for row in rows))
@@ -163,17 +163,10 @@ def _ratio_ranks(rows: list[Row], title: str, path: Path) -> None:
         bars.set_ylim(WORST - 0.4, -0.6)
         bars.set_title(f"{mode}: the worst", fontsize=10)
         _ranks(ranks, here, classes)
-        ratios = list(map(_ratio, here))
-        slower = sum(ratio < 1 for ratio in ratios)
-        mean = f"geometric mean {geometric_mean(ratios):.2f}"
-        ranks.set_title(f"{mode}: {len(here)} rows, {slower} below 1, {mean}", fontsize=10)
-    legend = [
-        Line2D([], [], color=color, marker=marker, ls="", label=name)
-        for name in classes
-        for color, marker in [_look(classes, name)]
-    ]
-    legend.append(Line2D([], [], color=ROOF, lw=0.8, label="p20 to p80 of the rounds"))
-    figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), fontsize=8)
+        slower = sum(_ratio(row) < 1 for row in here)
+        ranks.set_title(f"{mode}: {slower} of {len(here)} rows below 1", fontsize=10)
+    legend = [Line2D([], [], color=ROOF, lw=0.8, label="p20 to p80 of the rounds")]
+    figure.legend(handles=legend, loc="outside lower center", fontsize=8)
     figure.suptitle(f"torch eager / nnops: {title}", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -184,21 +177,29 @@ def _ratio(row: Row) -> float:
 
 
 def _ranks(axes: Any, rows: list[Row], classes: list[str]) -> None:
-    """`rows` in order, from left to right."""
-    for rank, row in enumerate(rows):
-        versus = row.peers[EAGER]
-        color, marker = _look(classes, _series(row))
-        axes.plot([rank, rank], [versus.p20, versus.p80], color=ROOF, lw=0.6, alpha=0.5)
-        axes.plot(rank, versus.ratio, marker, color=color, ms=4, mec="white", mew=0.3)
-    axes.set_yscale("log")
+    """A band for each class, in which its rows, that come in order, lie below each other."""
+    labels = []
+    for band, name in enumerate(classes):
+        members = [row for row in rows if _series(row) == name]
+        mean = f"\ngeomean {geometric_mean([_ratio(row) for row in members]):.2f}"
+        labels.append(f"{name}, {len(members)} rows{mean if members else ''}")
+        for rank, row in enumerate(members):
+            versus = row.peers[EAGER]
+            y = band + 0.8 * ((rank + 0.5) / len(members) - 0.5)
+            color = WIN if versus.ratio >= 1 else LOSS
+            axes.plot([versus.p20, versus.p80], [y, y], color=ROOF, lw=0.6, alpha=0.6)
+            axes.plot(versus.ratio, y, "o", color=color, ms=4, mec="white", mew=0.3)
+    axes.set_xscale("log")
     lowest, highest = _extent([row.peers[EAGER] for row in rows])
-    axes.set_ylim(lowest, highest)
-    axes.axhline(1, color=ROOF, lw=1)
-    axes.set_xlabel("rows, the slowest first", fontsize=8)
-    _plain_log_ticks(axes.yaxis, highest / lowest)
-    axes.grid(color="#dddddd", lw=0.6)
+    axes.set_xlim(lowest, highest)
+    axes.axvline(1, color=ROOF, lw=1)
+    axes.set_yticks(range(len(classes)), labels, fontsize=8)
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+    axes.hlines(np.arange(1, len(classes)) - 0.5, lowest, highest, color="#dddddd", lw=0.6)
+    _plain_log_ticks(axes.xaxis, highest / lowest)
+    axes.grid(axis="x", color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(axis="x", labelsize=8)
 
 
 def _extent(versus: list[Versus]) -> tuple[float, float]:
