@@ -33,7 +33,8 @@ MATRIX_SIZE, SMALL_MATRIX_SIZE = 2048, 512
 # Images, channels, pixels along each side.
 IMAGE_SHAPE = (2, 256, 56, 56)
 TRY_SECONDS = 4e-3
-TRIES = 7
+# A neighbour may disturb all tries in a row: the curves are measured in sweeps, seconds apart.
+TRIES, SWEEPS = 3, 3
 
 Curve = tuple[tuple[int, float], ...]
 
@@ -90,17 +91,27 @@ def at(curve: Curve, size: int) -> float:
 
 
 def measure_limits(threads: int, dtype: torch.dtype = torch.float32, quick: bool = False) -> Limits:
-    """`quick`: one try each, for trying the engine out; about three seconds otherwise."""
-    tries = 1 if quick else TRIES
+    """`quick`: one try each, for trying the engine out; some five seconds otherwise."""
+    tries, sweeps = (1, 1) if quick else (TRIES, SWEEPS)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        copy = tuple((size, _copy_rate(size, tries)) for size in WORKING_SETS)
-        read = tuple((size, max(rate, _read_rate(size, tries))) for size, rate in copy)
-        gflops = _arithmetic_rate(dtype, tries)
+        copies, reads, arithmetic = [], [], []
+        for _ in range(sweeps):
+            copies.append([_copy_rate(size, tries) for size in WORKING_SETS])
+            reads.append([_read_rate(size, tries) for size in WORKING_SETS])
+            arithmetic.append(_arithmetic_rate(dtype, tries))
+        copy, read = _curve(copies), _curve([*copies, *reads])
+        gflops = max(arithmetic)
         return Limits(threads, copy, read, gflops, str(dtype).removeprefix("torch."))
     finally:
         torch.set_num_threads(before)
+
+
+def _curve(sweeps: list[list[float]]) -> Curve:
+    """The best rate of all sweeps at each working set."""
+    best = [max(rates) for rates in zip(*sweeps, strict=True)]
+    return tuple(zip(WORKING_SETS, best, strict=True))
 
 
 def _fastest(call: Callable[[], object], tries: int) -> float:
