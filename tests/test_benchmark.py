@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 import nnops.nn.functional as F
 from nnops import _C
 from nnops.__main__ import app
-from nnops.benchmark import engine, goals, results
+from nnops.benchmark import engine, goals, limits, results
 from nnops.benchmark.calls import (
     EAGER,
     PEERS,
@@ -29,14 +30,29 @@ from nnops.benchmark.calls import (
     sample_for,
 )
 from nnops.benchmark.compare import compare
-from nnops.benchmark.limits import Limits, at
+from nnops.benchmark.limits import Limits, at, measure_limits
 from nnops.benchmark.machine import OthersLoad
 from nnops.benchmark.memory import measure_in_fresh_process, saved_bytes
+from nnops.benchmark.plot import MOST_BARS, draw
 from nnops.benchmark.results import Bytes, Results, Row, Versus
 from nnops.benchmark.timing import MINIMUM_ROUNDS, Contestant, alternate, calmest, ratios, spread
 from nnops.testing.opdb import CASES, FAMILIES, case as case_named
-from nnops.testing.samples import OVERHEAD, BenchmarkSample, Maker, OpCase, Sample, Work
+from nnops.testing.opdb.conv2d_grid import CHANNELS, GRID, SIZES
+from nnops.testing.opdb.conv2d_layers import Layer
+from nnops.testing.opdb.conv2d_nets import NETS
+from nnops.testing.samples import (
+    DEFAULT_LIST,
+    FLOATING,
+    LAYOUTS,
+    OVERHEAD,
+    BenchmarkSample,
+    Maker,
+    OpCase,
+    Sample,
+    Work,
+)
 
+DTYPES = [str(dtype).removeprefix("torch.") for dtype in FLOATING]
 LIMITS = Limits(1, ((1024, 100.0), (4096, 10.0)), ((1024, 200.0), (4096, 20.0)), 50.0)
 
 
@@ -175,6 +191,7 @@ def test_every_goal_is_about_rows_that_exist() -> None:
         mode, case = Mode(goal.mode), case_named(goal.op)
         covered = [
             each
+            for dtype in DTYPES
             for each in case.benchmark_samples
             if mode.fits(case, each)
             and goal.covers(
@@ -183,7 +200,9 @@ def test_every_goal_is_about_rows_that_exist() -> None:
                     mode=goal.mode,
                     layout=each.layout,
                     kernel_class=each.kernel_class,
+                    shape_list=each.shape_list,
                     sample=each.name,
+                    dtype=dtype,
                 )
             )
         ]
@@ -204,6 +223,43 @@ def test_summary_holds_means_and_worst_against_the_goal_of_the_isa() -> None:
     for percent, met in ((89.0, False), (91.0, True)):
         large = row(op="mse_loss", mode="fwd", sample="2^24", percent_of_limit=percent)
         assert [line.met for line in goals.summary([large])] == [met]
+
+
+def test_a_pattern_of_a_goal_may_be_turned_round() -> None:
+    goal = dataclasses.replace(goals.goals()[0], op="relu", mode="full", layout="*")
+    wide = dataclasses.replace(goal, kernel_class="*", shape_list="!grid", dtype="!float*")
+    half = row(dtype="bfloat16")
+    assert wide.covers(half)
+    assert not wide.covers(row())
+    assert not wide.covers(dataclasses.replace(half, shape_list="grid"))
+
+
+def test_summary_keeps_lists_and_dtypes_apart() -> None:
+    of_conv2d = partial(row, op="conv2d", mode="fwd", layout="NCHW", kernel_class="direct")
+    rows = [of_conv2d(2.0), of_conv2d(1.0, shape_list="grid"), of_conv2d(0.9, dtype="bfloat16")]
+    found = {(line.shape_list, line.dtype): line for line in goals.summary(rows)}
+    assert len(found) == 3 and all(line.rows == 1 and line.goal for line in found.values())
+    assert found["goals", "float32"].met
+    grid = found["grid", "float32"]
+    assert grid.met and grid.goal and (grid.goal.geomean, grid.goal.floor) == (None, 0.95)
+    assert not found["goals", "bfloat16"].met
+
+
+def test_limits_are_those_of_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "WORKING_SETS", (2**18, 2**19))
+    in_hardware = {torch.float32, torch.float64, torch.bfloat16}
+
+    def rate(size: int, dtype: torch.dtype, tries: int) -> float:
+        return 64 / dtype.itemsize if dtype in in_hardware else 1.0
+
+    monkeypatch.setattr(limits, "_matmul_rate", rate)
+    monkeypatch.setattr(limits, "_conv2d_rate", lambda dtype, tries: 0.0)
+    measured = [measure_limits(1, dtype, quick=True) for dtype in FLOATING]
+    # torch emulates float16 here: a kernel that converts reaches the rate of float32.
+    assert [(each.dtype, each.gflops) for each in measured] == [
+        *(("float32", 16.0), ("float64", 8.0)),
+        *(("bfloat16", 32.0), ("float16", 16.0)),
+    ]
 
 
 def changed(old: Row, new: Row) -> tuple[bool, bool]:
@@ -242,7 +298,7 @@ def test_a_result_file_reads_back_as_it_was_written(tmp_path: Path) -> None:
         for line in (LIMITS, timed, counted):
             results.write(line, file)
     assert results.read([path]) == Results([LIMITS], [timed, counted])
-    assert results.read([path]).limits_of(1) == LIMITS
+    assert results.read([path]).limits_of(1, "float32") == LIMITS
 
 
 def test_of_rows_measured_twice_the_last_one_counts(tmp_path: Path) -> None:
@@ -329,6 +385,73 @@ def test_the_parts_of_a_backward_share_its_products() -> None:
     assert sum(flops) == case.backward_work(sample).flops
     # The images of a first layer need no gradient.
     assert sample_for(case, by_name["vgg1_1 b1"].build(make), Mode.BACKWARD_INPUT) is None
+
+
+def test_layers_of_numbers_and_of_pairs() -> None:
+    square = Layer("square", 1, 8, 4, 14, 3, 2, dilation=2)
+    pairs = Layer("pairs", 1, 8, 4, (14, 14), (3, 3), (2, 2), (2, 2), dilation=(2, 2))
+    assert (square.padding_pair, square.output_size) == ((2, 2), (7, 7))
+    assert (pairs.padding_pair, pairs.output_size) == ((2, 2), (7, 7))
+    oblong = Layer("oblong", 2, 8, 4, (14, 9), (5, 1), (1, 3), groups=2)
+    sample = oblong.build(ShapeMaker(torch.float32), "NCHW")
+    output = case_named("conv2d").torchs(sample)
+    assert output.shape[2:] == oblong.output_size == (14, 3)
+
+
+def test_nets_have_each_of_their_convolutions_once() -> None:
+    counts = {
+        **{"lenet": 2, "cifar": 3, "alexnet": 5, "vgg16": 9},
+        **{"resnet50": 23, "resnext50": 24, "mobilenet_v2": 30},
+    }
+    assert {net: len(layers) for net, layers in NETS.items()} == counts
+    for net, layers in NETS.items():
+        geometries = {dataclasses.replace(each, name="") for each in layers}
+        assert len(geometries) == len({each.name for each in layers}) == len(layers)
+        assert sum(each.first for each in layers) == 1, net
+
+
+def test_the_grid_is_wide_and_the_same_everywhere() -> None:
+    assert len(GRID) == 200
+    assert (GRID[0].name, GRID[-1].name) == (
+        "grid 4->192 14 2x2 b16",
+        "grid 32->34 24 7x7 s4x3 g2 b16",
+    )
+    built = [each.build(ShapeMaker(torch.float32), "NCHW") for each in GRID]
+    strides, dilations, kernels, paddings = (
+        [pair_of(sample) for sample in built]
+        for pair_of in (
+            lambda sample: sample.kwargs["stride"],
+            lambda sample: sample.kwargs["dilation"],
+            lambda sample: sample.args[1].shape[2:],
+            lambda sample: sample.kwargs["padding"],
+        )
+    )
+    for pairs, values in (
+        (kernels, {1, 2, 3, 5, 7, 11}),
+        (strides, {1, 2, 3, 4}),
+        (dilations, {1, 2, 3}),
+        ([each.size_pair for each in GRID], set(SIZES)),
+        ([(each.channels, each.filters) for each in GRID], set(CHANNELS)),
+        (paddings, {0, 1}),
+    ):
+        assert values <= {value for pair in pairs for value in pair}
+        assert any(first != second for first, second in pairs)
+    kinds = {each.kernel_class for each in GRID}
+    assert kinds == {"3x3s1", "5x5s1", "depthwise", "direct", "narrow"}
+    assert any(1 < each.groups < each.channels for each in GRID)
+
+
+def test_lists_of_shapes_and_layouts_are_chosen() -> None:
+    plan = engine.Plan((Mode.FORWARD,), (1,), ("default",), ops=("conv2d", "relu"))
+
+    def found(**changes: tuple[str, ...]) -> list[tuple[str, str]]:
+        subjects = engine.subjects(dataclasses.replace(plan, **changes))
+        return [(each.benchmark.shape_list, each.benchmark.layout) for each in subjects]
+
+    assert set(found()) == {(DEFAULT_LIST, layout) for layout in (*LAYOUTS, "")}
+    assert set(found(layouts=("NCHW",))) == {(DEFAULT_LIST, "NCHW"), (DEFAULT_LIST, "")}
+    lists = ("lenet", "grid")
+    assert len(found(shape_lists=lists, layouts=("channels_last",))) == len(NETS["lenet"]) + 200
 
 
 # --- calls, checks, rows --------------------------------------------------------------------------
@@ -485,12 +608,32 @@ def test_bench_writes_rows_tables_and_plots_and_compare_reads_them(tmp_path: Pat
     assert "relu" in run("bench-report", str(out))
 
 
+def test_many_rows_are_drawn_in_order_with_the_worst_named(tmp_path: Path) -> None:
+    rows = [
+        row(
+            1 + index / 100,
+            **{"family": "conv2d", "op": "conv2d", "layout": "NCHW", "shape_list": "grid"},
+            **{"sample": f"shape {index}", "flops": 10**6, "bytes": 10**5, "bound": "compute"},
+        )
+        for index in range(MOST_BARS + 1)
+    ]
+    paths = draw(Results([LIMITS], rows), tmp_path)
+    assert [path.name for path in paths] == [
+        "conv2d-grid-float32-avx512-1.ratio.png",
+        "conv2d-grid-float32-avx512-1.roofline.png",
+    ]
+    assert all(path.exists() for path in paths)
+
+
 def test_bench_refuses_what_it_does_not_know() -> None:
     run("bench", "--mode", "sideways", code=2)
     run("bench", "--op", "no such operator", code=2)
     run("bench", "--peer", "someone", code=2)
     run("bench", "--isa", "sse9", code=2)
     run("bench", "--dtype", "int64", code=2)
+    run("bench", "--shapes", "no such net", code=2)
+    run("bench", "--layout", "NHCW", code=2)
+    run("bench", "--op", "relu", "--shapes", "resnet50", code=2)
 
 
 def test_families_have_the_cases() -> None:

@@ -26,19 +26,30 @@ from nnops.benchmark.memory import measure_in_fresh_process
 from nnops.benchmark.results import Row, Versus
 from nnops.benchmark.timing import calmest, ratios, spread
 from nnops.testing.opdb import FAMILIES
-from nnops.testing.samples import NO_WORK, BenchmarkSample, Maker, OpCase, Sample, tensors_of
+from nnops.testing.samples import (
+    DEFAULT_LIST,
+    NO_WORK,
+    BenchmarkSample,
+    Maker,
+    OpCase,
+    Sample,
+    tensors_of,
+)
 
 OURS = "ours"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. `ops` are names of functions or families; empty: all."""
+    """What to measure. `ops` are names of functions or families; empty: all; so for `layouts`."""
 
     modes: tuple[Mode, ...]
     threads: tuple[int, ...]
     isas: tuple[str, ...]
     ops: tuple[str, ...] = ()
+    shape_lists: tuple[str, ...] = (DEFAULT_LIST,)
+    # Operators without a choice of layouts have their rows anyway.
+    layouts: tuple[str, ...] = ()
     # Rows whose "op sample layout class" contains this, or matches it as a pattern.
     filter: str = ""
     dtype: torch.dtype = torch.float32
@@ -67,14 +78,18 @@ def subjects(plan: Plan) -> list[Subject]:
                 continue
             for benchmark in case.benchmark_samples:
                 modes = tuple(mode for mode in plan.modes if mode.fits(case, benchmark))
-                if modes and _selected(plan.filter, case, benchmark):
+                if modes and _selected(plan, case, benchmark):
                     found.append(Subject(family, case, benchmark, modes))
     return found
 
 
-def _selected(pattern: str, case: OpCase, benchmark: BenchmarkSample) -> bool:
+def _selected(plan: Plan, case: OpCase, benchmark: BenchmarkSample) -> bool:
+    if benchmark.shape_list not in plan.shape_lists:
+        return False
+    if plan.layouts and benchmark.layout and benchmark.layout not in plan.layouts:
+        return False
     text = f"{case.name} {benchmark.name} {benchmark.layout} {benchmark.kernel_class}"
-    return pattern in text or fnmatchcase(text, pattern)
+    return plan.filter in text or fnmatchcase(text, plan.filter)
 
 
 def row_count(plan: Plan) -> int:
@@ -149,6 +164,7 @@ def _description(subject: Subject, sample: Sample, mode: Mode, plan: Plan) -> Ro
         nnops=nnops.__version__,
         commit=machine.commit(),
         cpu=machine.cpu_model(),
+        shape_list=subject.benchmark.shape_list,
     )
 
 

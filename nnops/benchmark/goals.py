@@ -1,27 +1,29 @@
 """What the rows are held against: goals.csv, and which of its goals a result meets.
 
-A goal covers all rows of its op and mode whose layout, kernel class and sample match its patterns.
-It may ask for their geometric mean, for a floor under each, and for a share of the machine's limit,
-in percent, of each; what it does not ask for is left empty. Below AVX-512 80 % of the figures will
-do.
+A goal covers all rows of its op and mode whose layout, kernel class, list of shapes, sample and
+dtype match its patterns; "!" before a pattern turns it round. Each list is summed up by itself. A
+goal may ask for the rows' geometric mean, for a floor under each, and for a share of the machine's
+limit, in percent, of each; what it does not ask for is left empty. Below AVX-512 80 % of the
+figures will do.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
+from typing import TypeVar
 
 from nnops.benchmark.results import Row
 from nnops.testing.samples import OVERHEAD
 
+Key = TypeVar("Key", bound=Hashable)
+
 SHARE_BELOW_AVX512 = 0.8
-# The goals are for this dtype.
-DTYPE = "float32"
 
 
 @dataclass(frozen=True)
@@ -30,28 +32,39 @@ class Goal:
     mode: str
     layout: str
     kernel_class: str
+    shape_list: str
     sample: str
+    dtype: str
     geomean: float | None
     floor: float | None
     percent: float | None
 
     def covers(self, row: Row) -> bool:
         return (
-            (row.op, row.mode, row.dtype) == (self.op, self.mode, DTYPE)
-            and fnmatchcase(row.layout, self.layout)
-            and fnmatchcase(row.kernel_class, self.kernel_class)
-            and fnmatchcase(row.sample, self.sample)
+            (row.op, row.mode) == (self.op, self.mode)
+            and _matches(row.layout, self.layout)
+            and _matches(row.kernel_class, self.kernel_class)
+            and _matches(row.shape_list, self.shape_list)
+            and _matches(row.sample, self.sample)
+            and _matches(row.dtype, self.dtype)
         )
+
+
+def _matches(text: str, pattern: str) -> bool:
+    if pattern.startswith("!"):
+        return not fnmatchcase(text, pattern[1:])
+    return fnmatchcase(text, pattern)
 
 
 @dataclass(frozen=True)
 class Line:
-    """Rows of one ISA and thread count, summed up: those of a goal, or of a class without one."""
+    """Rows of one list, dtype, ISA and thread count, summed up: of a goal, or a class without."""
 
     op: str
     mode: str
     layout: str
     kernel_class: str
+    shape_list: str
     sample: str
     dtype: str
     isa: str
@@ -94,7 +107,9 @@ def _goal(fields: dict[str, str]) -> Goal:
         mode=fields["mode"],
         layout=fields["layout"],
         kernel_class=fields["kernel_class"],
+        shape_list=fields["shape_list"],
         sample=fields["sample"],
+        dtype=fields["dtype"],
         geomean=figure("geomean"),
         floor=figure("floor"),
         percent=figure("percent"),
@@ -122,31 +137,35 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def summary(rows: Iterable[Row]) -> list[Line]:
-    """One line per goal, ISA and thread count, then one per class that no goal covers.
+    """Per list, dtype, ISA and thread count a line for each goal, then for each class without.
 
     Bytes and the price of a call are no matter of classes: their rows say it all.
     """
     rows = [row for row in rows if not row.memory and row.kernel_class != OVERHEAD]
-    machines = sorted({(row.isa, row.threads, row.dtype) for row in rows})
     lines = []
-    for isa, threads, dtype in machines:
-        here = [row for row in rows if (row.isa, row.threads, row.dtype) == (isa, threads, dtype)]
+    for _, here in sorted(_grouped(rows, _setting).items()):
         for goal in goals():
             covered = [row for row in here if goal.covers(row)]
             if covered:
                 lines.append(_line(covered, goal))
         others = [row for row in here if not any(goal.covers(row) for goal in goals())]
-        for group in _by_class(others):
-            lines.append(_line(group, None))
+        lines += [_line(group, None) for group in _grouped(others, _class).values()]
     return [line for line in lines if line.rows or line.errors]
 
 
-def _by_class(rows: list[Row]) -> list[list[Row]]:
-    groups: dict[tuple[str, ...], list[Row]] = {}
+def _setting(row: Row) -> tuple[str | int, ...]:
+    return (row.isa, row.threads, row.dtype, row.shape_list)
+
+
+def _class(row: Row) -> tuple[str, ...]:
+    return (row.op, row.mode, row.layout, row.kernel_class)
+
+
+def _grouped(rows: list[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:
+    groups: dict[Key, list[Row]] = {}
     for row in rows:
-        key = (row.op, row.mode, row.layout, row.kernel_class)
-        groups.setdefault(key, []).append(row)
-    return list(groups.values())
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def _line(rows: list[Row], goal: Goal | None) -> Line:
@@ -159,6 +178,7 @@ def _line(rows: list[Row], goal: Goal | None) -> Line:
         mode=first.mode,
         layout=goal.layout if goal else first.layout,
         kernel_class=goal.kernel_class if goal else first.kernel_class,
+        shape_list=first.shape_list,
         sample=goal.sample if goal else "*",
         dtype=first.dtype,
         isa=first.isa,

@@ -3,9 +3,11 @@
 * copy: `destination.copy_(source)` between buffers that are used again and again (warm, no page
   faults), by working set (source + destination); read and write both count.
 * read: the best of a sum, a maximum and the copy, over a warm buffer.
-* FMA: the better rate of torch.matmul on large square float32 matrices and of torch.conv2d on a
-  wide 3x3 layer. That is a lower bound of the peak: MKL's matmul reaches some 80 % of it on CPUs
-  that are not Intel's, oneDNN's direct convolution some 95 %.
+* FMA: the better rate of torch.matmul on large square matrices and of torch.conv2d on a wide 3x3
+  layer, in the dtype of the rows. That is a lower bound of the peak: MKL's matmul reaches some 80 %
+  of it on CPUs that are not Intel's, oneDNN's direct convolution some 95 %. For bfloat16 and
+  float16 it is float32's, which a kernel that converts can reach, unless torch multiplies a matrix
+  faster in the dtype itself.
 
 Each is the best of several tries: a limit is what is possible, not what is usual. All of them go
 through torch, so they contain its overhead and are lower bounds in turn; a row can exceed 100 %
@@ -27,23 +29,25 @@ from nnops.testing.samples import Work
 
 # Bytes, from within L2 to far beyond the last level.
 WORKING_SETS = tuple(2**power for power in range(18, 29))
-MATRIX_SIZE = 2048
+MATRIX_SIZE, SMALL_MATRIX_SIZE = 2048, 512
 # Images, channels, pixels along each side.
 IMAGE_SHAPE = (2, 256, 56, 56)
 TRY_SECONDS = 4e-3
-TRIES = 7
+# A neighbour may disturb all tries in a row: the curves are measured in sweeps, seconds apart.
+TRIES, SWEEPS = 3, 3
 
 Curve = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """GB/s by working set in bytes, and GFLOP/s, on one number of threads."""
+    """GB/s by working set in bytes, and GFLOP/s in one dtype, on one number of threads."""
 
     threads: int
     copy: Curve
     read: Curve
     gflops: float
+    dtype: str = "float32"
 
     def bandwidth(self, work: Work) -> float:
         """GB/s possible for this traffic: that of a copy, or of reading if little is written."""
@@ -72,9 +76,7 @@ class Limits:
         def curve(points: Any) -> Curve:
             return tuple((int(size), float(rate)) for size, rate in points)
 
-        return Limits(
-            values["threads"], curve(values["copy"]), curve(values["read"]), values["gflops"]
-        )
+        return Limits(**{**values, "copy": curve(values["copy"]), "read": curve(values["read"])})
 
 
 def at(curve: Curve, size: int) -> float:
@@ -88,17 +90,28 @@ def at(curve: Curve, size: int) -> float:
     return curve[-1][1]
 
 
-def measure_limits(threads: int, quick: bool = False) -> Limits:
-    """`quick`: one try each, for trying the engine out; about three seconds otherwise."""
-    tries = 1 if quick else TRIES
+def measure_limits(threads: int, dtype: torch.dtype = torch.float32, quick: bool = False) -> Limits:
+    """`quick`: one try each, for trying the engine out; some five seconds otherwise."""
+    tries, sweeps = (1, 1) if quick else (TRIES, SWEEPS)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        copy = tuple((size, _copy_rate(size, tries)) for size in WORKING_SETS)
-        read = tuple((size, max(rate, _read_rate(size, tries))) for size, rate in copy)
-        return Limits(threads, copy, read, max(_matmul_rate(tries), _conv2d_rate(tries)))
+        copies, reads, arithmetic = [], [], []
+        for _ in range(sweeps):
+            copies.append([_copy_rate(size, tries) for size in WORKING_SETS])
+            reads.append([_read_rate(size, tries) for size in WORKING_SETS])
+            arithmetic.append(_arithmetic_rate(dtype, tries))
+        copy, read = _curve(copies), _curve([*copies, *reads])
+        gflops = max(arithmetic)
+        return Limits(threads, copy, read, gflops, str(dtype).removeprefix("torch."))
     finally:
         torch.set_num_threads(before)
+
+
+def _curve(sweeps: list[list[float]]) -> Curve:
+    """The best rate of all sweeps at each working set."""
+    best = [max(rates) for rates in zip(*sweeps, strict=True)]
+    return tuple(zip(WORKING_SETS, best, strict=True))
 
 
 def _fastest(call: Callable[[], object], tries: int) -> float:
@@ -128,14 +141,28 @@ def _read_rate(size: int, tries: int) -> float:
     return size / fastest / 1e9
 
 
-def _matmul_rate(tries: int) -> float:
-    a, b, out = (torch.rand(MATRIX_SIZE, MATRIX_SIZE) for _ in range(3))
+def _arithmetic_rate(dtype: torch.dtype, tries: int) -> float:
+    # Where a CPU cannot compute in it, torch emulates a half dtype, up to 300 times slower: so the
+    # matrices that tell are small.
+    if dtype.itemsize == 2 and not _is_faster_than_float32(dtype, tries):
+        dtype = torch.float32
+    return max(_matmul_rate(MATRIX_SIZE, dtype, tries), _conv2d_rate(dtype, tries))
+
+
+def _is_faster_than_float32(dtype: torch.dtype, tries: int) -> bool:
+    own, float32 = (_matmul_rate(SMALL_MATRIX_SIZE, each, tries) for each in (dtype, torch.float32))
+    return own > float32
+
+
+def _matmul_rate(size: int, dtype: torch.dtype, tries: int) -> float:
+    a, b, out = (torch.rand(size, size).to(dtype) for _ in range(3))
     seconds = _fastest(lambda: torch.mm(a, b, out=out), tries)
-    return 2 * MATRIX_SIZE**3 / seconds / 1e9
+    return 2 * size**3 / seconds / 1e9
 
 
-def _conv2d_rate(tries: int) -> float:
-    image, weight = torch.rand(IMAGE_SHAPE), torch.rand(IMAGE_SHAPE[1], IMAGE_SHAPE[1], 3, 3)
+def _conv2d_rate(dtype: torch.dtype, tries: int) -> float:
+    image = torch.rand(IMAGE_SHAPE).to(dtype)
+    weight = torch.rand(IMAGE_SHAPE[1], IMAGE_SHAPE[1], 3, 3).to(dtype)
     with torch.no_grad():
         seconds = _fastest(lambda: torch.conv2d(image, weight, padding=1), tries)
     return 2 * image.numel() * weight[0].numel() / seconds / 1e9

@@ -1,4 +1,8 @@
-"""Plots of a result file, per family x dtype x ISA x thread count: ratio bars, and a roofline."""
+"""Plots of a result file, per family x list of shapes x dtype x ISA x thread count.
+
+A bar for the ratio of each row, or, where there are too many for that, of the worst ones, above all
+ratios class by class; and a roofline.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from nnops.benchmark.goals import geometric_mean
 from nnops.benchmark.limits import Limits, at
 from nnops.benchmark.results import EAGER, Results, Row, Versus
+from nnops.testing.samples import DEFAULT_LIST
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -19,6 +25,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 WIN, LOSS, PEER, ROOF = "#2a7f62", "#c0392b", "#8a8a8a", "#404040"
 MARKERS = "os^Dvp*hX<>P"
+# Beyond that many lines nobody reads them.
+MOST_BARS = 60
+WORST = 15
 ROW_INCHES, PANEL_INCHES, LABEL_INCHES = 0.23, 3.4, 2.6
 
 
@@ -28,9 +37,10 @@ def draw(results: Results, folder: Path) -> list[Path]:
     paths = []
     for title, stem, rows in _figures(results.rows):
         path = folder / f"{stem}.ratio.png"
-        _ratio_bars(rows, title, path)
+        many = len({_label(row, False) for row in rows}) > MOST_BARS
+        (_ratio_ranks if many else _ratio_bars)(rows, title, path)
         paths.append(path)
-        limits = results.limits_of(rows[0].threads)
+        limits = results.limits_of(rows[0].threads, rows[0].dtype)
         measured = [row for row in rows if row.bound and row.ours_us]
         if limits is not None and measured:
             path = folder / f"{stem}.roofline.png"
@@ -40,14 +50,17 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 
 def _figures(rows: list[Row]) -> Iterator[tuple[str, str, list[Row]]]:
-    groups: dict[tuple[str, str, str, int], list[Row]] = {}
+    groups: dict[tuple[str, str, str, str, int], list[Row]] = {}
     for row in rows:
         if row.ratio is not None:
-            groups.setdefault((row.family, row.dtype, row.isa, row.threads), []).append(row)
-    for (family, dtype, isa, threads), group in groups.items():
+            key = (row.family, row.shape_list, row.dtype, row.isa, row.threads)
+            groups.setdefault(key, []).append(row)
+    for (family, shape_list, dtype, isa, threads), group in groups.items():
+        name = [family] if shape_list == DEFAULT_LIST else [family, shape_list]
         plural = "s" if threads > 1 else ""
-        title = f"{family} {dtype}, {isa}, {threads} thread{plural}, torch {group[0].torch}"
-        yield title, f"{family}-{dtype}-{isa}-{threads}", group
+        what = f"{' '.join(name)} {dtype}, {isa}, {threads} thread{plural}"
+        title = f"{what}, torch {group[0].torch}"
+        yield title, f"{'-'.join(name)}-{dtype}-{isa}-{threads}", group
 
 
 # --- ratio bars -----------------------------------------------------------------------------------
@@ -125,6 +138,65 @@ def _bars(axes: Any, rows: list[Row], positions: list[int], others: list[str]) -
         )
     axes.axvline(1, color=ROOF, lw=1)
     _plain_log_ticks(axes.xaxis, right / lowest)
+    axes.grid(axis="x", color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="x", labelsize=8)
+
+
+def _ratio_ranks(rows: list[Row], title: str, path: Path) -> None:
+    """One column per mode: above the bars of the worst rows, below all ratios, class by class."""
+    modes = list(dict.fromkeys(row.mode for row in rows))
+    with_op = len({row.op for row in rows}) > 1
+    classes = list(dict.fromkeys(_series(row) for row in rows))
+    figure, panels = plt.subplots(
+        2,
+        len(modes),
+        figsize=((LABEL_INCHES + PANEL_INCHES) * len(modes), 2.0 + 2.2 * ROW_INCHES * WORST),
+        squeeze=False,
+        layout="constrained",
+    )
+    for (bars, ranks), mode in zip(panels.T, modes, strict=True):
+        here = sorted((row for row in rows if row.mode == mode), key=_ratio)
+        worst = here[:WORST]
+        _bars(bars, worst, list(range(len(worst))), [])
+        bars.set_yticks(range(len(worst)), [_label(row, with_op) for row in worst], fontsize=8)
+        bars.set_ylim(WORST - 0.4, -0.6)
+        bars.set_title(f"{mode}: the worst", fontsize=10)
+        _ranks(ranks, here, classes)
+        slower = sum(_ratio(row) < 1 for row in here)
+        ranks.set_title(f"{mode}: {slower} of {len(here)} rows below 1", fontsize=10)
+    legend = [Line2D([], [], color=ROOF, lw=0.8, label="p20 to p80 of the rounds")]
+    figure.legend(handles=legend, loc="outside lower center", fontsize=8)
+    figure.suptitle(f"torch eager / nnops: {title}", fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _ratio(row: Row) -> float:
+    return row.peers[EAGER].ratio
+
+
+def _ranks(axes: Any, rows: list[Row], classes: list[str]) -> None:
+    """A band for each class, in which its rows, that come in order, lie below each other."""
+    labels = []
+    for band, name in enumerate(classes):
+        members = [row for row in rows if _series(row) == name]
+        mean = f"\ngeomean {geometric_mean([_ratio(row) for row in members]):.2f}"
+        labels.append(f"{name}, {len(members)} rows{mean if members else ''}")
+        for rank, row in enumerate(members):
+            versus = row.peers[EAGER]
+            y = band + 0.8 * ((rank + 0.5) / len(members) - 0.5)
+            color = WIN if versus.ratio >= 1 else LOSS
+            axes.plot([versus.p20, versus.p80], [y, y], color=ROOF, lw=0.6, alpha=0.6)
+            axes.plot(versus.ratio, y, "o", color=color, ms=4, mec="white", mew=0.3)
+    axes.set_xscale("log")
+    lowest, highest = _extent([row.peers[EAGER] for row in rows])
+    axes.set_xlim(lowest, highest)
+    axes.axvline(1, color=ROOF, lw=1)
+    axes.set_yticks(range(len(classes)), labels, fontsize=8)
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+    axes.hlines(np.arange(1, len(classes)) - 0.5, lowest, highest, color="#dddddd", lw=0.6)
+    _plain_log_ticks(axes.xaxis, highest / lowest)
     axes.grid(axis="x", color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(axis="x", labelsize=8)

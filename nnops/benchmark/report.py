@@ -62,10 +62,13 @@ def memory_table(rows: Iterable[Row]) -> Table:
 
 
 def summary_table(lines: Iterable[Line]) -> Table:
-    """Per goal, then per op x mode x layout x class without one: mean, worst, least % of limit."""
+    """Per goal, then per op x mode x layout x class without one: mean, worst, least % of limit.
+
+    Each list of shapes and dtype by itself.
+    """
     ordered = sorted(lines, key=lambda line: (line.met is None, line.met or False))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("op", "mode", "layout", "class", "sample", "ISA"):
+    for column in ("op", "mode", "layout", "class", "list", "sample", "dtype", "ISA"):
         table.add_column(column, no_wrap=True)
     for column in ("thr", "rows", "geomean", "goal", "worst", "floor", "% limit", "goal"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -74,8 +77,8 @@ def summary_table(lines: Iterable[Line]) -> Table:
     for line in ordered:
         goal = line.goal
         table.add_row(
-            *(line.op, line.mode, line.layout, line.kernel_class, line.sample, line.isa),
-            str(line.threads),
+            *(line.op, line.mode, line.layout, line.kernel_class, line.shape_list, line.sample),
+            *(line.dtype, line.isa, str(line.threads)),
             f"{line.rows}" + (f" + {line.errors} errors" if line.errors else ""),
             *(_number(line.geomean), _number(goal.geomean if goal else None)),
             *(_number(line.worst), _number(goal.floor if goal else None)),

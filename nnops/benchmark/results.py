@@ -1,7 +1,7 @@
 """The result file: JSON lines, first the limits of the machine, then one row per case.
 
-A line has a `kind`: "limits" (one per thread count) or "row". bench/README.md says what the
-columns mean.
+A line has a `kind`: "limits" (one per thread count and dtype) or "row". bench/README.md says what
+the columns mean.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from nnops.benchmark.limits import Limits
 from nnops.benchmark.timing import BUSY
+from nnops.testing.samples import DEFAULT_LIST
 
 EAGER = "torch"
 
@@ -73,6 +74,7 @@ class Row:
     percent_of_limit: float | None = None
     peers: dict[str, Versus] = field(default_factory=dict)
     memory: dict[str, Bytes] = field(default_factory=dict)
+    shape_list: str = DEFAULT_LIST
     # CPUs that other processes kept busy meanwhile.
     others_load: float = 0.0
     error: str = ""
@@ -128,8 +130,9 @@ class Results:
         else:
             self.limits.append(line)
 
-    def limits_of(self, threads: int) -> Limits | None:
-        matching = [limits for limits in self.limits if limits.threads == threads]
+    def limits_of(self, threads: int, dtype: str) -> Limits | None:
+        wanted = (threads, dtype)
+        matching = [each for each in self.limits if (each.threads, each.dtype) == wanted]
         return matching[-1] if matching else None
 
 

@@ -18,7 +18,8 @@ from nnops.benchmark import engine, goals, report, results
 from nnops.benchmark.calls import PEERS, Mode
 from nnops.benchmark.compare import compare
 from nnops.benchmark.limits import Limits, measure_limits
-from nnops.testing.samples import FLOATING
+from nnops.testing.opdb import CASES
+from nnops.testing.samples import DEFAULT_LIST, FLOATING, LAYOUTS as ALL_LAYOUTS
 
 # A mode on the command line may stand for several.
 MODES: dict[str, tuple[Mode, ...]] = {
@@ -26,6 +27,11 @@ MODES: dict[str, tuple[Mode, ...]] = {
     "overhead": (Mode.OVERHEAD, Mode.OVERHEAD_GRAD),
 }
 ISAS = {name: name for name in _C.available_isas()}
+# In the order of the database, the default first.
+SHAPE_LISTS = {
+    each.shape_list: each.shape_list for case in CASES for each in case.benchmark_samples
+}
+LAYOUTS = {name: name for name in ALL_LAYOUTS}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATING}
 DEFAULT_MODES = ("fwd", "full")
 # Rows as short as this try the engine out, and the limits need not be good either.
@@ -66,6 +72,12 @@ def bench(
     peer: Annotated[
         list[str] | None, typer.Option(help="besides torch eager: compile, no-mkldnn")
     ] = None,
+    shapes: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(SHAPE_LISTS)}; default: {DEFAULT_LIST}")
+    ] = None,
+    layout: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(LAYOUTS)}; default: all")
+    ] = None,
     filter: Annotated[str, typer.Option(help='part or pattern of "op sample layout class"')] = "",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
     seconds: Annotated[float, typer.Option(help="measuring time per row")] = 1.0,
@@ -83,6 +95,10 @@ def bench(
         isas=tuple(_chosen(ISAS, name, "--isa") for name in isa or [_C.active_isa()]),
         isa_forced=bool(isa),
         ops=tuple(op or ()),
+        shape_lists=tuple(
+            _chosen(SHAPE_LISTS, name, "--shapes") for name in shapes or [DEFAULT_LIST]
+        ),
+        layouts=tuple(_chosen(LAYOUTS, name, "--layout") for name in layout or ()),
         filter=filter,
         dtype=_chosen(DTYPES, dtype, "--dtype"),
         peers=tuple(_chosen(PEERS, name, "--peer") for name in peer or ()),
@@ -90,7 +106,8 @@ def bench(
     )
     total = engine.row_count(plan)
     if not total:
-        raise typer.BadParameter("no row of the database fits --op, --mode and --filter")
+        options = "--op, --mode, --shapes, --layout and --filter"
+        raise typer.BadParameter(f"no row of the database fits {options}")
     console = _console()
     measured = results.Results()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +177,8 @@ def _measure(
         task = progress.add_task("limits", total=total)
         limits: dict[int, Limits] = {}
         for threads in plan.threads if any(mode.has_limits for mode in plan.modes) else ():
-            limits[threads] = measure_limits(threads, quick=plan.seconds < QUICK_SECONDS)
+            quick = plan.seconds < QUICK_SECONDS
+            limits[threads] = measure_limits(threads, plan.dtype, quick)
             results.write(limits[threads], file)
             measured.add(limits[threads])
         for row in engine.run(plan, limits):
@@ -188,7 +206,7 @@ def _show(measured: results.Results, console: Console) -> None:
         console.print(
             f"limits, {limits.threads} threads: copy {near_rate:.0f} GB/s at {near >> 10} KB, "
             f"{far_rate:.0f} GB/s at {far >> 20} MB; read {limits.read[-1][1]:.0f} GB/s at "
-            f"{far >> 20} MB; {limits.gflops:.0f} GFLOP/s",
+            f"{far >> 20} MB; {limits.gflops:.0f} GFLOP/s {limits.dtype}",
             highlight=False,
         )
     for table in _row_tables(measured.rows):

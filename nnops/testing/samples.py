@@ -113,6 +113,10 @@ NO_WORK = Work(0, 0, 0)
 # The kernel class of samples that measure the price of a call, not the work in it.
 OVERHEAD = "overhead"
 
+LAYOUTS = ("NCHW", "channels_last")
+# The shapes that the goals are about; an operator may have more lists, which are timed on request.
+DEFAULT_LIST = "goals"
+
 
 @dataclass(frozen=True)
 class BenchmarkSample:
@@ -126,8 +130,10 @@ class BenchmarkSample:
     # Which of the operator's kernels this is for: goals are set per class.
     kernel_class: str
     build: Callable[[Maker], Sample]
-    # "NCHW", "channels_last", or "" where there is no choice.
+    # One of LAYOUTS, or "" where there is no choice.
     layout: str = ""
+    # The list of shapes that it belongs to.
+    shape_list: str = DEFAULT_LIST
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
-from nnops.testing.opdb.conv2d_layers import benchmark_samples
+from nnops.testing.opdb.conv2d_grid import GRID
+from nnops.testing.opdb.conv2d_layers import LAYERS, TINY
+from nnops.testing.opdb.conv2d_nets import NETS
 from nnops.testing.samples import (
+    DEFAULT_LIST,
     FLOATING,
+    LAYOUTS,
+    OVERHEAD,
+    BenchmarkSample,
     ErrorSample,
     Maker,
     OpCase,
@@ -144,6 +151,15 @@ def error_samples() -> Iterator[ErrorSample]:
     yield error("no weight", (x, None), "weight.*NoneType", TypeError)
 
 
+def benchmark_samples() -> Iterator[BenchmarkSample]:
+    for layout in LAYOUTS:
+        for shape_list, layers in {DEFAULT_LIST: LAYERS, **NETS, "grid": GRID}.items():
+            for layer in layers:
+                build = partial(layer.build, layout=layout)
+                yield BenchmarkSample(layer.name, layer.kernel_class, build, layout, shape_list)
+        yield BenchmarkSample(TINY.name, OVERHEAD, partial(TINY.build, layout=layout), layout)
+
+
 def _output(sample: Sample) -> torch.Tensor:
     input, weight = sample.args[:2]
     return torch.nn.functional.conv2d(
@@ -181,7 +197,7 @@ CASES = (
         samples=samples,
         gradcheck_samples=gradcheck_samples,
         error_samples=error_samples,
-        benchmark_samples=benchmark_samples(),
+        benchmark_samples=tuple(benchmark_samples()),
         forward_work=forward_work,
         backward_work=backward_work,
         backward_parts=("input", "weight"),

@@ -1,4 +1,4 @@
-"""conv2d: the layers of known networks that the benchmarks time. One line adds one."""
+"""conv2d: the layers that the benchmarks time by default. One line adds one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from nnops.testing.samples import OVERHEAD, BenchmarkSample, Maker, Sample
+from nnops.testing.samples import Maker, Sample
 
 # Images of up to this many channels come from outside: they need no gradient.
 FIRST_LAYER_CHANNELS = 4
@@ -14,60 +14,98 @@ WINOGRAD_CHANNELS = 64
 WIDE_CHANNELS = 32
 WIDE_CHANNELS_5X5 = 16
 
+# One number for both, or height and width.
+Pair = int | tuple[int, int]
+
+
+def _pair(value: Pair) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
 
 @dataclass(frozen=True)
 class Layer:
-    """A square convolution of square images; padding None keeps the size where stride is 1."""
+    """A convolution of images of `size`; padding None keeps the size where stride is 1."""
 
     name: str
     batch: int
     channels: int
     filters: int
-    size: int
-    kernel: int
-    stride: int = 1
-    padding: int | None = None
+    size: Pair
+    kernel: Pair
+    stride: Pair = 1
+    padding: Pair | None = None
     _: KW_ONLY
     groups: int = 1
-    dilation: int = 1
+    dilation: Pair = 1
     bias: bool = True
-    layout: str = "NCHW"
+    # Whether a layer before it makes its images, however few their channels.
+    inner: bool = False
 
     @property
     def first(self) -> bool:
-        return self.channels <= FIRST_LAYER_CHANNELS
+        return self.channels <= FIRST_LAYER_CHANNELS and not self.inner
+
+    @property
+    def size_pair(self) -> tuple[int, int]:
+        return _pair(self.size)
+
+    @property
+    def kernel_pair(self) -> tuple[int, int]:
+        return _pair(self.kernel)
+
+    @property
+    def padding_pair(self) -> tuple[int, int]:
+        if self.padding is not None:
+            return _pair(self.padding)
+        (height, width), (down, right) = self.kernel_pair, _pair(self.dilation)
+        return down * (height // 2), right * (width // 2)
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Not positive where the kernel does not fit."""
+        height, width = (
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, padding, dilation in zip(
+                self.size_pair,
+                self.kernel_pair,
+                _pair(self.stride),
+                self.padding_pair,
+                _pair(self.dilation),
+                strict=True,
+            )
+        )
+        return height, width
 
     @property
     def kernel_class(self) -> str:
         """The class of the table of goals."""
-        dense = self.stride == self.dilation == self.groups == 1
+        dense = _pair(self.stride) == _pair(self.dilation) == (1, 1) and self.groups == 1
         narrowest = min(self.channels, self.filters)
         if self.first:
             return "first layer"
-        if self.groups == self.channels:
+        if self.groups == self.channels > 1:
             return "depthwise"
-        if dense and self.kernel == 3 and narrowest >= WINOGRAD_CHANNELS:
+        if dense and self.kernel_pair == (3, 3) and narrowest >= WINOGRAD_CHANNELS:
             return "3x3s1"
-        if dense and self.kernel == 5 and narrowest >= WIDE_CHANNELS_5X5:
+        if dense and self.kernel_pair == (5, 5) and narrowest >= WIDE_CHANNELS_5X5:
             return "5x5s1"
         return "direct" if narrowest >= WIDE_CHANNELS else "narrow"
 
     @property
     def parameters(self) -> dict[str, Any]:
-        padding = self.dilation * (self.kernel // 2) if self.padding is None else self.padding
         return {
             "stride": self.stride,
-            "padding": padding,
+            "padding": self.padding_pair,
             "dilation": self.dilation,
             "groups": self.groups,
         }
 
-    def build(self, make: Maker) -> Sample:
-        filter_shape = (self.channels // self.groups, self.kernel, self.kernel)
+    def build(self, make: Maker, layout: str) -> Sample:
+        filter_shape = (self.channels // self.groups, *self.kernel_pair)
         bound = math.sqrt(3 / math.prod(filter_shape))
-        image = (self.batch, self.channels, self.size, self.size)
+        image = (self.batch, self.channels, *self.size_pair)
         tensors = (
-            make.image(*image, layout=self.layout, grad=not self.first),
+            make.image(*image, layout=layout, grad=not self.first),
             make.tensor(self.filters, *filter_shape, low=-bound, high=bound),
             make.tensor(self.filters) if self.bias else None,
         )
@@ -107,14 +145,5 @@ LAYERS = (
     Layer("mobilenet dw 144x56 b8", 8, 144, 144, 56, 3, groups=144, bias=False),
     Layer("mobilenet dw 3x3s2 96x112 b8", 8, 96, 96, 112, 3, 2, 1, groups=96, bias=False),
 )
-
-
-def benchmark_samples() -> tuple[BenchmarkSample, ...]:
-    tiny = Layer("tiny 1x8x8", 1, 8, 8, 8, 3)
-    return (
-        *(
-            BenchmarkSample(layer.name, layer.kernel_class, layer.build, layer.layout)
-            for layer in LAYERS
-        ),
-        BenchmarkSample(tiny.name, OVERHEAD, tiny.build, tiny.layout),
-    )
+# For the price of a call.
+TINY = Layer("tiny 1x8x8", 1, 8, 8, 8, 3)
