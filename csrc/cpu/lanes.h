@@ -218,4 +218,48 @@ NNOPS_INLINE void for_lanes(int64_t begin, int64_t end, Vectors vectors, Single 
   }
 }
 
+// --- strided runs -------------------------------------------------------------------------------
+
+// The first lanes of every kStep of the kStep * N numbers at `source`; kStep is a power of 2.
+template <int kStep, int N, typename T>
+NNOPS_INLINE Lanes<acc_t<T>, N> load_every(const T* source) {
+  if constexpr (kStep == 1) {
+    return load_lanes<N>(source);
+  } else {
+    Lanes<acc_t<T>, N> even;
+    Lanes<acc_t<T>, N> odd;
+    split_pairs(load_every<kStep / 2, N>(source), load_every<kStep / 2, N>(source + kStep / 2 * N),
+                even, odd);
+    return even;
+  }
+}
+
+// target[i] = source[i * kStep]; only what lies between the first and the last of them is read.
+template <int kStep, typename T>
+NNOPS_INLINE void copy_every(acc_t<T>* target, const T* source, int64_t n) {
+  // The last vector reads kStep - 1 numbers beyond its last: it is left to the short ones.
+  for_lanes<T>(
+      0, n - 1,
+      [&](auto lanes, int64_t i) {
+        constexpr int N = lanes.kCount;
+        store_lanes<N>(target + i, load_every<kStep, N>(source + i * kStep));
+      },
+      [&](int64_t i) { target[i] = to_acc(source[i * kStep]); });
+  if (n > 0) target[n - 1] = to_acc(source[(n - 1) * kStep]);
+}
+
+// target[i] = source[i * stride]
+template <typename T>
+NNOPS_INLINE void copy_strided(acc_t<T>* target, const T* source, int64_t stride, int64_t n) {
+  if (stride == 1) {
+    copy_span(target, source, n);
+  } else if (stride == 2) {
+    copy_every<2>(target, source, n);
+  } else if (stride == 4) {
+    copy_every<4>(target, source, n);
+  } else {
+    for (int64_t i = 0; i < n; ++i) target[i] = to_acc(source[i * stride]);
+  }
+}
+
 NNOPS_END_KERNELS

@@ -264,29 +264,6 @@ NNOPS_INLINE void copy_span(acc_t<T>* target, const T* source, int64_t n) {
   }
 }
 
-// target[i] = source[i * stride]
-template <typename T>
-NNOPS_INLINE void copy_strided(acc_t<T>* target, const T* source, int64_t stride, int64_t n) {
-  if (stride == 1) {
-    copy_span(target, source, n);
-    return;
-  }
-  int64_t i = 0;
-  if constexpr (std::is_same_v<T, float>) {
-    // Every other number, by 16-byte vectors that shuffle well on every ISA.
-    typedef float f32x4 __attribute__((vector_size(16)));
-    for (; stride == 2 && i + 4 <= n; i += 4) {
-      f32x4 low;
-      f32x4 high;
-      std::memcpy(&low, source + 2 * i, sizeof(low));
-      std::memcpy(&high, source + 2 * i + 3, sizeof(high));
-      const f32x4 even = __builtin_shufflevector(low, high, 0, 2, 5, 7);
-      std::memcpy(target + i, &even, sizeof(even));
-    }
-  }
-  for (; i < n; ++i) target[i] = to_acc(source[i * stride]);
-}
-
 // target[i] = source[i] + shift, for i in [0, n); the spans do not overlap.
 template <typename T>
 NNOPS_INLINE void add_to_span(T* target, const acc_t<T>* source, acc_t<T> shift, int64_t n) {

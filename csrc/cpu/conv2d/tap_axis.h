@@ -14,7 +14,7 @@
 // (a large dilation) nothing would be shared, and every tap gets a sequence of its own.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/lanes.h"
 #include "ops/conv2d.h"
 
 NNOPS_BEGIN_KERNELS
