@@ -12,6 +12,7 @@
 #include "core/dispatch.h"
 #include "core/huge_pages.h"
 #include "core/isa.h"
+#include "ops/packed_weights.h"
 
 namespace py = pybind11;
 
@@ -59,6 +60,18 @@ PYBIND11_MODULE(_C, module) {
              "Whether large outputs ask the system for huge pages.");
   module.def("set_huge_pages", &nnops::set_huge_pages_enabled, py::arg("enabled"),
              "Switches that for the whole process.");
+  module.def("packed_weights_limit", &nnops::packed_weights_limit,
+             "Bytes that conv2d's packed weights may take; 0 keeps none.");
+  module.def("set_packed_weights_limit", &nnops::set_packed_weights_limit, py::arg("bytes"),
+             "Sets it for the whole process and evicts what is too much.");
+  module.def("clear_packed_weights", &nnops::clear_packed_weights, "Gives them all back.");
+  module.def(
+      "packed_weights_state",
+      [] {
+        const nnops::PackedWeightsState state = nnops::packed_weights_state();
+        return py::make_tuple(state.bytes, state.weights, state.reused);
+      },
+      "(bytes in use, packed weights kept, calls that found theirs since the process began).");
   module.def(
       "algorithms",
       [] {

@@ -7,6 +7,18 @@ from __future__ import annotations
 
 from nnops import _library, nn
 from nnops.conversion import convert, revert
+from nnops.packed_weights import (
+    clear_packed_weight_cache,
+    packed_weight_cache,
+    set_packed_weight_cache,
+)
 
 __version__ = _library._C.build_info()["version"]
-__all__ = ["convert", "nn", "revert"]
+__all__ = [
+    "clear_packed_weight_cache",
+    "convert",
+    "nn",
+    "packed_weight_cache",
+    "revert",
+    "set_packed_weight_cache",
+]

@@ -27,11 +27,28 @@ constexpr int64_t kResidentVectors = 16;            // whose sums are kept at a 
 constexpr int64_t kGroupChannels = 64;              // outer channels transposed at a time
 constexpr int64_t kAlignedWidth = 5;                // from which on tiles are parts of a row
 
-template <typename A>
-struct RowsPlan {
+// How the weights of a pass are packed, `lanes` numbers in a vector. Sizes are in elements.
+struct PackedPanels {
   int64_t taps, depth;
-  int64_t chain, channels;  // outer channels of a chain, and transposed at a time
+  int64_t chain;            // outer channels of a chain
   int64_t vectors, panels;  // of the written channels
+  int64_t packed_group;
+
+  PackedPanels(const PixelPass& pass, int64_t lanes) {
+    taps = pass.y.taps * pass.x.taps;
+    depth = pass.outer * taps;
+    chain = chain_channels(pass);
+    vectors = divide_up(pass.rows, lanes);
+    panels = divide_up(vectors, kTileVectors);
+    packed_group = vectors * lanes * depth;
+  }
+
+  int64_t first_vector(int64_t panel) const { return panel * vectors / panels; }
+};
+
+template <typename A>
+struct RowsPlan : PackedPanels {
+  int64_t channels;  // outer channels transposed at a time
   int64_t resident_panels;
   int64_t height, width, images;               // of a strip, in grid elements
   int64_t vertical, horizontal, image_strips;  // numbers of strips
@@ -39,16 +56,11 @@ struct RowsPlan {
   TapAxis y, x;
   int64_t sequence_rows, row_length;
   int64_t sum_stride;
-  int64_t packed_group, rows_size, sums_size, planes_size;
+  int64_t rows_size, sums_size, planes_size;
 
-  RowsPlan(const PixelPass& pass, int threads) {
+  RowsPlan(const PixelPass& pass, int threads) : PackedPanels(pass, kLanes<A>) {
     constexpr int64_t kLine = kLanes<A>;
-    taps = pass.y.taps * pass.x.taps;
-    depth = pass.outer * taps;
-    chain = chain_channels(pass);
     channels = smaller(divide_up(pass.outer, chain), larger(1, kGroupChannels / chain)) * chain;
-    vectors = divide_up(pass.rows, kLine);
-    panels = divide_up(vectors, kTileVectors);
     resident_panels = smaller(panels, divide_up(kResidentVectors, kTileVectors));
 
     const int64_t budget = kRowsBytes / static_cast<int64_t>(sizeof(A));
@@ -79,70 +91,101 @@ struct RowsPlan {
     sequence_rows = y.sequence_length(height);
     row_length = x.sequence_length(width);
     sum_stride = (resident_panels * kTileVectors | 1) * kLine;
-    packed_group = vectors * kLine * depth;
     rows_size = round_up(images * sequence_rows * row_length * channels, kLine);
     sums_size = images * height * width * sum_stride;
     planes_size = kLine * plane_stride();
   }
 
-  int64_t first_vector(int64_t panel) const { return panel * vectors / panels; }
   // Of the buffer in which the sums of a vector of channels are transposed.
   int64_t plane_stride() const {
     return (divide_up(images * height * width, kLanes<A>) | 1) * kLanes<A>;
   }
   int64_t table_size() const { return round_up(2 * chain * taps, 8); }
-  // The weights of one chain, while they are packed, take the same place.
-  int64_t thread_size() const {
-    return larger(rows_size + sums_size + planes_size, chain * taps * kTileVectors * kLanes<A>);
-  }
-  int64_t workspace_bytes(const PixelPass& pass, int threads) const {
-    return table_size() * 8 +
-           (pass.groups * packed_group + threads * thread_size()) * static_cast<int64_t>(sizeof(A));
+  int64_t thread_size() const { return rows_size + sums_size + planes_size; }
+  int64_t workspace_bytes(int threads) const {
+    return table_size() * 8 + threads * thread_size() * static_cast<int64_t>(sizeof(A));
   }
 };
 
 // Weights of `count` written channels, [chain][kh][outer][kw][width]; columns beyond `count` are
-// zero. `scratch` holds one chain.
+// zero.
 template <typename T>
-void pack_weight_panel(acc_t<T>* packed, acc_t<T>* scratch, const T* weight, int64_t count,
-                       int64_t width, int64_t chain, const PixelPass& pass) {
+void pack_weight_panel(acc_t<T>* packed, const T* weight, int64_t count, int64_t width,
+                       int64_t chain, const PixelPass& pass) {
   using A = acc_t<T>;
+  constexpr int64_t kLine = kLanes<A>;
   const int64_t taps = pass.y.taps * pass.x.taps;
-  // Every tap of the kernel, contiguous in memory: transposed in memory's order, and then put into
-  // the order of the sum.
+  // Every tap of the kernel, one behind the other in memory; perhaps the channels likewise.
   const bool whole = pass.weight_h == pass.x.taps * pass.weight_w &&
+                     pass.weight_w < pass.weight_outer &&
                      pass.x.kernel_step * pass.x.kernel_step == 1 &&
                      pass.y.kernel_step * pass.y.kernel_step == 1;
+  const bool joined = pass.weight_outer == taps * pass.weight_w;
   for (int64_t c0 = 0; c0 < pass.outer; c0 += chain) {
     const int64_t channels = smaller(chain, pass.outer - c0);
+    const int64_t terms = channels * taps;
     const T* source = weight + c0 * pass.weight_outer;
-    if (whole && taps == 1) {
-      transpose(packed, width, source, pass.weight_row, pass.weight_outer, count, channels);
-    } else if (whole && pass.weight_outer == taps * pass.weight_w) {
-      transpose(scratch, width, source, pass.weight_row, pass.weight_w, count, channels * taps);
-    } else if (whole) {
-      for (int64_t c = 0; c < channels; ++c) {
-        transpose(scratch + c * taps * width, width, source + c * pass.weight_outer,
-                  pass.weight_row, pass.weight_w, count, taps);
-      }
-    }
-    for (int64_t r = 0; r < pass.y.taps; ++r) {
-      const int64_t kh = pass.y.kernel_first + r * pass.y.kernel_step;
-      for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t s = 0; s < pass.x.taps; ++s, packed += width) {
-          const int64_t kw = pass.x.kernel_first + s * pass.x.kernel_step;
-          if (!whole) {
-            copy_strided(packed,
-                         source + c * pass.weight_outer + kh * pass.weight_h + kw * pass.weight_w,
-                         pass.weight_row, count);
-          } else if (taps > 1) {
-            const A* from = scratch + (c * taps + kh * pass.x.taps + kw) * width;
-            for (int64_t i = 0; i < width; i += kLanes<A>) store(packed + i, load(from + i));
-          }
-          for (int64_t i = count; i < width; ++i) packed[i] = 0;
+    const auto for_each_tap = [&](auto body) {
+      for (int64_t r = 0; r < pass.y.taps; ++r) {
+        const int64_t kh = pass.y.kernel_first + r * pass.y.kernel_step;
+        for (int64_t s = 0; s < pass.x.taps; ++s) {
+          body(packed + (r * channels * pass.x.taps + s) * width, kh,
+               pass.x.kernel_first + s * pass.x.kernel_step);
         }
       }
+    };
+    const int64_t channel_step = pass.x.taps * width;
+    if (whole && taps > 1 && terms <= kMostTerms) {
+      // Transposed in memory's order, and then put into the order of the sum.
+      A scratch[kMostTerms * kLine];
+      for (int64_t i0 = 0; i0 < count; i0 += kLine) {
+        const int64_t lanes = smaller(kLine, count - i0);
+        if (lanes < kLine) {
+          for (int64_t i = 0; i < terms * kLine; ++i) scratch[i] = 0;
+        }
+        for (int64_t c = 0; c < (joined ? 1 : channels); ++c) {
+          transpose(scratch + c * taps * kLine, kLine,
+                    source + i0 * pass.weight_row + c * pass.weight_outer, pass.weight_row,
+                    pass.weight_w, lanes, joined ? terms : taps);
+        }
+        for_each_tap([&](A* target, int64_t kh, int64_t kw) {
+          const A* from = scratch + (kh * pass.x.taps + kw) * kLine;
+          for (int64_t c = 0; c < channels; ++c) {
+            store(target + c * channel_step + i0, load(from + c * taps * kLine));
+          }
+        });
+      }
+    } else {
+      for_each_tap([&](A* target, int64_t kh, int64_t kw) {
+        transpose(target, channel_step, source + kh * pass.weight_h + kw * pass.weight_w,
+                  pass.weight_row, pass.weight_outer, count, channels);
+        for (int64_t c = 0; c < channels; ++c) {
+          for (int64_t i = count; i < width; ++i) target[c * channel_step + i] = 0;
+        }
+      });
     }
+    packed += terms * width;
+  }
+}
+
+template <typename T>
+int64_t packed_panels_bytes(const PixelPass& pass) {
+  using A = acc_t<T>;
+  return pass.groups * PackedPanels(pass, kLanes<A>).packed_group * static_cast<int64_t>(sizeof(A));
+}
+
+template <typename T>
+void pack_panels(acc_t<T>* packed, const T* weight, const PixelPass& pass, int threads) {
+  constexpr int64_t kLine = kLanes<acc_t<T>>;
+  const PackedPanels plan(pass, kLine);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < pass.groups * plan.panels; ++i) {
+    const int64_t group = i / plan.panels;
+    const int64_t first = plan.first_vector(i % plan.panels) * kLine;
+    const int64_t width = plan.first_vector(i % plan.panels + 1) * kLine - first;
+    pack_weight_panel(packed + group * plan.packed_group + first * plan.depth,
+                      weight + group * pass.weight_group + first * pass.weight_row,
+                      smaller(width, pass.rows - first), width, plan.chain, pass);
   }
 }
 
@@ -365,14 +408,12 @@ void compute_rows_strip(const RowsStrip<T>& strip, const PixelPass& pass,
 }
 
 template <typename T>
-void run_pixel_rows(T* written, const T* read, const T* weight, const T* bias,
+void run_pixel_rows(T* written, const T* read, const acc_t<T>* packed, const T* bias,
                     const PixelPass& pass, void* workspace, int threads) {
   using A = acc_t<T>;
-  constexpr int64_t kLine = kLanes<A>;
   const RowsPlan<A> plan(pass, threads);
   int64_t* offsets = static_cast<int64_t*>(workspace);
-  A* packed = reinterpret_cast<A*>(offsets + plan.table_size());
-  A* per_thread = packed + pass.groups * plan.packed_group;
+  A* per_thread = reinterpret_cast<A*>(offsets + plan.table_size());
   const auto place = [&](int64_t c, int64_t r, int64_t s) {
     return (plan.y.sequence_index(r, plan.height) * plan.row_length +
             plan.x.sequence_index(s, plan.width)) *
@@ -388,15 +429,6 @@ void run_pixel_rows(T* written, const T* read, const T* weight, const T* bias,
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     A* buffers = per_thread + thread_index() * plan.thread_size();
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < pass.groups * plan.panels; ++i) {
-      const int64_t group = i / plan.panels;
-      const int64_t first = plan.first_vector(i % plan.panels) * kLine;
-      const int64_t width = plan.first_vector(i % plan.panels + 1) * kLine - first;
-      pack_weight_panel(packed + group * plan.packed_group + first * plan.depth, buffers,
-                        weight + group * pass.weight_group + first * pass.weight_row,
-                        smaller(width, pass.rows - first), width, plan.chain, pass);
-    }
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < tasks; ++i) {
       const int64_t split = i % plan.panel_splits;
@@ -422,37 +454,69 @@ void run_pixel_rows(T* written, const T* read, const T* weight, const T* bias,
 }
 
 template <typename T>
-void pixel_rows_forward(void* output, const void* input, const void* weight, const void* bias,
+void pixel_rows_forward(void* output, const void* input, const void* packed, const void* bias,
                         const Conv2dGeometry& g, void* workspace, int threads) {
   run_pixel_rows(static_cast<T*>(output), static_cast<const T*>(input),
-                 static_cast<const T*>(weight), static_cast<const T*>(bias), forward_pass(g),
-                 workspace, threads);
+                 static_cast<const acc_t<T>*>(packed), static_cast<const T*>(bias),
+                 forward_pass(g), workspace, threads);
 }
 
 template <typename T>
-void pixel_rows_backward_input(void* grad_input, const void* grad_output, const void* weight,
+void pixel_rows_backward_input(void* grad_input, const void* grad_output, const void* packed,
                                const Conv2dGeometry& g, void* workspace, int threads) {
   T* gx = static_cast<T*>(grad_input);
+  const char* weights = static_cast<const char*>(packed);
   write_zeros_where_no_tap_reaches(gx, g, threads);
   for_each_backward_pass(g, [&](const PixelPass& pass) {
-    run_pixel_rows(gx, static_cast<const T*>(grad_output), static_cast<const T*>(weight),
-                   static_cast<const T*>(nullptr), pass, workspace, threads);
+    run_pixel_rows(gx, static_cast<const T*>(grad_output),
+                   reinterpret_cast<const acc_t<T>*>(weights), static_cast<const T*>(nullptr), pass,
+                   workspace, threads);
+    weights += packed_panels_bytes<T>(pass);
   });
 }
 
 template <typename T>
 int64_t pixel_rows_forward_workspace(const Conv2dGeometry& g, int threads) {
-  const PixelPass pass = forward_pass(g);
-  return RowsPlan<acc_t<T>>(pass, threads).workspace_bytes(pass, threads);
+  return RowsPlan<acc_t<T>>(forward_pass(g), threads).workspace_bytes(threads);
 }
 
 template <typename T>
 int64_t pixel_rows_backward_input_workspace(const Conv2dGeometry& g, int threads) {
   int64_t most = 0;
   for_each_backward_pass(g, [&](const PixelPass& pass) {
-    most = larger(most, RowsPlan<acc_t<T>>(pass, threads).workspace_bytes(pass, threads));
+    most = larger(most, RowsPlan<acc_t<T>>(pass, threads).workspace_bytes(threads));
   });
   return most;
+}
+
+template <typename T>
+int64_t pixel_rows_forward_packed(const Conv2dGeometry& g) {
+  return packed_panels_bytes<T>(forward_pass(g));
+}
+
+template <typename T>
+int64_t pixel_rows_backward_input_packed(const Conv2dGeometry& g) {
+  int64_t bytes = 0;
+  for_each_backward_pass(g, [&](const PixelPass& pass) { bytes += packed_panels_bytes<T>(pass); });
+  return bytes;
+}
+
+template <typename T>
+void pixel_rows_forward_pack(void* packed, const void* weight, const Conv2dGeometry& g,
+                             int threads) {
+  pack_panels(static_cast<acc_t<T>*>(packed), static_cast<const T*>(weight), forward_pass(g),
+              threads);
+}
+
+// The passes one behind the other.
+template <typename T>
+void pixel_rows_backward_input_pack(void* packed, const void* weight, const Conv2dGeometry& g,
+                                    int threads) {
+  char* place = static_cast<char*>(packed);
+  for_each_backward_pass(g, [&](const PixelPass& pass) {
+    pack_panels(reinterpret_cast<acc_t<T>*>(place), static_cast<const T*>(weight), pass, threads);
+    place += packed_panels_bytes<T>(pass);
+  });
 }
 
 NNOPS_END_KERNELS
