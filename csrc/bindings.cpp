@@ -7,11 +7,13 @@
 
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/dispatch.h"
 #include "core/huge_pages.h"
 #include "core/isa.h"
+#include "ops/packed_weights.h"
 
 namespace py = pybind11;
 
@@ -54,11 +56,42 @@ PYBIND11_MODULE(_C, module) {
       },
       "(operator, algorithm, ISA) of the calling thread's last kernel call.");
   module.def("force_algorithm", &nnops::force_algorithm, py::arg("op"), py::arg("algorithm"),
-             "Makes `op` take this algorithm in the whole process; an empty name ends it.");
+             "Makes `op` take this algorithm on the calling thread, an empty name ends it; returns "
+             "the one before. ValueError for one that `op` does not have.");
+  module.def("start_trace", &nnops::start_trace,
+             "From now on the calls of the calling thread are kept with all reasons.");
+  module.def(
+      "stop_trace",
+      [] {
+        py::list calls;
+        for (const nnops::TracedCall& call : nnops::stop_trace()) {
+          std::vector<std::pair<std::string, std::string>> candidates;
+          for (const auto& each : call.candidates) {
+            candidates.emplace_back(each.algorithm, each.reason);
+          }
+          calls.append(py::make_tuple(call.op, nnops::dtype_name(call.dtype),
+                                      nnops::isa_name(call.isa), call.threads, candidates));
+        }
+        return calls;
+      },
+      "The calls since start_trace: (operator, dtype, ISA, threads, [(algorithm, reason why not, "
+      "empty for the one that ran)]).");
   module.def("huge_pages", &nnops::huge_pages_enabled,
              "Whether large outputs ask the system for huge pages.");
   module.def("set_huge_pages", &nnops::set_huge_pages_enabled, py::arg("enabled"),
              "Switches that for the whole process.");
+  module.def("packed_weights_limit", &nnops::packed_weights_limit,
+             "Bytes that conv2d's packed weights may take; 0 keeps none.");
+  module.def("set_packed_weights_limit", &nnops::set_packed_weights_limit, py::arg("bytes"),
+             "Sets it for the whole process and evicts what is too much.");
+  module.def("clear_packed_weights", &nnops::clear_packed_weights, "Gives them all back.");
+  module.def(
+      "packed_weights_state",
+      [] {
+        const nnops::PackedWeightsState state = nnops::packed_weights_state();
+        return py::make_tuple(state.bytes, state.weights, state.reused);
+      },
+      "(bytes in use, packed weights kept, calls that found theirs since the process began).");
   module.def(
       "algorithms",
       [] {

@@ -6,7 +6,22 @@ Replace `import torch.nn as nn` by `import nnops.nn as nn`.
 from __future__ import annotations
 
 from nnops import _library, nn
+from nnops.algorithms import conv_algorithm, explain
 from nnops.conversion import convert, revert
+from nnops.packed_weights import (
+    clear_packed_weight_cache,
+    packed_weight_cache,
+    set_packed_weight_cache,
+)
 
 __version__ = _library._C.build_info()["version"]
-__all__ = ["convert", "nn", "revert"]
+__all__ = [
+    "clear_packed_weight_cache",
+    "conv_algorithm",
+    "convert",
+    "explain",
+    "nn",
+    "packed_weight_cache",
+    "revert",
+    "set_packed_weight_cache",
+]

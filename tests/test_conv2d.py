@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 import nnops.nn as nn
 import nnops.nn.functional as F
 from nnops import _C
+from nnops.algorithms import forced_algorithm
 from nnops.testing.opdb import case
 from nnops.testing.samples import Maker
 from nnops.testing.tolerances import assert_accurate, assert_equal
@@ -24,9 +25,8 @@ ALGORITHMS = [(name, each) for name in PASSES for each in _C.algorithms()[name]]
 @pytest.fixture(params=ALGORITHMS, ids=lambda param: "-".join(param))
 def algorithm(request: pytest.FixtureRequest) -> Iterator[str]:
     """Forces one algorithm of one pass."""
-    _C.force_algorithm(*request.param)
-    yield request.param[1]
-    _C.force_algorithm(request.param[0], "")
+    with forced_algorithm(*request.param):
+        yield request.param[1]
 
 
 def forward_and_gradients(function, args, kwargs) -> list[torch.Tensor]:
@@ -171,11 +171,8 @@ def test_vectors_along_pixels_and_along_channels_give_the_same_bits(operator: st
     for name, args, parameters in awkward_problems("both"):
         results = []
         for algorithm in ("expanded_planes", "pixel_rows"):
-            _C.force_algorithm(operator, algorithm)
-            try:
+            with forced_algorithm(operator, algorithm):
                 results.append(forward_and_gradients(F.conv2d, args, parameters))
-            finally:
-                _C.force_algorithm(operator, "")
         for index, (a, b) in enumerate(zip(*results, strict=True)):
             assert torch.equal(a, b), f"{name} {index}"
 

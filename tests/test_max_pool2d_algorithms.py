@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nnops import _C
+from nnops.algorithms import forced_algorithm
 
 ops = torch.ops.nnops
 
@@ -36,15 +35,6 @@ WINDOWS = (
 )
 # Around the widths of all vectors; one and two columns; odd and even heights.
 SIZES = ((1, 5, 6), (3, 8, 9), (4, 6, 18), (6, 7, 33), (20, 9, 36), (37, 6, 70))
-
-
-@contextmanager
-def forced(op: str, algorithm: str) -> Iterator[None]:
-    _C.force_algorithm(op, algorithm)
-    try:
-        yield
-    finally:
-        _C.force_algorithm(op, "")
 
 
 def awkward_image(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -89,7 +79,7 @@ def test_forward_is_the_same_by_every_algorithm(
                     results = outputs(form, image, arguments, ceil_mode)
                     if _C.last_choice()[1] != algorithm:
                         continue
-                    with forced("max_pool2d", "tiles"):
+                    with forced_algorithm("max_pool2d", "tiles"):
                         expected = outputs(form, image, arguments, ceil_mode)
                     for result, other in zip(results, expected, strict=True):
                         assert same_bits(result, other), (shape, arguments, form, ceil_mode)
@@ -114,7 +104,7 @@ def test_backward_is_the_same_by_every_algorithm(
             size = list(image.shape[-2:])
             result = ops.max_pool2d_backward(grad, offsets, size, *arguments)
             seen.add(_C.last_choice()[1])
-            with forced("max_pool2d_backward", "scatter"):
+            with forced_algorithm("max_pool2d_backward", "scatter"):
                 expected = ops.max_pool2d_backward(grad, offsets, size, *arguments)
             assert same_bits(result, expected), (shape, arguments)
     assert seen == {"tiles", "scatter", *(("channels",) if channels_last else ())}
@@ -138,5 +128,8 @@ def test_each_problem_gets_its_algorithm() -> None:
 
 
 def test_an_algorithm_that_cannot_do_it_says_so() -> None:
-    with forced("max_pool2d", "channels"), pytest.raises(RuntimeError, match="'channels' cannot"):
+    with (
+        forced_algorithm("max_pool2d", "channels"),
+        pytest.raises(RuntimeError, match="'channels' cannot"),
+    ):
         ops.max_pool2d(torch.randn(1, 2, 4, 4), *window(2, 2), False)

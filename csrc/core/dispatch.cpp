@@ -1,22 +1,26 @@
 #include "core/dispatch.h"
 
-#include <atomic>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
-#include <mutex>
+#include <optional>
 
 namespace nnops {
 namespace {
 
 thread_local Choice t_last_choice;
+thread_local std::optional<std::vector<TracedCall>> t_trace;
+thread_local std::vector<Candidacy> t_candidates;  // of the call that is being made
+thread_local std::map<std::string, std::string, std::less<>> t_forced;
 
-std::atomic<bool> g_any_forced{false};
-std::mutex g_forced_mutex;
-std::map<std::string, std::string>& forced_algorithms() {
-  static std::map<std::string, std::string> forced;
-  return forced;
+bool verbose_dispatch() {
+  static const bool verbose = [] {
+    const char* value = std::getenv("NNOPS_VERBOSE");
+    return value != nullptr && std::strstr(value, "dispatch") != nullptr;
+  }();
+  return verbose;
 }
 
 }  // namespace
@@ -29,36 +33,67 @@ const char* dtype_name(DType dtype) {
 
 const Choice& last_choice() { return t_last_choice; }
 
-void record_choice(const char* op, const char* algorithm, Isa isa) {
+void record_choice(const char* op, const char* algorithm, DType dtype, Isa isa) {
   t_last_choice = {op, algorithm, isa};
+  if (!reasons_wanted()) return;
+  std::vector<Candidacy> candidates = std::move(t_candidates);
+  t_candidates.clear();
+  if (candidates.empty()) candidates.push_back({algorithm, ""});
   if (verbose_dispatch()) {
+    for (const Candidacy& each : candidates) {
+      if (each.reason.empty()) break;
+      std::fprintf(stderr, "nnops: %s: not %s: %s\n", op, each.algorithm.c_str(),
+                   each.reason.c_str());
+    }
     std::fprintf(stderr, "nnops: %s: runs %s (%s)\n", op, algorithm, isa_name(isa));
   }
+  if (t_trace.has_value()) t_trace->push_back({op, dtype, isa, 0, std::move(candidates)});
 }
 
-bool verbose_dispatch() {
-  static const bool verbose = [] {
-    const char* value = std::getenv("NNOPS_VERBOSE");
-    return value != nullptr && std::strstr(value, "dispatch") != nullptr;
-  }();
-  return verbose;
+void record_candidates(std::vector<Candidacy> candidates) { t_candidates = std::move(candidates); }
+
+void record_threads(int threads) {
+  if (!t_trace.has_value() || t_trace->empty() || t_trace->back().threads != 0) return;
+  t_trace->back().threads = threads;
 }
 
-void print_rejected(const char* op, const char* algorithm, const std::string& reason) {
-  std::fprintf(stderr, "nnops: %s: not %s: %s\n", op, algorithm, reason.c_str());
+void start_trace() { t_trace.emplace(); }
+
+std::vector<TracedCall> stop_trace() {
+  std::vector<TracedCall> calls = std::move(t_trace).value_or(std::vector<TracedCall>());
+  t_trace.reset();
+  t_candidates.clear();
+  return calls;
 }
 
-void force_algorithm(const std::string& op, const std::string& algorithm) {
-  const std::lock_guard<std::mutex> lock(g_forced_mutex);
-  forced_algorithms()[op] = algorithm;
-  g_any_forced.store(true);
+bool reasons_wanted() { return t_trace.has_value() || verbose_dispatch(); }
+
+std::string force_algorithm(const std::string& op, const std::string& algorithm) {
+  std::vector<std::string> names;
+  for (const AlgorithmList& list : algorithm_lists()) {
+    if (list.op == op) names = list.algorithms;
+  }
+  NNOPS_CHECK_VALUE(!names.empty(), "force_algorithm: no operator '", op, "' has algorithms");
+  std::string known;
+  for (const std::string& name : names) known += (known.empty() ? "" : ", ") + name;
+  NNOPS_CHECK_VALUE(
+      algorithm.empty() || std::find(names.begin(), names.end(), algorithm) != names.end(),
+      "force_algorithm: the algorithm of ", op, " must be one of ", known, ", but got '", algorithm,
+      "'");
+  std::string before = forced_algorithm(op.c_str());
+  if (algorithm.empty()) {
+    t_forced.erase(op);
+  } else {
+    t_forced[op] = algorithm;
+  }
+  return before;
 }
 
-std::string forced_algorithm(const char* op) {
-  if (!g_any_forced.load(std::memory_order_relaxed)) return "";
-  const std::lock_guard<std::mutex> lock(g_forced_mutex);
-  const auto entry = forced_algorithms().find(op);
-  return entry == forced_algorithms().end() ? "" : entry->second;
+const std::string& forced_algorithm(const char* op) {
+  static const std::string* const kNone = new std::string;
+  if (t_forced.empty()) return *kNone;
+  const auto entry = t_forced.find(op);
+  return entry == t_forced.end() ? *kNone : entry->second;
 }
 
 std::vector<AlgorithmList>& algorithm_lists() {

@@ -2,10 +2,15 @@
 //
 // An operator with several algorithms keeps an ordered list of `Algorithm`; each answers
 // `supports(geometry, dtype)` with "" or the reason why not, the first that accepts runs, and the
-// reference is last and always accepts. NNOPS_VERBOSE=dispatch prints the list with its reasons.
+// reference is last and always accepts. NNOPS_VERBOSE=dispatch prints the list with its reasons,
+// and a trace hands them to Python (`nnops.explain`).
+//
+// A choice is made anew at every call: for conv2d it takes less than 0.1 us (Xeon with AVX-512), so
+// there is no table of earlier ones.
 #pragma once
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/check.h"
@@ -28,10 +33,30 @@ struct Choice {
 
 // What the calling thread ran last.
 const Choice& last_choice();
-void record_choice(const char* op, const char* algorithm, Isa isa);
+void record_choice(const char* op, const char* algorithm, DType dtype, Isa isa);
 
-bool verbose_dispatch();
-void print_rejected(const char* op, const char* algorithm, const std::string& reason);
+// One candidate of a choice: the reason why it was not taken, "" for the one that was.
+struct Candidacy {
+  std::string algorithm;
+  std::string reason;
+};
+struct TracedCall {
+  std::string op;
+  DType dtype = DType::kFloat32;
+  Isa isa = Isa::kDefault;
+  int threads = 0;  // 0 where the kernel did not ask (nothing to compute)
+  std::vector<Candidacy> candidates;
+};
+
+// The calls of the calling thread from start_trace on, in order; stop_trace hands them over.
+void start_trace();
+std::vector<TracedCall> stop_trace();
+
+// Whether somebody wants the reasons: a trace, or NNOPS_VERBOSE=dispatch.
+bool reasons_wanted();
+// The candidates of the call whose kernel record_choice will name.
+void record_candidates(std::vector<Candidacy> candidates);
+void record_threads(int threads);
 
 // Every algorithm list that operators registered, for `python -m nnops info`.
 struct AlgorithmList {
@@ -56,13 +81,15 @@ Function kernel_for(const char* op, const char* algorithm, const PerDType<Functi
   const Function function = kernels.entries[static_cast<int>(dtype)];
   NNOPS_CHECK_NOT_IMPLEMENTED(function != nullptr, op, ": not implemented for dtype ",
                               dtype_name(dtype));
-  record_choice(op, algorithm, active_isa());
+  record_choice(op, algorithm, dtype, active_isa());
   return function;
 }
 
-// The algorithm that choose_algorithm must take for `op` ("" for none): for tests and benchmarks.
-void force_algorithm(const std::string& op, const std::string& algorithm);
-std::string forced_algorithm(const char* op);
+// The algorithm that choose_algorithm must take for `op` on the calling thread ("" for none): for
+// `nnops.conv_algorithm`, tests and benchmarks. Returns the one before; ValueError for one that
+// `op` does not have.
+std::string force_algorithm(const std::string& op, const std::string& algorithm);
+const std::string& forced_algorithm(const char* op);
 
 template <typename Kernels, typename Entry, typename Geometry>
 struct Algorithm {
@@ -81,17 +108,31 @@ template <typename Kernels, typename Entry, typename Geometry, size_t kSize>
 const Algorithm<Kernels, Entry, Geometry>& choose_algorithm(
     const char* op, const Algorithm<Kernels, Entry, Geometry> (&list)[kSize],
     const Geometry& geometry, DType dtype) {
-  const std::string forced = forced_algorithm(op);
+  const std::string& forced = forced_algorithm(op);
+  const bool explain = reasons_wanted();
+  const Algorithm<Kernels, Entry, Geometry>* chosen = nullptr;
+  std::vector<Candidacy> candidates;
   for (const auto& algorithm : list) {
-    std::string reason = algorithm.supports(geometry, dtype);
-    if (!forced.empty()) {
-      if (forced != algorithm.name) reason = "'" + forced + "' is forced";
-    } else if (reason.empty() && algorithm.pays != nullptr) {
-      reason = algorithm.pays(geometry, dtype);
+    std::string reason;
+    if (chosen != nullptr) {
+      reason = concat("after ", chosen->name);
+    } else {
+      reason = algorithm.supports(geometry, dtype);
+      if (!forced.empty()) {
+        if (forced != algorithm.name) reason = concat(forced, " is forced");
+      } else if (reason.empty() && algorithm.pays != nullptr) {
+        reason = algorithm.pays(geometry, dtype);
+      }
+      if (reason.empty()) chosen = &algorithm;
     }
-    if (reason.empty()) return algorithm;
-    if (verbose_dispatch()) print_rejected(op, algorithm.name, reason);
+    if (explain) {
+      candidates.push_back({algorithm.name, std::move(reason)});
+    } else if (chosen != nullptr) {
+      break;
+    }
   }
+  if (explain) record_candidates(std::move(candidates));
+  if (chosen != nullptr) return *chosen;
   NNOPS_CHECK(forced.empty(), op, ": the forced algorithm '", forced,
               "' cannot compute this problem in ", dtype_name(dtype));
   NNOPS_CHECK_NOT_IMPLEMENTED(false, op, ": not implemented for dtype ", dtype_name(dtype));

@@ -18,6 +18,11 @@ enum class DType : int32_t {
 };
 inline constexpr int kDTypeCount = 9;
 
+constexpr int64_t element_size(DType dtype) {
+  constexpr int64_t kSizes[kDTypeCount] = {4, 8, 2, 2, 1, 1, 2, 4, 8};
+  return kSizes[static_cast<int>(dtype)];
+}
+
 // One entry a dtype, in the enum's order; null where the kernel does not exist.
 template <typename Function>
 struct PerDType {

@@ -259,6 +259,9 @@ NNOPS_INLINE void copy_span(acc_t<T>* target, const T* source, int64_t n) {
   } else if (std::is_same_v<T, A> && n >= kWidth / 2) {
     std::memcpy(target, source, kWidth / 2 * sizeof(T));
     std::memcpy(target + n - kWidth / 2, source + n - kWidth / 2, kWidth / 2 * sizeof(T));
+  } else if (std::is_same_v<T, A> && n >= kWidth / 4) {
+    std::memcpy(target, source, kWidth / 4 * sizeof(T));
+    std::memcpy(target + n - kWidth / 4, source + n - kWidth / 4, kWidth / 4 * sizeof(T));
   } else {
     for (int64_t i = 0; i < n; ++i) target[i] = to_acc(source[i]);
   }

@@ -7,6 +7,7 @@
 #include "ops/conv2d.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "core/check.h"
 #include "core/dispatch.h"
@@ -14,6 +15,7 @@
 #include "core/tensor.h"
 #include "core/threads.h"
 #include "core/workspace.h"
+#include "ops/packed_weights.h"
 
 namespace nnops {
 namespace {
@@ -204,16 +206,34 @@ int conv_threads(const Conv2dGeometry& g) {
 }
 
 // Chooses the algorithm, gives it its workspace and calls it.
-template <typename List, typename... Arguments>
-void run(const char* op, const List& list, const Conv2dGeometry& g, DType dtype,
-         Arguments... arguments) {
+template <typename List, typename Call>
+void run(const char* op, const List& list, const Conv2dGeometry& g, DType dtype, Call call) {
   const auto& choice = choose_algorithm(op, list, g, dtype);
   const auto& algorithm = active_kernels(kTable).*choice.entry;
   const auto kernel = kernel_for(op, choice.name, algorithm.run, dtype);
   if (g.n == 0) return;
   const int threads = conv_threads(g);
   const Workspace workspace(algorithm.workspace_bytes.entries[static_cast<int>(dtype)](g, threads));
-  kernel(arguments..., g, workspace.data(), threads);
+  call(kernel, algorithm, workspace.data(), threads);
+}
+
+// The weight in the order that the algorithm wants; alive as long as `keeper`.
+template <typename Algorithm>
+const void* weight_for(const Algorithm& algorithm, const Tensor& weight, DType dtype,
+                       const Conv2dGeometry& g, const Conv2dGeometry& packing,
+                       std::shared_ptr<const Workspace>* keeper) {
+  const void* data = weight.const_data_ptr();
+  const auto pack = algorithm.pack.entries[static_cast<int>(dtype)];
+  if (pack == nullptr) return data;
+  PackingRequest request{};
+  request.pack = pack;
+  request.packed_bytes = algorithm.packed_bytes.entries[static_cast<int>(dtype)](packing);
+  request.weight = data;
+  request.weight_bytes = is_dense(weight) ? weight.numel() * element_size(dtype) : 0;
+  request.packing = packing;
+  request.pixels = g.n * g.oh * g.ow;
+  *keeper = packed_weights(request);
+  return (*keeper)->data();
 }
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -240,8 +260,14 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   g.input = strides_of(input);
   g.weight = strides_of(weight);
   g.output = strides_of(output);
-  run(kOp, kForward, g, dtype, output.mutable_data_ptr(), input.const_data_ptr(),
-      weight.const_data_ptr(), shift ? shift->const_data_ptr() : nullptr);
+  run(kOp, kForward, g, dtype,
+      [&](auto kernel, const auto& algorithm, void* workspace, int threads) {
+        std::shared_ptr<const Workspace> keeper;
+        const void* ordered =
+            weight_for(algorithm, weight, dtype, g, forward_packing_geometry(g), &keeper);
+        kernel(output.mutable_data_ptr(), input.const_data_ptr(), ordered,
+               shift ? shift->const_data_ptr() : nullptr, g, workspace, threads);
+      });
   return output;
 }
 
@@ -268,8 +294,14 @@ Tensor conv2d_backward_input(const Tensor& grad_output, const Tensor& weight,
   g.input = strides_of(grad_input);
   g.weight = strides_of(weight);
   g.output = strides_of(grad_output);
-  run(kOp, kBackwardInput, g, dtype, grad_input.mutable_data_ptr(), grad_output.const_data_ptr(),
-      weight.const_data_ptr());
+  run(kOp, kBackwardInput, g, dtype,
+      [&](auto kernel, const auto& algorithm, void* workspace, int threads) {
+        std::shared_ptr<const Workspace> keeper;
+        const void* ordered =
+            weight_for(algorithm, weight, dtype, g, backward_input_packing_geometry(g), &keeper);
+        kernel(grad_input.mutable_data_ptr(), grad_output.const_data_ptr(), ordered, g, workspace,
+               threads);
+      });
   return grad_input;
 }
 
@@ -297,8 +329,11 @@ Tensor conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
   g.weight = strides_of(grad_weight);
   g.output = strides_of(grad_output);
   if (g.n == 0) torch::stable::zero_(grad_weight);
-  run(kOp, kBackwardWeight, g, dtype, grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(),
-      input.const_data_ptr());
+  run(kOp, kBackwardWeight, g, dtype,
+      [&](auto kernel, const auto&, void* workspace, int threads) {
+        kernel(grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(), input.const_data_ptr(),
+               g, workspace, threads);
+      });
   return grad_weight;
 }
 

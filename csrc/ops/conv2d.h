@@ -25,15 +25,53 @@ struct Conv2dGeometry {
   Strides4 input, weight, output;
 };
 
+// What the order of packed weights may depend on, everything else zero. In the forward pass that is
+// the weight alone; in backward_input also which taps meet which residue of the input position
+// modulo the stride.
+inline Conv2dGeometry forward_packing_geometry(const Conv2dGeometry& g) {
+  Conv2dGeometry packing{};
+  packing.c = g.c;
+  packing.oc = g.oc;
+  packing.kh = g.kh;
+  packing.kw = g.kw;
+  packing.groups = g.groups;
+  packing.stride_h = packing.stride_w = packing.dilation_h = packing.dilation_w = 1;
+  packing.weight = g.weight;
+  return packing;
+}
+inline Conv2dGeometry backward_input_packing_geometry(const Conv2dGeometry& g) {
+  Conv2dGeometry packing = forward_packing_geometry(g);
+  packing.stride_h = g.stride_h;
+  packing.stride_w = g.stride_w;
+  packing.dilation_h = g.dilation_h;
+  packing.dilation_w = g.dilation_w;
+  packing.pad_top = g.pad_top % g.stride_h;
+  packing.pad_left = g.pad_left % g.stride_w;
+  // Residues that an image is too small to have are not packed.
+  packing.h = g.h < g.stride_h ? g.h : g.stride_h;
+  packing.w = g.w < g.stride_w ? g.w : g.stride_w;
+  return packing;
+}
+
 // One algorithm of one pass. Tensors are read and written through the geometry's strides, so every
 // layout is accepted; outputs never alias inputs. In the backward passes the gradient of a tensor
 // has the strides that the geometry gives for the tensor. `workspace` has the size that
 // workspace_bytes returns for the same geometry and thread count.
+//
+// An algorithm may want its weights in an order of its own: `pack` writes them, in packed_bytes
+// bytes, and `run` gets them in place of the weight. Both see the pass's packing geometry only,
+// so packed weights serve every batch, image and thread count for which that is the same. Both
+// are null in an algorithm that reads the weight itself.
 template <typename Function>
 struct Conv2dAlgorithm {
   using WorkspaceBytes = int64_t (*)(const Conv2dGeometry& geometry, int threads);
+  using PackedBytes = int64_t (*)(const Conv2dGeometry& geometry);
+  using Pack = void (*)(void* packed, const void* weight, const Conv2dGeometry& geometry,
+                        int threads);
   PerDType<WorkspaceBytes> workspace_bytes;
   PerDType<Function> run;
+  PerDType<PackedBytes> packed_bytes;
+  PerDType<Pack> pack;
 };
 
 // bias: (oc,) contiguous, or null

@@ -53,25 +53,37 @@ void backward_bias(void* grad_bias, const void* grad_output, const Conv2dGeometr
 
 }  // namespace
 
+#define NNOPS_PACKING_ALGORITHM(name)                                      \
+  {                                                                        \
+    NNOPS_FLOAT_DTYPES(name##_workspace), NNOPS_FLOAT_DTYPES(name),        \
+        NNOPS_FLOAT_DTYPES(name##_packed), NNOPS_FLOAT_DTYPES(name##_pack) \
+  }
+
 extern const Conv2dKernels conv2d_kernels = {
-    .forward_expanded_planes = {NNOPS_FLOAT_DTYPES(expanded_planes_forward_workspace),
-                                NNOPS_FLOAT_DTYPES(expanded_planes_forward)},
-    .forward_pixel_rows = {NNOPS_FLOAT_DTYPES(pixel_rows_forward_workspace),
-                           NNOPS_FLOAT_DTYPES(pixel_rows_forward)},
+    .forward_expanded_planes = NNOPS_PACKING_ALGORITHM(expanded_planes_forward),
+    .forward_pixel_rows = NNOPS_PACKING_ALGORITHM(pixel_rows_forward),
     .forward_reference = {NNOPS_ALL_DTYPES(reference_workspace),
-                          NNOPS_ALL_DTYPES(reference_forward)},
-    .backward_input_expanded_planes = {NNOPS_FLOAT_DTYPES(expanded_planes_backward_input_workspace),
-                                       NNOPS_FLOAT_DTYPES(expanded_planes_backward_input)},
-    .backward_input_pixel_rows = {NNOPS_FLOAT_DTYPES(pixel_rows_backward_input_workspace),
-                                  NNOPS_FLOAT_DTYPES(pixel_rows_backward_input)},
+                          NNOPS_ALL_DTYPES(reference_forward),
+                          {},
+                          {}},
+    .backward_input_expanded_planes = NNOPS_PACKING_ALGORITHM(expanded_planes_backward_input),
+    .backward_input_pixel_rows = NNOPS_PACKING_ALGORITHM(pixel_rows_backward_input),
     .backward_input_reference = {NNOPS_ALL_DTYPES(reference_workspace),
-                                 NNOPS_ALL_DTYPES(reference_backward_input)},
+                                 NNOPS_ALL_DTYPES(reference_backward_input),
+                                 {},
+                                 {}},
     .backward_weight_depthwise_dots = {NNOPS_FLOAT_DTYPES(depthwise_dots_workspace),
-                                       NNOPS_FLOAT_DTYPES(depthwise_dots_backward_weight)},
+                                       NNOPS_FLOAT_DTYPES(depthwise_dots_backward_weight),
+                                       {},
+                                       {}},
     .backward_weight_outer_products = {NNOPS_FLOAT_DTYPES(outer_products_workspace),
-                                       NNOPS_FLOAT_DTYPES(outer_products_backward_weight)},
+                                       NNOPS_FLOAT_DTYPES(outer_products_backward_weight),
+                                       {},
+                                       {}},
     .backward_weight_reference = {NNOPS_ALL_DTYPES(reference_workspace),
-                                  NNOPS_ALL_DTYPES(reference_backward_weight)},
+                                  NNOPS_ALL_DTYPES(reference_backward_weight),
+                                  {},
+                                  {}},
     .backward_bias = NNOPS_ALL_DTYPES(backward_bias),
 };
 

@@ -42,12 +42,27 @@ constexpr int64_t kStripBytes = int64_t{384} << 10;
 // How many rows ahead of the copying the read image is fetched.
 constexpr int64_t kPrefetchRows = 8;
 
-// How a pass is cut up, and how large its buffers are. Sizes are in elements.
-template <typename A>
-struct StripPlan {
+// How the weights of a pass are packed, `lanes` numbers in a cache line. Sizes are in elements.
+struct PackedTiles {
   int64_t taps;
   int64_t channel_blocks, block_channels;
   int64_t tile_rows, row_tiles;
+  int64_t packed_group;
+
+  PackedTiles(const PixelPass& pass, int64_t lanes) {
+    taps = pass.y.taps * pass.x.taps;
+    block_channels = chain_channels(pass);
+    channel_blocks = divide_up(pass.outer, block_channels);
+    row_tiles = divide_up(pass.rows, kTileRows);
+    tile_rows = divide_up(pass.rows, row_tiles);
+    row_tiles = divide_up(pass.rows, tile_rows);
+    packed_group = round_up(row_tiles * tile_rows * pass.outer * taps, lanes);
+  }
+};
+
+// How a pass is cut up, and how large its buffers are. Sizes are in elements.
+template <typename A>
+struct StripPlan : PackedTiles {
   int64_t resident_tiles;                      // row tiles whose sums are kept at a time
   int64_t height, width, images;               // of a strip, in grid elements
   int64_t vertical, horizontal, image_strips;  // numbers of strips
@@ -58,20 +73,13 @@ struct StripPlan {
   int64_t pitch;   // of the rows of the planes and of the sums
   int64_t sequence_rows, staging_width;
   int64_t image_size, plane_size, sum_stride;
-  int64_t packed_group, planes_size, staging_size, sums_size;
+  int64_t planes_size, staging_size, sums_size;
   // Sums are complete after one chain and stand in the image as in the strip: they go straight to
   // the image. Not where the channels' addresses differ by pages: a tile's rows would share their
   // cache sets.
   bool writes_direct;
 
-  StripPlan(const PixelPass& pass, int threads) {
-    taps = pass.y.taps * pass.x.taps;
-    block_channels = chain_channels(pass);
-    channel_blocks = divide_up(pass.outer, block_channels);
-    row_tiles = divide_up(pass.rows, kTileRows);
-    tile_rows = divide_up(pass.rows, row_tiles);
-    row_tiles = divide_up(pass.rows, tile_rows);
-
+  StripPlan(const PixelPass& pass, int threads) : PackedTiles(pass, kLanes<A>) {
     const int64_t budget = kStripBytes / static_cast<int64_t>(sizeof(A));
     resident_tiles =
         channel_blocks == 1 ? 1 : smaller(row_tiles, divide_up(kResidentRows, tile_rows));
@@ -111,7 +119,6 @@ struct StripPlan {
     constexpr int64_t kLine = kLanes<A>;
     plane_size = (divide_up(images * image_size + kLine, kLine) | 1) * kLine;
     sum_stride = (images * divide_up(pitch * height, kLine) | 1) * kLine;
-    packed_group = round_up(row_tiles * tile_rows * pass.outer * taps, kLine);
     planes_size = block_channels * copies * plane_size;
     staging_size = round_up((expanded ? sequence_rows * staging_width : 0) + kLine, kLine);
     sums_size = resident_tiles * tile_rows * sum_stride;
@@ -127,9 +134,8 @@ struct StripPlan {
     return pass.outer - (channel_blocks - 1) * block_channels;
   }
   int64_t thread_size() const { return planes_size + staging_size + sums_size; }
-  int64_t workspace_bytes(const PixelPass& pass, int threads) const {
-    return table_size() * 8 +
-           (pass.groups * packed_group + threads * thread_size()) * static_cast<int64_t>(sizeof(A));
+  int64_t workspace_bytes(int threads) const {
+    return table_size() * 8 + threads * thread_size() * static_cast<int64_t>(sizeof(A));
   }
 };
 
@@ -152,6 +158,26 @@ void pack_weight_tile(acc_t<T>* packed, const T* weight, int64_t first_row, int6
         }
       }
     }
+  }
+}
+
+template <typename T>
+int64_t packed_tiles_bytes(const PixelPass& pass) {
+  using A = acc_t<T>;
+  return pass.groups * PackedTiles(pass, kLanes<A>).packed_group * static_cast<int64_t>(sizeof(A));
+}
+
+template <typename T>
+void pack_tiles(acc_t<T>* packed, const T* weight, const PixelPass& pass, int threads) {
+  const PackedTiles plan(pass, kLanes<acc_t<T>>);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < pass.groups * plan.row_tiles; ++i) {
+    const int64_t group = i / plan.row_tiles;
+    const int64_t tile = i % plan.row_tiles;
+    pack_weight_tile(
+        packed + group * plan.packed_group + tile * plan.tile_rows * pass.outer * plan.taps,
+        weight + group * pass.weight_group, tile * plan.tile_rows, plan.tile_rows,
+        plan.block_channels, pass);
   }
 }
 
@@ -306,15 +332,14 @@ void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan
 }
 
 template <typename T>
-void run_pixel_pass(T* written, const T* read, const T* weight, const T* bias,
+void run_pixel_pass(T* written, const T* read, const acc_t<T>* packed, const T* bias,
                     const PixelPass& pass, void* workspace, int threads) {
   using A = acc_t<T>;
   const StripPlan<A> plan(pass, threads);
   int64_t* offsets = static_cast<int64_t*>(workspace);
   int64_t* last_offsets = offsets + plan.block_channels * plan.taps;
   int64_t* column_starts = last_offsets + plan.block_channels * plan.taps;
-  A* packed = reinterpret_cast<A*>(offsets + plan.table_size());
-  A* per_thread = packed + pass.groups * plan.packed_group;
+  A* per_thread = reinterpret_cast<A*>(offsets + plan.table_size());
 
   for (int64_t s = 0; s < plan.x.taps; ++s) {
     column_starts[s] = plan.x.sequence_index(s, plan.width);
@@ -332,15 +357,6 @@ void run_pixel_pass(T* written, const T* read, const T* weight, const T* bias,
   const int64_t tasks = plan.image_strips * pass.groups * strips * plan.row_splits;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < pass.groups * plan.row_tiles; ++i) {
-      const int64_t group = i / plan.row_tiles;
-      const int64_t tile = i % plan.row_tiles;
-      pack_weight_tile(
-          packed + group * plan.packed_group + tile * plan.tile_rows * pass.outer * plan.taps,
-          weight + group * pass.weight_group, tile * plan.tile_rows, plan.tile_rows,
-          plan.block_channels, pass);
-    }
     A* buffers = per_thread + thread_index() * plan.thread_size();
     A* staging_end = buffers + plan.planes_size + plan.staging_size;
     store(staging_end - kLanes<A>, Vec<A>{});  // read, but of no influence
@@ -369,37 +385,69 @@ void run_pixel_pass(T* written, const T* read, const T* weight, const T* bias,
 }
 
 template <typename T>
-void expanded_planes_forward(void* output, const void* input, const void* weight, const void* bias,
+void expanded_planes_forward(void* output, const void* input, const void* packed, const void* bias,
                              const Conv2dGeometry& g, void* workspace, int threads) {
   run_pixel_pass(static_cast<T*>(output), static_cast<const T*>(input),
-                 static_cast<const T*>(weight), static_cast<const T*>(bias), forward_pass(g),
+                 static_cast<const acc_t<T>*>(packed), static_cast<const T*>(bias), forward_pass(g),
                  workspace, threads);
 }
 
 template <typename T>
-void expanded_planes_backward_input(void* grad_input, const void* grad_output, const void* weight,
+void expanded_planes_backward_input(void* grad_input, const void* grad_output, const void* packed,
                                     const Conv2dGeometry& g, void* workspace, int threads) {
   T* gx = static_cast<T*>(grad_input);
+  const char* weights = static_cast<const char*>(packed);
   write_zeros_where_no_tap_reaches(gx, g, threads);
   for_each_backward_pass(g, [&](const PixelPass& pass) {
-    run_pixel_pass(gx, static_cast<const T*>(grad_output), static_cast<const T*>(weight),
-                   static_cast<const T*>(nullptr), pass, workspace, threads);
+    run_pixel_pass(gx, static_cast<const T*>(grad_output),
+                   reinterpret_cast<const acc_t<T>*>(weights), static_cast<const T*>(nullptr), pass,
+                   workspace, threads);
+    weights += packed_tiles_bytes<T>(pass);
   });
 }
 
 template <typename T>
 int64_t expanded_planes_forward_workspace(const Conv2dGeometry& g, int threads) {
-  const PixelPass pass = forward_pass(g);
-  return StripPlan<acc_t<T>>(pass, threads).workspace_bytes(pass, threads);
+  return StripPlan<acc_t<T>>(forward_pass(g), threads).workspace_bytes(threads);
 }
 
 template <typename T>
 int64_t expanded_planes_backward_input_workspace(const Conv2dGeometry& g, int threads) {
   int64_t most = 0;
   for_each_backward_pass(g, [&](const PixelPass& pass) {
-    most = larger(most, StripPlan<acc_t<T>>(pass, threads).workspace_bytes(pass, threads));
+    most = larger(most, StripPlan<acc_t<T>>(pass, threads).workspace_bytes(threads));
   });
   return most;
+}
+
+template <typename T>
+int64_t expanded_planes_forward_packed(const Conv2dGeometry& g) {
+  return packed_tiles_bytes<T>(forward_pass(g));
+}
+
+template <typename T>
+int64_t expanded_planes_backward_input_packed(const Conv2dGeometry& g) {
+  int64_t bytes = 0;
+  for_each_backward_pass(g, [&](const PixelPass& pass) { bytes += packed_tiles_bytes<T>(pass); });
+  return bytes;
+}
+
+template <typename T>
+void expanded_planes_forward_pack(void* packed, const void* weight, const Conv2dGeometry& g,
+                                  int threads) {
+  pack_tiles(static_cast<acc_t<T>*>(packed), static_cast<const T*>(weight), forward_pass(g),
+             threads);
+}
+
+// The passes one behind the other.
+template <typename T>
+void expanded_planes_backward_input_pack(void* packed, const void* weight, const Conv2dGeometry& g,
+                                         int threads) {
+  char* place = static_cast<char*>(packed);
+  for_each_backward_pass(g, [&](const PixelPass& pass) {
+    pack_tiles(reinterpret_cast<acc_t<T>*>(place), static_cast<const T*>(weight), pass, threads);
+    place += packed_tiles_bytes<T>(pass);
+  });
 }
 
 NNOPS_END_KERNELS

@@ -73,6 +73,9 @@ NNOPS_INLINE int64_t chain_channels(const PixelPass& pass) {
   if (terms <= 2 * kChain) return pass.outer;
   return divide_up(pass.outer, smaller(pass.outer, (terms + kChain / 2) / kChain));
 }
+// What a chain of several channels has at most: those on which chain_channels divides a longer sum
+// have at most 1.25 kChain terms on average, and rounding up to whole channels at most doubles it.
+constexpr int64_t kMostTerms = 5 * kChain / 2;
 NNOPS_INLINE int64_t piece_length(int64_t chain) {
   return divide_up(chain, divide_up(chain, 2 * kChain));
 }

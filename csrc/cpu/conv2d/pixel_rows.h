@@ -1,12 +1,14 @@
-// conv2d forward and backward_input: vectors along channels, the read image in pixel-major rows.
+// conv2d forward and backward_input: vectors along channels of the written image.
 //
 // The sum and its order are those of pixel_pass.h, and so are the bits.
 //
 // Layout. The grid is cut into strips: some rows of one image, or several small images. For a strip
-// and some outer channels the read image is transposed (channels_last: copied) to
-//   rows[image][row sequence][column sequence][outer channel]
-// with the padding as zeros, and a tile of pixels is that many places in it, whatever rows or
-// images they belong to: no pixel is wasted, however small the map. Weights are packed as
+// and some outer channels the rows of the read image are copied, with the padding as zeros, in the
+// order in which they stand there:
+//   rows[outer channel][image][row sequence][column sequence]        planar
+//   rows[image][row sequence][column sequence][outer channel]        where channels are neighbours
+// A tile of pixels is that many places in it, whatever rows or images they belong to: no pixel is
+// wasted, however small the map, and nothing is transposed. Weights are packed as
 //   [group][panel of kTileVectors vectors of channels][chain][kh][outer][kw][channel]
 // and one chain of a panel stays in L1 while all the pixels of the strip pass by. The sums of a
 // strip, [pixel][channel], stay in L2 and are transposed back on the way out.
@@ -24,31 +26,48 @@ NNOPS_BEGIN_KERNELS
 constexpr int64_t kRowsPixels = 768;
 constexpr int64_t kRowsBytes = int64_t{256} << 10;  // of the sums, and of the rows, of a strip
 constexpr int64_t kResidentVectors = 16;            // whose sums are kept at a time
-constexpr int64_t kGroupChannels = 64;              // outer channels transposed at a time
+constexpr int64_t kGroupChannels = 64;              // outer channels copied at a time
 constexpr int64_t kAlignedWidth = 5;                // from which on tiles are parts of a row
 
-template <typename A>
-struct RowsPlan {
+// How the weights of a pass are packed, `lanes` numbers in a vector. Sizes are in elements.
+struct PackedPanels {
   int64_t taps, depth;
-  int64_t chain, channels;  // outer channels of a chain, and transposed at a time
+  int64_t chain;            // outer channels of a chain
   int64_t vectors, panels;  // of the written channels
+  int64_t packed_group;
+
+  PackedPanels(const PixelPass& pass, int64_t lanes) {
+    taps = pass.y.taps * pass.x.taps;
+    depth = pass.outer * taps;
+    chain = chain_channels(pass);
+    vectors = divide_up(pass.rows, lanes);
+    panels = divide_up(vectors, kTileVectors);
+    packed_group = vectors * lanes * depth;
+  }
+
+  int64_t first_vector(int64_t panel) const { return panel * vectors / panels; }
+};
+
+template <typename A>
+struct RowsPlan : PackedPanels {
+  int64_t channels;  // outer channels copied at a time
   int64_t resident_panels;
   int64_t height, width, images;               // of a strip, in grid elements
   int64_t vertical, horizontal, image_strips;  // numbers of strips
   int64_t panel_splits;
   TapAxis y, x;
+  int64_t dense_step;  // from a grid element to the next in a column sequence
+  int64_t dense_width;
   int64_t sequence_rows, row_length;
+  bool planar;
+  // From a place in the rows to the next column, pixel of the grid, row, image and channel.
+  int64_t column_step, pixel_step, row_step, image_step, channel_step;
   int64_t sum_stride;
-  int64_t packed_group, rows_size, sums_size, planes_size;
+  int64_t rows_size, sums_size, planes_size;
 
-  RowsPlan(const PixelPass& pass, int threads) {
+  RowsPlan(const PixelPass& pass, int threads) : PackedPanels(pass, kLanes<A>) {
     constexpr int64_t kLine = kLanes<A>;
-    taps = pass.y.taps * pass.x.taps;
-    depth = pass.outer * taps;
-    chain = chain_channels(pass);
     channels = smaller(divide_up(pass.outer, chain), larger(1, kGroupChannels / chain)) * chain;
-    vectors = divide_up(pass.rows, kLine);
-    panels = divide_up(vectors, kTileVectors);
     resident_panels = smaller(panels, divide_up(kResidentVectors, kTileVectors));
 
     const int64_t budget = kRowsBytes / static_cast<int64_t>(sizeof(A));
@@ -75,72 +94,118 @@ struct RowsPlan {
     }
 
     y = with_sequences(pass.y, height);
-    x = with_sequences(pass.x, width);
+    // Where the taps read every column, the columns stay in their order whatever the stride.
+    const bool dense = pass.x.gap == 1 && pass.x.taps >= pass.x.step;
+    TapAxis columns = pass.x;
+    dense_step = dense ? pass.x.step : 1;
+    dense_width = (width - 1) * dense_step + 1;
+    if (dense) columns.step = 1;
+    x = with_sequences(columns, dense_width);
     sequence_rows = y.sequence_length(height);
-    row_length = x.sequence_length(width);
+    row_length = x.sequence_length(dense_width);
+    planar = pass.read.c != 1;
+    column_step = planar ? 1 : channels;
+    pixel_step = dense_step * column_step;
+    row_step = row_length * column_step;
+    image_step = sequence_rows * row_step;
+    // An odd number of cache lines: the channels' planes do not share their sets.
+    channel_step = planar ? (divide_up(images * image_step, kLine) | 1) * kLine : 1;
     sum_stride = (resident_panels * kTileVectors | 1) * kLine;
-    packed_group = vectors * kLine * depth;
-    rows_size = round_up(images * sequence_rows * row_length * channels, kLine);
+    rows_size = planar ? channels * channel_step : round_up(images * image_step, kLine);
     sums_size = images * height * width * sum_stride;
     planes_size = kLine * plane_stride();
   }
 
-  int64_t first_vector(int64_t panel) const { return panel * vectors / panels; }
   // Of the buffer in which the sums of a row are transposed for images that are not packed.
   int64_t plane_stride() const { return (divide_up(width, kLanes<A>) | 1) * kLanes<A>; }
   int64_t table_size() const { return round_up(2 * chain * taps, 8); }
-  // The weights of one chain, while they are packed, take the same place.
-  int64_t thread_size() const {
-    return larger(rows_size + sums_size + planes_size, chain * taps * kTileVectors * kLanes<A>);
-  }
-  int64_t workspace_bytes(const PixelPass& pass, int threads) const {
-    return table_size() * 8 +
-           (pass.groups * packed_group + threads * thread_size()) * static_cast<int64_t>(sizeof(A));
+  int64_t thread_size() const { return rows_size + sums_size + planes_size; }
+  int64_t workspace_bytes(int threads) const {
+    return table_size() * 8 + threads * thread_size() * static_cast<int64_t>(sizeof(A));
   }
 };
 
 // Weights of `count` written channels, [chain][kh][outer][kw][width]; columns beyond `count` are
-// zero. `scratch` holds one chain.
+// zero.
 template <typename T>
-void pack_weight_panel(acc_t<T>* packed, acc_t<T>* scratch, const T* weight, int64_t count,
-                       int64_t width, int64_t chain, const PixelPass& pass) {
+void pack_weight_panel(acc_t<T>* packed, const T* weight, int64_t count, int64_t width,
+                       int64_t chain, const PixelPass& pass) {
   using A = acc_t<T>;
+  constexpr int64_t kLine = kLanes<A>;
   const int64_t taps = pass.y.taps * pass.x.taps;
-  // Every tap of the kernel, contiguous in memory: transposed in memory's order, and then put into
-  // the order of the sum.
-  const bool whole = pass.weight_h == pass.x.taps * pass.weight_w &&
-                     pass.x.kernel_step * pass.x.kernel_step == 1 &&
-                     pass.y.kernel_step * pass.y.kernel_step == 1;
+  // Every tap of the kernel, one behind the other in memory; perhaps the channels likewise.
+  const bool whole =
+      pass.weight_h == pass.x.taps * pass.weight_w && pass.weight_w < pass.weight_outer &&
+      pass.x.kernel_step * pass.x.kernel_step == 1 &&
+      pass.y.kernel_step * pass.y.kernel_step == 1 &&
+      smaller(pass.y.kernel_first, pass.y.kernel_first + (pass.y.taps - 1) * pass.y.kernel_step) ==
+          0;
+  const bool joined = pass.weight_outer == taps * pass.weight_w;
   for (int64_t c0 = 0; c0 < pass.outer; c0 += chain) {
     const int64_t channels = smaller(chain, pass.outer - c0);
+    const int64_t terms = channels * taps;
     const T* source = weight + c0 * pass.weight_outer;
-    if (whole && taps == 1) {
-      transpose(packed, width, source, pass.weight_row, pass.weight_outer, count, channels);
-    } else if (whole && pass.weight_outer == taps * pass.weight_w) {
-      transpose(scratch, width, source, pass.weight_row, pass.weight_w, count, channels * taps);
-    } else if (whole) {
-      for (int64_t c = 0; c < channels; ++c) {
-        transpose(scratch + c * taps * width, width, source + c * pass.weight_outer,
-                  pass.weight_row, pass.weight_w, count, taps);
-      }
-    }
-    for (int64_t r = 0; r < pass.y.taps; ++r) {
-      const int64_t kh = pass.y.kernel_first + r * pass.y.kernel_step;
-      for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t s = 0; s < pass.x.taps; ++s, packed += width) {
-          const int64_t kw = pass.x.kernel_first + s * pass.x.kernel_step;
-          if (!whole) {
-            copy_strided(packed,
-                         source + c * pass.weight_outer + kh * pass.weight_h + kw * pass.weight_w,
-                         pass.weight_row, count);
-          } else if (taps > 1) {
-            const A* from = scratch + (c * taps + kh * pass.x.taps + kw) * width;
-            for (int64_t i = 0; i < width; i += kLanes<A>) store(packed + i, load(from + i));
-          }
-          for (int64_t i = count; i < width; ++i) packed[i] = 0;
+    const auto for_each_tap = [&](auto body) {
+      for (int64_t r = 0; r < pass.y.taps; ++r) {
+        const int64_t kh = pass.y.kernel_first + r * pass.y.kernel_step;
+        for (int64_t s = 0; s < pass.x.taps; ++s) {
+          body(packed + (r * channels * pass.x.taps + s) * width, kh,
+               pass.x.kernel_first + s * pass.x.kernel_step);
         }
       }
+    };
+    const int64_t channel_step = pass.x.taps * width;
+    if (whole && taps > 1 && terms <= kMostTerms) {
+      // Transposed in memory's order, and then put into the order of the sum.
+      A scratch[kMostTerms * kLine];
+      for (int64_t i0 = 0; i0 < count; i0 += kLine) {
+        const int64_t lanes = smaller(kLine, count - i0);
+        if (lanes < kLine) {
+          for (int64_t i = 0; i < terms * kLine; ++i) scratch[i] = 0;
+        }
+        for (int64_t c = 0; c < (joined ? 1 : channels); ++c) {
+          transpose(scratch + c * taps * kLine, kLine,
+                    source + i0 * pass.weight_row + c * pass.weight_outer, pass.weight_row,
+                    pass.weight_w, lanes, joined ? terms : taps);
+        }
+        for_each_tap([&](A* target, int64_t kh, int64_t kw) {
+          const A* from = scratch + (kh * pass.x.taps + kw) * kLine;
+          for (int64_t c = 0; c < channels; ++c) {
+            store(target + c * channel_step + i0, load(from + c * taps * kLine));
+          }
+        });
+      }
+    } else {
+      for_each_tap([&](A* target, int64_t kh, int64_t kw) {
+        transpose(target, channel_step, source + kh * pass.weight_h + kw * pass.weight_w,
+                  pass.weight_row, pass.weight_outer, count, channels);
+        for (int64_t c = 0; c < channels; ++c) {
+          for (int64_t i = count; i < width; ++i) target[c * channel_step + i] = 0;
+        }
+      });
     }
+    packed += terms * width;
+  }
+}
+
+template <typename T>
+int64_t packed_panels_bytes(const PixelPass& pass) {
+  using A = acc_t<T>;
+  return pass.groups * PackedPanels(pass, kLanes<A>).packed_group * static_cast<int64_t>(sizeof(A));
+}
+
+template <typename T>
+void pack_panels(acc_t<T>* packed, const T* weight, const PixelPass& pass, int threads) {
+  constexpr int64_t kLine = kLanes<acc_t<T>>;
+  const PackedPanels plan(pass, kLine);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < pass.groups * plan.panels; ++i) {
+    const int64_t group = i / plan.panels;
+    const int64_t first = plan.first_vector(i % plan.panels) * kLine;
+    const int64_t width = plan.first_vector(i % plan.panels + 1) * kLine - first;
+    pack_weight_panel(packed + group * plan.packed_group + first * plan.depth,
+                      weight + group * pass.weight_group + first * pass.weight_row,
+                      smaller(width, pass.rows - first), width, plan.chain, pass);
   }
 }
 
@@ -155,25 +220,39 @@ struct RowsStrip {
   int64_t first_panel, last_panel;
 };
 
-// The outer channels [channel0, channel0 + channels) of a strip, to pixel-major rows.
+// One row of one channel, or of all channels where they are neighbours; outside of the image it is
+// a row without any position inside.
+template <typename T>
+NNOPS_INLINE void copy_row(acc_t<T>* row, const T* source, int64_t h, int64_t x0, int64_t channels,
+                           const PixelPass& pass, const RowsPlan<acc_t<T>>& plan) {
+  const bool inside = h >= 0 && h < plan.y.limit;
+  const int64_t limit = inside ? plan.x.limit : 0;
+  const T* from = source + (inside ? h * pass.read.h : 0);
+  for (int64_t cls = 0; cls < plan.x.class_count(); ++cls) {
+    const int64_t count = plan.x.class_length(cls, plan.dense_width);
+    const int64_t first = plan.x.position(cls, 0) + x0 * pass.x.step;
+    if (plan.planar) {
+      copy_positions(row, from, pass.read.w, first, plan.x.step, count, limit);
+    } else {
+      transpose_positions(row, plan.channels, from, 1, pass.read.w, first, plan.x.step, count,
+                          limit, channels, channels);
+    }
+    row += count * plan.column_step;
+  }
+}
+
+// The outer channels [channel0, channel0 + channels) of a strip.
 template <typename T>
 void gather_rows(acc_t<T>* rows, const RowsStrip<T>& strip, int64_t channel0, int64_t channels,
                  const PixelPass& pass, const RowsPlan<acc_t<T>>& plan) {
-  const int64_t size = plan.channels;
-  for (int64_t image = 0; image < strip.images; ++image) {
-    const T* source = strip.read + image * pass.read.n + channel0 * pass.read.c;
-    for (int64_t cls = 0; cls < plan.y.class_count(); ++cls) {
-      const int64_t length = plan.y.class_length(cls, plan.height);
-      for (int64_t i = 0; i < length; ++i) {
-        const int64_t h = plan.y.position(cls, strip.y0 + i);
-        const bool inside = h >= 0 && h < plan.y.limit;
-        for (int64_t x_cls = 0; x_cls < plan.x.class_count(); ++x_cls) {
-          const int64_t count = plan.x.class_length(x_cls, plan.width);
-          // A row outside of the image is a row without any position inside.
-          transpose_positions(rows, size, source + (inside ? h * pass.read.h : 0), pass.read.c,
-                              pass.read.w, plan.x.position(x_cls, strip.x0), plan.x.step, count,
-                              inside ? plan.x.limit : 0, channels, channels);
-          rows += count * size;
+  for (int64_t c = 0; c < (plan.planar ? channels : 1); ++c) {
+    for (int64_t image = 0; image < strip.images; ++image) {
+      const T* source = strip.read + image * pass.read.n + (channel0 + c) * pass.read.c;
+      acc_t<T>* row = rows + c * plan.channel_step + image * plan.image_step;
+      for (int64_t cls = 0; cls < plan.y.class_count(); ++cls) {
+        const int64_t length = plan.y.class_length(cls, plan.height);
+        for (int64_t i = 0; i < length; ++i, row += plan.row_step) {
+          copy_row(row, source, plan.y.position(cls, strip.y0 + i), strip.x0, channels, pass, plan);
         }
       }
     }
@@ -272,7 +351,10 @@ void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& stri
                       const PixelPass& pass, const RowsPlan<acc_t<T>>& plan) {
   using A = acc_t<T>;
   const TapAxis& axis = pass.y;
+  // Tiles differ by at most one pixel.
   const int64_t tiles = divide_up(strip.width, kTileRows);
+  const int64_t least = strip.width / tiles;
+  const int64_t larger_tiles = strip.width % tiles;
   const int64_t terms_of_row = chain.depth / axis.taps;
   ChannelTile<A> tile{};
   tile.sum_stride = plan.sum_stride;
@@ -280,21 +362,23 @@ void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& stri
   // The next chain's weights stand behind this one's: fetched a part with each row.
   const int64_t size = chain.depth * chain.vectors * kLanes<A>;
   const int64_t part = divide_up(size, strip.images * strip.height);
-  for (int64_t row = 0; row < strip.images * strip.height; ++row) {
-    prefetch_span(chain.weights + size + row * part, part);
-    const int64_t y = row % strip.height;
-    const int64_t position = (strip.y0 + y) * axis.step + axis.first;
-    const int64_t begin = position < 0 ? smaller(axis.taps, divide_up(-position, axis.gap)) : 0;
-    const int64_t end =
-        position < axis.limit ? smaller(axis.taps, divide_up(axis.limit - position, axis.gap)) : 0;
-    const A* pixel = chain.rows + (row / strip.height * plan.sequence_rows + y) * plan.row_length *
-                                      plan.channels;
-    for (int64_t t = 0; t < tiles; ++t) {
-      // Tiles differ by at most one pixel.
-      const int64_t pixels = (t + 1) * strip.width / tiles - t * strip.width / tiles;
-      for (int64_t i = 0; i < pixels; ++i, pixel += plan.channels) tile.pixels[i] = pixel;
-      multiply_terms(tile, pixels, chain, begin * terms_of_row, larger(begin, end) * terms_of_row);
-      tile.sums += pixels * plan.sum_stride;
+  const A* weights_ahead = chain.weights + size;
+  for (int64_t image = 0; image < strip.images; ++image) {
+    for (int64_t y = 0; y < strip.height; ++y, weights_ahead += part) {
+      prefetch_span(weights_ahead, part);
+      const int64_t position = (strip.y0 + y) * axis.step + axis.first;
+      const int64_t begin = position < 0 ? smaller(axis.taps, divide_up(-position, axis.gap)) : 0;
+      const int64_t end = position < axis.limit
+                              ? smaller(axis.taps, divide_up(axis.limit - position, axis.gap))
+                              : 0;
+      const A* pixel = chain.rows + image * plan.image_step + y * plan.row_step;
+      for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t pixels = t < larger_tiles ? least + 1 : least;
+        for (int64_t i = 0; i < pixels; ++i, pixel += plan.pixel_step) tile.pixels[i] = pixel;
+        multiply_terms(tile, pixels, chain, begin * terms_of_row,
+                       larger(begin, end) * terms_of_row);
+        tile.sums += pixels * plan.sum_stride;
+      }
     }
   }
 }
@@ -305,23 +389,25 @@ template <typename T>
 void multiply_flat(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& strip,
                    const RowsPlan<acc_t<T>>& plan) {
   using A = acc_t<T>;
-  const int64_t pixels = strip.images * strip.height * strip.width;
-  const int64_t tiles = divide_up(pixels, kTileRows);
   ChannelTile<A> tile{};
   tile.sum_stride = plan.sum_stride;
-  int64_t p = 0;
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t first = p;
-    for (; p < (t + 1) * pixels / tiles; ++p) {
-      const int64_t x = p % strip.width;
-      const int64_t y = p / strip.width % strip.height;
-      const int64_t image = p / strip.width / strip.height;
-      tile.pixels[p - first] =
-          chain.rows + ((image * plan.sequence_rows + y) * plan.row_length + x) * plan.channels;
+  tile.sums = chain.sums;
+  int64_t pixels = 0;
+  const auto multiply = [&] {
+    multiply_terms(tile, pixels, chain, 0, chain.depth);
+    tile.sums += pixels * plan.sum_stride;
+    pixels = 0;
+  };
+  for (int64_t image = 0; image < strip.images; ++image) {
+    for (int64_t y = 0; y < strip.height; ++y) {
+      const A* pixel = chain.rows + image * plan.image_step + y * plan.row_step;
+      for (int64_t x = 0; x < strip.width; ++x, pixel += plan.pixel_step) {
+        tile.pixels[pixels++] = pixel;
+        if (pixels == kTileRows) multiply();
+      }
     }
-    tile.sums = chain.sums + first * plan.sum_stride;
-    multiply_terms(tile, p - first, chain, 0, chain.depth);
   }
+  if (pixels > 0) multiply();
 }
 
 template <typename T>
@@ -350,7 +436,7 @@ void compute_rows_strip(const RowsStrip<T>& strip, const PixelPass& pass,
         for (int64_t c0 = 0; c0 < channels; c0 += plan.chain) {
           const int64_t chain = smaller(plan.chain, channels - c0);
           RowsChain<A> part{};
-          part.rows = rows + c0;
+          part.rows = rows + c0 * plan.channel_step;
           part.weights = weights + c0 * plan.taps * count * kLine;
           part.offsets = chain == plan.chain ? offsets : offsets + plan.chain * plan.taps;
           part.depth = chain * plan.taps;
@@ -376,19 +462,15 @@ void compute_rows_strip(const RowsStrip<T>& strip, const PixelPass& pass,
 }
 
 template <typename T>
-void run_pixel_rows(T* written, const T* read, const T* weight, const T* bias,
+void run_pixel_rows(T* written, const T* read, const acc_t<T>* packed, const T* bias,
                     const PixelPass& pass, void* workspace, int threads) {
   using A = acc_t<T>;
-  constexpr int64_t kLine = kLanes<A>;
   const RowsPlan<A> plan(pass, threads);
   int64_t* offsets = static_cast<int64_t*>(workspace);
-  A* packed = reinterpret_cast<A*>(offsets + plan.table_size());
-  A* per_thread = packed + pass.groups * plan.packed_group;
+  A* per_thread = reinterpret_cast<A*>(offsets + plan.table_size());
   const auto place = [&](int64_t c, int64_t r, int64_t s) {
-    return (plan.y.sequence_index(r, plan.height) * plan.row_length +
-            plan.x.sequence_index(s, plan.width)) *
-               plan.channels +
-           c;
+    return c * plan.channel_step + plan.y.sequence_index(r, plan.height) * plan.row_step +
+           plan.x.sequence_index(s, plan.dense_width) * plan.column_step;
   };
   fill_offsets(offsets, plan.chain, pass, place);
   const int64_t last_chain = pass.outer - (divide_up(pass.outer, plan.chain) - 1) * plan.chain;
@@ -399,15 +481,6 @@ void run_pixel_rows(T* written, const T* read, const T* weight, const T* bias,
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     A* buffers = per_thread + thread_index() * plan.thread_size();
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < pass.groups * plan.panels; ++i) {
-      const int64_t group = i / plan.panels;
-      const int64_t first = plan.first_vector(i % plan.panels) * kLine;
-      const int64_t width = plan.first_vector(i % plan.panels + 1) * kLine - first;
-      pack_weight_panel(packed + group * plan.packed_group + first * plan.depth, buffers,
-                        weight + group * pass.weight_group + first * pass.weight_row,
-                        smaller(width, pass.rows - first), width, plan.chain, pass);
-    }
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < tasks; ++i) {
       const int64_t split = i % plan.panel_splits;
@@ -433,37 +506,69 @@ void run_pixel_rows(T* written, const T* read, const T* weight, const T* bias,
 }
 
 template <typename T>
-void pixel_rows_forward(void* output, const void* input, const void* weight, const void* bias,
+void pixel_rows_forward(void* output, const void* input, const void* packed, const void* bias,
                         const Conv2dGeometry& g, void* workspace, int threads) {
   run_pixel_rows(static_cast<T*>(output), static_cast<const T*>(input),
-                 static_cast<const T*>(weight), static_cast<const T*>(bias), forward_pass(g),
+                 static_cast<const acc_t<T>*>(packed), static_cast<const T*>(bias), forward_pass(g),
                  workspace, threads);
 }
 
 template <typename T>
-void pixel_rows_backward_input(void* grad_input, const void* grad_output, const void* weight,
+void pixel_rows_backward_input(void* grad_input, const void* grad_output, const void* packed,
                                const Conv2dGeometry& g, void* workspace, int threads) {
   T* gx = static_cast<T*>(grad_input);
+  const char* weights = static_cast<const char*>(packed);
   write_zeros_where_no_tap_reaches(gx, g, threads);
   for_each_backward_pass(g, [&](const PixelPass& pass) {
-    run_pixel_rows(gx, static_cast<const T*>(grad_output), static_cast<const T*>(weight),
-                   static_cast<const T*>(nullptr), pass, workspace, threads);
+    run_pixel_rows(gx, static_cast<const T*>(grad_output),
+                   reinterpret_cast<const acc_t<T>*>(weights), static_cast<const T*>(nullptr), pass,
+                   workspace, threads);
+    weights += packed_panels_bytes<T>(pass);
   });
 }
 
 template <typename T>
 int64_t pixel_rows_forward_workspace(const Conv2dGeometry& g, int threads) {
-  const PixelPass pass = forward_pass(g);
-  return RowsPlan<acc_t<T>>(pass, threads).workspace_bytes(pass, threads);
+  return RowsPlan<acc_t<T>>(forward_pass(g), threads).workspace_bytes(threads);
 }
 
 template <typename T>
 int64_t pixel_rows_backward_input_workspace(const Conv2dGeometry& g, int threads) {
   int64_t most = 0;
   for_each_backward_pass(g, [&](const PixelPass& pass) {
-    most = larger(most, RowsPlan<acc_t<T>>(pass, threads).workspace_bytes(pass, threads));
+    most = larger(most, RowsPlan<acc_t<T>>(pass, threads).workspace_bytes(threads));
   });
   return most;
+}
+
+template <typename T>
+int64_t pixel_rows_forward_packed(const Conv2dGeometry& g) {
+  return packed_panels_bytes<T>(forward_pass(g));
+}
+
+template <typename T>
+int64_t pixel_rows_backward_input_packed(const Conv2dGeometry& g) {
+  int64_t bytes = 0;
+  for_each_backward_pass(g, [&](const PixelPass& pass) { bytes += packed_panels_bytes<T>(pass); });
+  return bytes;
+}
+
+template <typename T>
+void pixel_rows_forward_pack(void* packed, const void* weight, const Conv2dGeometry& g,
+                             int threads) {
+  pack_panels(static_cast<acc_t<T>*>(packed), static_cast<const T*>(weight), forward_pass(g),
+              threads);
+}
+
+// The passes one behind the other.
+template <typename T>
+void pixel_rows_backward_input_pack(void* packed, const void* weight, const Conv2dGeometry& g,
+                                    int threads) {
+  char* place = static_cast<char*>(packed);
+  for_each_backward_pass(g, [&](const PixelPass& pass) {
+    pack_panels(reinterpret_cast<acc_t<T>*>(place), static_cast<const T*>(weight), pass, threads);
+    place += packed_panels_bytes<T>(pass);
+  });
 }
 
 NNOPS_END_KERNELS

@@ -147,7 +147,9 @@ NNOPS_INLINE void transpose_blocks(acc_t<T>* target, int64_t target_stride, cons
 template <typename T>
 NNOPS_INLINE void transpose(acc_t<T>* target, int64_t target_stride, const T* source,
                             int64_t row_stride, int64_t step, int64_t rows, int64_t count) {
-  if (row_stride == 1 && rows > 1) {
+  if (row_stride == 1 && step == rows && target_stride == rows) {
+    copy_span(target, source, rows * count);
+  } else if (row_stride == 1 && rows > 1) {
     for (int64_t i = 0; i < count; ++i) {
       copy_span(target + i * target_stride, source + i * step, rows);
     }

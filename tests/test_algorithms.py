@@ -1,0 +1,161 @@
+"""nnops.explain tells what ran and why; nnops.conv_algorithm chooses, thread by thread."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import nnops
+import nnops.nn as nn
+import nnops.nn.functional as F
+from nnops import _C
+from nnops.algorithms import CONV_PASSES
+
+
+def layer_and_image() -> tuple[nn.Conv2d, torch.Tensor]:
+    return nn.Conv2d(32, 32, 3, padding=1), torch.randn(2, 32, 9, 8)
+
+
+def chosen(function, *args) -> dict[str, str]:
+    return {call.op: call.algorithm for call in nnops.explain(function, *args)}
+
+
+def train(layer: nn.Conv2d, x: torch.Tensor) -> None:
+    layer(x.requires_grad_()).sum().backward()
+
+
+def test_explain_names_every_candidate_with_its_reason(isa: str) -> None:
+    layer, x = layer_and_image()
+    explanation = nnops.explain(layer, x)
+    (call,) = explanation
+    assert (call.op, call.dtype, call.isa) == ("conv2d", "float32", isa)
+    assert call.threads >= 1
+    assert call.geometry["input"] == "2x32x9x8"
+    assert call.geometry["weight"] == "32x32x3x3"
+    assert call.geometry["padding"] == "[1, 1]"
+    assert [each.algorithm for each in call.candidates] == _C.algorithms()["conv2d"]
+    assert call.algorithm == _C.last_choice()[1] == "pixel_rows"
+    assert [each.reason for each in call.candidates[1:]] == ["after pixel_rows"] * 2
+    text = str(explanation)
+    for part in ("conv2d", "2x32x9x8", "runs", "after pixel_rows", isa):
+        assert part in text
+
+    (call,) = nnops.explain(F.conv2d, torch.randn(1, 3, 9, 9), torch.randn(8, 3, 3, 3))
+    assert call.algorithm == "expanded_planes"
+    assert "too few channels" in call.candidates[0].reason
+
+
+def test_explain_follows_backward_and_other_operators() -> None:
+    layer, x = layer_and_image()
+    net = torch.nn.Sequential(layer, nn.ReLU(), nn.MaxPool2d(2))
+    ops = [call.op for call in nnops.explain(lambda: net(x.requires_grad_()).sum().backward())]
+    assert ops[0] == "conv2d"
+    assert {"conv2d_backward_input", "conv2d_backward_weight", "conv2d_backward_bias"} <= set(ops)
+    assert any("relu" in op for op in ops)
+    assert any("max_pool2d" in op for op in ops)
+    assert nnops.explain(torch.relu, x) == ()
+    assert "no call" in str(nnops.explain(torch.relu, x))
+
+
+def test_explain_ends_with_its_call() -> None:
+    layer, x = layer_and_image()
+    with pytest.raises(RuntimeError):
+        nnops.explain(layer, x[:, :5])
+    layer(x)
+    assert _C.stop_trace() == []
+
+
+@pytest.mark.parametrize("name", ["reference", "pixel_rows", "expanded_planes"])
+def test_a_name_is_for_every_pass_that_has_it(name: str) -> None:
+    layer, x = layer_and_image()
+    ordinary = chosen(train, layer, x)
+    with nnops.conv_algorithm(name):
+        forced = chosen(train, layer, x)
+    for op in CONV_PASSES.values():
+        assert forced[op] == (name if name in _C.algorithms()[op] else ordinary[op])
+    assert chosen(train, layer, x) == ordinary
+
+
+def test_passes_are_forced_apart_and_contexts_nest() -> None:
+    layer, x = layer_and_image()
+    ordinary = chosen(train, layer, x)
+    with nnops.conv_algorithm("reference", backward_input="expanded_planes"):
+        outer = {
+            **ordinary,
+            "conv2d": "reference",
+            "conv2d_backward_input": "expanded_planes",
+            "conv2d_backward_weight": "reference",
+        }
+        assert chosen(train, layer, x) == outer
+        with pytest.raises(KeyError), nnops.conv_algorithm(forward="expanded_planes"):
+            assert chosen(train, layer, x) == {**outer, "conv2d": "expanded_planes"}
+            raise KeyError
+        assert chosen(train, layer, x) == outer
+        (call,) = nnops.explain(layer, x)
+        assert call.candidates[0].reason == "reference is forced"
+    assert chosen(train, layer, x) == ordinary
+
+
+def test_unknown_names_are_answered_with_the_list() -> None:
+    for arguments in ({"algorithm": "fastest"}, {"forward": "outer_products"}):
+        with pytest.raises(ValueError, match="must be one of .*expanded_planes.*, but got"):
+            nnops.conv_algorithm(**arguments).__enter__()
+    with pytest.raises(ValueError, match="must be one of"):
+        _C.force_algorithm("conv2d", "fastest")
+    with pytest.raises(ValueError, match="no operator 'conv3d'"):
+        _C.force_algorithm("conv3d", "reference")
+    assert chosen(*layer_and_image())["conv2d"] == "pixel_rows"
+
+
+def test_what_cannot_be_computed_is_an_error() -> None:
+    layer, x = layer_and_image()
+    with (
+        nnops.conv_algorithm(backward_weight="depthwise_dots"),
+        pytest.raises(RuntimeError, match="'depthwise_dots' cannot compute this problem"),
+    ):
+        train(layer, x)
+
+
+def test_other_threads_choose_for_themselves() -> None:
+    layer, x = layer_and_image()
+    barrier = threading.Barrier(3)
+    seen: dict[str, str] = {}
+
+    def work(name: str) -> None:
+        with nnops.conv_algorithm(forward=name):
+            barrier.wait()
+            seen[name] = chosen(layer, x)["conv2d"]
+            barrier.wait()
+
+    names = ("reference", "expanded_planes")
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    assert chosen(layer, x)["conv2d"] == "pixel_rows"
+    barrier.wait()
+    for thread in threads:
+        thread.join()
+    assert seen == {name: name for name in names}
+
+
+def test_verbose_dispatch_prints_the_same_reasons() -> None:
+    program = (
+        "import torch, nnops; import nnops.nn.functional as F\n"
+        "call = nnops.explain(F.conv2d, torch.ones(1, 3, 9, 9), torch.ones(8, 3, 3, 3))[0]\n"
+        "print(call.candidates[0].reason)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "NNOPS_VERBOSE": "dispatch"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"nnops: conv2d: not pixel_rows: {result.stdout.strip()}" in result.stderr
+    assert "nnops: conv2d: runs expanded_planes (" in result.stderr
