@@ -1,7 +1,8 @@
 // max_pool2d backward, "scatter": every window and stride. grad_output is added at the maxima into
 // zeroed planes, in row-major order, which fixes the order of every sum. Parallel over channel
-// groups (n, c) or (n, block of c), small planes several at a time. Sums of bfloat16 and float16 are accumulated in float scratch
-// planes. Where windows lie inside the input and their offsets are taps, nothing else is checked.
+// groups (n, c) or (n, block of c), small planes several at a time. Sums of bfloat16 and float16
+// are accumulated in float scratch planes. Where windows lie inside the input and their offsets are
+// taps, nothing else is checked.
 #pragma once
 
 #include "cpu/max_pool2d/maxima.h"
@@ -21,9 +22,9 @@ struct WindowStarts {
   }
 };
 
-// kPlanes neighbouring small planes, whose offsets are taps inside the input; `sums` is zeroed here.
-// Windows side by side often share their maximum, and then wait for each other's sum: those of
-// several planes do not.
+// kPlanes neighbouring small planes, whose offsets are taps inside the input; `sums` is zeroed
+// here. Windows side by side often share their maximum, and then wait for each other's sum: those
+// of several planes do not.
 template <int kPlanes, typename T>
 NNOPS_INLINE void scatter_taps(acc_t<T>* sums, const T* gy, const uint8_t* offsets,
                                const OffsetTable& table, int64_t pixels,

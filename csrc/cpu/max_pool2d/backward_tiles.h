@@ -73,13 +73,12 @@ __attribute__((noinline)) void spread_pixel_tiles(T* gx, const T* gy, const uint
       };
       if (is_one_vector<T>(channels) && ow + 1 < g.ow) {
         // What stands in lanes behind the pixel is written again by the next one.
-        one_vector<T>(channels, [&](auto lanes) __attribute__((always_inline)) {
-          spread(lanes, 0);
-        });
+        one_vector<T>(channels,
+                      [&](auto lanes) __attribute__((always_inline)) { spread(lanes, 0); });
       } else {
-        for_lanes<acc_t<T>>(0, channels, spread,
-                            [&](int64_t channel)
-                                __attribute__((always_inline)) { spread(LaneCount<1>{}, channel); });
+        const auto single = [&](int64_t channel)
+                                __attribute__((always_inline)) { spread(LaneCount<1>{}, channel); };
+        for_lanes<acc_t<T>>(0, channels, spread, single);
       }
       gy += channels;
       offsets += channels;
