@@ -110,6 +110,41 @@ def test_backward_is_the_same_by_every_algorithm(
     assert seen == {"tiles", "scatter", *(("channels",) if channels_last else ())}
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["row-major", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_backward_of_a_plane_does_not_depend_on_its_neighbours(
+    dtype: torch.dtype, channels_last: bool, isa: str
+) -> None:
+    for shape in ((6, 13, 13), (3, 8, 9), (7, 6, 5)):
+        image = torch.randint(-3, 4, (2, *shape)).to(dtype)
+        if channels_last:
+            image = image.to(memory_format=torch.channels_last)
+        for arguments in WINDOWS:
+            output, offsets = ops.max_pool2d_with_offsets(image, *arguments, False)
+            grad = torch.randn_like(output)
+            size = list(shape[1:])
+            whole = ops.max_pool2d_backward(grad, offsets, size, *arguments)
+            for n in range(2):
+                for c in range(shape[0]):
+                    plane = (slice(n, n + 1), slice(c, c + 1))
+                    alone = ops.max_pool2d_backward(
+                        grad[plane].contiguous(), offsets[plane].contiguous(), size, *arguments
+                    )
+                    assert same_bits(whole[plane], alone), (shape, arguments, n, c)
+
+
+@pytest.mark.parametrize("plane", [0, 3, 5, 8])
+@pytest.mark.parametrize("pad", [0, 1])
+def test_a_wrong_offset_among_small_planes_is_found(pad: int, plane: int, isa: str) -> None:
+    arguments = window(3, 2, pad)
+    output, offsets = ops.max_pool2d_with_offsets(torch.randn(3, 3, 13, 13), *arguments, False)
+    position = plane * output[0, 0].numel() + 2
+    # Beyond the window; or, with padding, above the input.
+    offsets.view(-1)[position] = 0 if pad else 9
+    with pytest.raises(RuntimeError, match=f"at position {position} of their memory"):
+        ops.max_pool2d_backward(torch.ones_like(output), offsets, [13, 13], *arguments)
+
+
 def test_each_problem_gets_its_algorithm() -> None:
     image = torch.randn(2, 5, 12, 14)
     last = image.to(memory_format=torch.channels_last)

@@ -151,6 +151,26 @@ NNOPS_INLINE void store_bytes(uint8_t* pointer, LaneMask<T, N> codes) {
   std::memcpy(pointer, &bytes, sizeof(bytes));
 }
 
+// sum + value in the lanes whose byte, of N from `codes` on, is `code`; sum, which is never -0, in
+// the others. (AVX-512 compares the bytes as they are: half the instructions, and this is the inner
+// loop of a pooling's backward.)
+template <typename T, int N>
+NNOPS_INLINE Lanes<T, N> add_where(Lanes<T, N> sum, Lanes<T, N> value, const uint8_t* codes,
+                                   uint8_t code) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  if constexpr (sizeof(T) == 4 && N == 16) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+    const __mmask16 match = _mm_cmpeq_epi8_mask(bytes, _mm_set1_epi8(static_cast<char>(code)));
+    const __m512 before = reinterpret_cast<__m512>(sum);
+    return reinterpret_cast<Lanes<T, N>>(
+        _mm512_mask_add_ps(before, match, before, reinterpret_cast<__m512>(value)));
+  }
+#endif
+  using Code = std::remove_reference_t<decltype(LaneMask<T, N>{}[0])>;
+  const LaneMask<T, N> lanes = load_bytes<T, N>(codes);
+  return sum + (lanes == static_cast<Code>(code) ? value : Lanes<T, N>{});
+}
+
 // --- even and odd lanes -------------------------------------------------------------------------
 
 // Lanes 0, 2, 4, ... and 1, 3, 5, ... of 2 N consecutive ones.
@@ -216,6 +236,21 @@ NNOPS_INLINE void for_lanes(int64_t begin, int64_t end, Vectors vectors, Single 
   } else {
     for (int64_t position = begin; position < end; ++position) single(position);
   }
+}
+
+// Whether `count` lanes are one vector of which at most `count` lanes are left over.
+template <typename T>
+NNOPS_INLINE bool is_one_vector(int64_t count) {
+  return count <= kMostLanes<T> && 2 * count >= kLeastLanes<T>;
+}
+// Calls vectors(LaneCount<N>{}) with that vector, for runs behind which memory may be read and
+// overwritten.
+template <typename T, int N = kLeastLanes<T>, typename Vectors>
+NNOPS_INLINE void one_vector(int64_t count, Vectors vectors) {
+  if constexpr (N < kMostLanes<T>) {
+    if (count > N) return one_vector<T, 2 * N>(count, vectors);
+  }
+  vectors(LaneCount<N>{});
 }
 
 // --- strided runs -------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ def _in_64_bits(op: str, name: str, number: int) -> int:
 
 
 def whole_number(op: str, name: str, value: object) -> int:
+    if type(value) is int and -_INT64_LIMIT <= value < _INT64_LIMIT:
+        return value  # what all but a few callers hand over
     number = integer(value)
     if number is None:
         raise TypeError(f"nnops::{op}: {name} must be an int, but got {name}={value!r}")

@@ -46,9 +46,7 @@ def nll_loss(
     Source: torch.nn.functional.nll_loss.
     """
     op = "nll_loss"
-    _arguments.check_tensor(op, "input", input)
-    _arguments.check_tensor(op, "target", target)
-    _check_class_weight(op, weight)
+    _check_tensors(op, input, target, weight)
     ignore_index = _arguments.whole_number(op, "ignore_index", ignore_index)
     code = _arguments.reduction_code(op, reduction, size_average, reduce)
     loss: Tensor = _nll_loss.nll_loss_alone(input, target, weight, code, ignore_index)
@@ -100,11 +98,9 @@ def cross_entropy(
     Source: torch.nn.functional.cross_entropy.
     """
     op = "cross_entropy"
-    _arguments.check_tensor(op, "input", input)
-    _arguments.check_tensor(op, "target", target)
-    _check_class_weight(op, weight)
+    _check_tensors(op, input, target, weight)
     ignore_index = _arguments.whole_number(op, "ignore_index", ignore_index)
-    if not isinstance(label_smoothing, (numbers.Real, torch.SymFloat)):
+    if not isinstance(label_smoothing, (float, numbers.Real, torch.SymFloat)):
         raise TypeError(
             f"nnops::{op}: label_smoothing must be a float, but got label_smoothing="
             f"{label_smoothing!r}"
@@ -118,7 +114,10 @@ def cross_entropy(
     return loss
 
 
-def _check_class_weight(op: str, weight: Tensor | None) -> None:
+def _check_tensors(op: str, input: object, target: object, weight: Tensor | None) -> None:
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+        _arguments.check_tensor(op, "input", input)
+        _arguments.check_tensor(op, "target", target)
     if weight is None:
         return
     _arguments.check_tensor(op, "weight", weight)

@@ -52,6 +52,14 @@ def _broadcast(op: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def _difference_operands(op: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both of one size (with torch's warning where they were not) and of one dtype."""
+    if (
+        isinstance(input, Tensor)
+        and isinstance(target, Tensor)
+        and input.dtype is target.dtype
+        and input.shape == target.shape
+        and not input.dtype.is_complex
+    ):
+        return input, target  # the usual case, at the price of a glance
     _check_tensors(op, input, target)
     if input.shape != target.shape:
         warnings.warn(
@@ -251,17 +259,18 @@ def huber_loss(
     x, t = _difference_operands(op, input, target)
     code = _arguments.reduction_code(op, reduction)
     delta = _number(op, "delta", delta)
-    if target.dtype.is_floating_point and not input.dtype.is_floating_point:
+    dtype = input.dtype
+    if target.dtype.is_floating_point and not dtype.is_floating_point:
         raise RuntimeError(
-            f"nnops::{op}: the result has the dtype of input, which cannot be {input.dtype} "
+            f"nnops::{op}: the result has the dtype of input, which cannot be {dtype} "
             f"where target is {target.dtype}"
         )
     result: Tensor
     if weight is None:
         result = _losses.huber_loss(x, t, delta, code)
-        return result if result.dtype is input.dtype else result.to(input.dtype)
+        return result if result.dtype is dtype else result.to(dtype)
     _check_weight_size(op, weight, input)
-    weighted: Tensor = _losses.huber_loss(x, t, delta, _NONE).to(input.dtype) * weight
+    weighted: Tensor = _losses.huber_loss(x, t, delta, _NONE).to(dtype) * weight
     if code == _NONE:
         return weighted
     return weighted.mean() if code == _MEAN else weighted.sum()

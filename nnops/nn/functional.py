@@ -60,7 +60,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
     Source: torch.nn.functional.relu.
     """
-    _arguments.check_tensor("relu", "input", input)
+    if not isinstance(input, Tensor):
+        _arguments.check_tensor("relu", "input", input)
     result: Tensor = _relu.relu_(input) if inplace else _relu.pass_positive(input)
     return result
 

@@ -46,8 +46,10 @@ class Formulas:
     """
 
     name: ClassVar[str]
-    # Positions of the inputs that can need a gradient.
+    # Positions of the inputs that can need a gradient; the first of them is never None.
     differentiable: ClassVar[tuple[int, ...]]
+    # Whether all outputs behind the first are records for backward, without a gradient.
+    has_records: ClassVar[bool] = False
 
     @staticmethod
     def fake(*inputs: Any) -> Any:
@@ -82,7 +84,7 @@ def mount(formulas: type[Formulas]) -> Router:
     class_name = f"{formulas.__name__}Function"
     apply_light = _apply_of(_light_function(class_name, formulas, raw))
     full = _full_function(class_name, formulas, raw)
-    differentiable = formulas.differentiable
+    first, *others = formulas.differentiable
 
     def route(*inputs: Any) -> Any:
         if _is_compiling():
@@ -90,7 +92,9 @@ def mount(formulas: type[Formulas]) -> Router:
         if _transforms_active() or forward_ad._current_level >= 0:
             return full.apply(*inputs)
         if _is_grad_enabled():
-            for position in differentiable:
+            if inputs[first].requires_grad:
+                return apply_light(*inputs)
+            for position in others:
                 tensor = inputs[position]
                 if tensor is not None and tensor.requires_grad:
                     return apply_light(*inputs)
@@ -103,7 +107,7 @@ def mount(formulas: type[Formulas]) -> Router:
     for operator in (f"nnops::{name}", f"nnops::_{name}"):
         torch.library.register_fake(operator, _one_device(name, formulas.fake))
     torch.library.register_autograd(
-        f"nnops::{name}", formulas.backward, setup_context=_keyword_setup(formulas)
+        f"nnops::{name}", formulas.backward, setup_context=_keyword_setup(_whole_setup(formulas))
     )
     torch.library.register_vmap(f"nnops::{name}", _vmap_rule(formulas, route))
     FORMULAS[name] = formulas
@@ -118,16 +122,20 @@ def first_output(route: Router, formulas: type[Formulas]) -> Router:
     """
     raw = _function_of(getattr(torch.ops.nnops, f"_{formulas.name}").default)
     class_name = f"{formulas.__name__}Function"
-    apply_light = _apply_of(_light_function(class_name, formulas, raw, first=True))
-    differentiable = formulas.differentiable
+    apply_light = _apply_of(_first_output_function(class_name, formulas, raw))
+    first, *others = formulas.differentiable
 
     def route_first(*inputs: Any) -> Any:
-        if _is_grad_enabled() and is_plain_eager():
-            for position in differentiable:
+        if _is_compiling() or _transforms_active() or forward_ad._current_level >= 0:
+            return route(*inputs)[0]
+        if _is_grad_enabled():
+            if inputs[first].requires_grad:
+                return apply_light(*inputs)
+            for position in others:
                 tensor = inputs[position]
                 if tensor is not None and tensor.requires_grad:
                     return apply_light(*inputs)
-        return route(*inputs)[0]
+        return raw(*inputs)[0]
 
     return route_first
 
@@ -180,34 +188,79 @@ def may_be_differentiated(input: Tensor) -> bool:
     return not _is_compiling() and (_transforms_active() or forward_ad._current_level >= 0)
 
 
-def _keyword_setup(formulas: type[Formulas]) -> Callable[..., None]:
+SetupContext = Callable[[Any, tuple[Any, ...], Any], None]
+
+
+def _whole_setup(formulas: type[Formulas]) -> SetupContext:
+    """`setup_context` where all outputs are returned: records are marked as such."""
+    if not formulas.has_records:
+        return formulas.setup_context
+
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
         formulas.setup_context(ctx, inputs, output)
 
     return setup_context
 
 
+def _keyword_setup(setup: SetupContext) -> Callable[..., None]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        setup(ctx, inputs, output)
+
+    return setup_context
+
+
+def _old_style_function(
+    class_name: str, forward: Callable[..., Any], backward: Callable[..., Any]
+) -> type[torch.autograd.Function]:
+    body = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = type(class_name, (torch.autograd.Function,), body)
+
+    def apply(ctx: Any, *grad_outputs: Any) -> Any:
+        return backward(ctx, *grad_outputs)
+
+    # torch's own `apply` asks on every call which of `backward` and `vjp` the Function defines.
+    function._backward_cls.apply = apply
+    return function  # type: ignore[no-any-return]
+
+
 def _light_function(
-    class_name: str, formulas: type[Formulas], raw: Callable[..., Any], first: bool = False
+    class_name: str, formulas: type[Formulas], raw: Callable[..., Any]
+) -> type[torch.autograd.Function]:
+    setup_context = _whole_setup(formulas)
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = raw(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
+
+    return _old_style_function(class_name, forward, formulas.backward)
+
+
+def _first_output_function(
+    class_name: str, formulas: type[Formulas], raw: Callable[..., Any]
 ) -> type[torch.autograd.Function]:
     setup_context = formulas.setup_context
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         output = raw(*inputs)
+        ctx.set_materialize_grads(False)
         setup_context(ctx, inputs, output)
-        return output[0] if first else output
+        return output[0]
 
-    body = {"forward": staticmethod(forward), "backward": staticmethod(formulas.backward)}
-    return type(class_name, (torch.autograd.Function,), body)
+    return _old_style_function(class_name, forward, formulas.backward)
 
 
 def _full_function(class_name: str, formulas: type[Formulas], raw: Callable[..., Any]) -> Any:
     def forward(*inputs: Any) -> Any:
         return raw(*inputs)
 
+    setup = _whole_setup(formulas)
+
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.forward_mode = True
-        formulas.setup_context(ctx, inputs, output)
+        setup(ctx, inputs, output)
         ctx.save_for_forward(*(getattr(ctx, "to_save", None) or ()))
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:

@@ -87,6 +87,7 @@ class CrossEntropy(Formulas):
 
     name = "cross_entropy"
     differentiable = (0, 1)
+    has_records = True
 
     @staticmethod
     def fake(
@@ -106,8 +107,6 @@ class CrossEntropy(Formulas):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, log_sum_exp, total_weight = output
         ctx.options = inputs[3:]
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(log_sum_exp, total_weight)
         ctx.save_for_backward(*inputs[:3], log_sum_exp, total_weight)
 
     @staticmethod

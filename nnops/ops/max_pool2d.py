@@ -125,6 +125,7 @@ class MaxPool2dWithOffsets(Formulas):
 
     name = "max_pool2d_with_offsets"
     differentiable = (0,)
+    has_records = True
 
     @staticmethod
     def fake(input: Tensor, *window: Any) -> tuple[Tensor, Tensor]:
@@ -134,8 +135,6 @@ class MaxPool2dWithOffsets(Formulas):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         input, *ctx.window, _ = inputs
         ctx.input_size = tuple(input.shape[-2:])
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1])
 
     @staticmethod
@@ -161,6 +160,7 @@ class MaxPool2dWithIndices(Formulas):
 
     name = "max_pool2d_with_indices"
     differentiable = (0,)
+    has_records = True
 
     @staticmethod
     def fake(input: Tensor, *window: Any) -> tuple[Tensor, Tensor]:
@@ -169,8 +169,6 @@ class MaxPool2dWithIndices(Formulas):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.input_size = tuple(inputs[0].shape[-2:])
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1])
 
     @staticmethod

@@ -30,6 +30,7 @@ class NllLoss(Formulas):
 
     name = "nll_loss"
     differentiable = (0,)
+    has_records = True
 
     @staticmethod
     def fake(
@@ -43,8 +44,6 @@ class NllLoss(Formulas):
         input, target, weight = inputs[:3]
         ctx.options = inputs[3:]
         ctx.input_size = input.shape
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(target, weight, output[1])
 
     @staticmethod

@@ -17,7 +17,6 @@ from nnops.ops._operator import (
     batch_first,
     first_output,
     is_plain_eager,
-    may_be_differentiated,
     mount,
 )
 
@@ -29,10 +28,10 @@ def pass_positive(input: Tensor) -> Tensor:
     """relu in the form that costs least."""
     result: Tensor
     if (
-        may_be_differentiated(input)
-        and is_plain_eager()
-        and input.is_floating_point()
+        input.requires_grad
         and input.numel() >= LEAST_MASKED
+        and torch.is_grad_enabled()
+        and is_plain_eager()
     ):
         result = masked_relu(input)
     else:
@@ -107,6 +106,7 @@ class ReluWithMask(Formulas):
 
     name = "relu_with_mask"
     differentiable = (0,)
+    has_records = True
 
     @staticmethod
     def fake(input: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,8 +116,6 @@ class ReluWithMask(Formulas):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.strides = output[0].stride()
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1])
 
     @staticmethod

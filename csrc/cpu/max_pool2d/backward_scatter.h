@@ -1,7 +1,8 @@
 // max_pool2d backward, "scatter": every window and stride. grad_output is added at the maxima into
 // zeroed planes, in row-major order, which fixes the order of every sum. Parallel over channel
-// groups (n, c) or (n, block of c). Sums of bfloat16 and float16 are accumulated in float scratch
-// planes. Where windows lie inside the input and their offsets are taps, nothing else is checked.
+// groups (n, c) or (n, block of c), small planes several at a time. Sums of bfloat16 and float16
+// are accumulated in float scratch planes. Where windows lie inside the input and their offsets are
+// taps, nothing else is checked.
 #pragma once
 
 #include "cpu/max_pool2d/maxima.h"
@@ -21,6 +22,25 @@ struct WindowStarts {
   }
 };
 
+// kPlanes neighbouring small planes, whose offsets are taps inside the input; `sums` is zeroed
+// here. Windows side by side often share their maximum, and then wait for each other's sum: those
+// of several planes do not.
+template <int kPlanes, typename T>
+NNOPS_INLINE void scatter_taps(acc_t<T>* sums, const T* gy, const uint8_t* offsets,
+                               const OffsetTable& table, int64_t pixels,
+                               const WindowStarts& starts) {
+  std::memset(sums, 0, static_cast<size_t>(kPlanes * pixels) * sizeof(sums[0]));
+  const int64_t count = starts.count;
+  for (int64_t i = 0; i < count; ++i) {
+    acc_t<T>* window = sums + starts.places[i];
+#pragma GCC unroll 4
+    for (int64_t plane = 0; plane < kPlanes; ++plane) {
+      window[plane * pixels + table.places[offsets[plane * count + i]]] +=
+          to_acc(gy[plane * count + i]);
+    }
+  }
+}
+
 // One plane, row-major; `sums` is zeroed here.
 template <typename T>
 __attribute__((noinline)) void scatter_plane(acc_t<T>* sums, const T* gy, const uint8_t* offsets,
@@ -31,6 +51,10 @@ __attribute__((noinline)) void scatter_plane(acc_t<T>* sums, const T* gy, const 
   const int64_t base = group.image * g.output_strides[0] + group.channel * g.output_strides[1];
   const int64_t pixels = g.h * g.w;
   const int64_t stride_w = g.stride_w;
+  if (starts.count > 0 && check.all_are_taps(base, 1)) {
+    scatter_taps<1>(sums, gy + base, offsets + base, table, pixels, starts);
+    return;
+  }
   std::memset(sums, 0, static_cast<size_t>(pixels) * sizeof(sums[0]));
   const auto checked = [&](int64_t oh, int64_t begin, int64_t end) {
     for_each_maximum(
@@ -40,13 +64,6 @@ __attribute__((noinline)) void scatter_plane(acc_t<T>* sums, const T* gy, const 
         },
         [](int64_t) {});
   };
-  if (starts.count > 0 && check.all_are_taps(base)) {
-    const int64_t count = starts.count;
-    for (int64_t i = 0; i < count; ++i) {
-      sums[starts.places[i] + table.places[offsets[base + i]]] += to_acc(gy[base + i]);
-    }
-    return;
-  }
   for (int64_t oh = 0; oh < g.oh; ++oh) {
     if (!check.inner_are_taps(oh, base + oh * g.ow, 1)) {
       checked(oh, 0, g.ow);
@@ -98,6 +115,23 @@ int64_t pool_backward_scatter(void* grad_input, const void* grad_output, const u
   const WindowStarts starts(g);
   const int64_t block = g.channels_last ? smaller(g.c, kChannelBlock) : 1;
   const int64_t pixels = g.h * g.w;
+  if (kDirect && !g.channels_last && starts.count > 0) {
+    constexpr int64_t kPlanes = 4;
+    parallel_chunks(g.n * g.c, kPlanes, threads, [&](int64_t begin, int64_t end) {
+      const int64_t place = begin * starts.count;
+      auto* sums = reinterpret_cast<acc_t<T>*>(gx) + begin * pixels;
+      if (end - begin == kPlanes && check.all_are_taps(place, kPlanes)) {
+        scatter_taps<kPlanes>(sums, gy + place, offsets + place, table, pixels, starts);
+        return;
+      }
+      for (int64_t plane = begin; plane < end; ++plane) {
+        scatter_plane(sums, gy, offsets, table, g, channel_group(plane, g.c, 1), check, inner,
+                      starts, &wrong);
+        sums += pixels;
+      }
+    });
+    return wrong.or_minus_one();
+  }
   parallel_slots(channel_group_count(g.n, g.c, block), threads, [&](int64_t slot, int64_t index) {
     const ChannelGroup group = channel_group(index, g.c, block);
     T* target = gx + group.image * g.input_strides[0] + group.channel * g.input_strides[1];

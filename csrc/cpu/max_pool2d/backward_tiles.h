@@ -71,9 +71,15 @@ __attribute__((noinline)) void spread_pixel_tiles(T* gx, const T* gy, const uint
         store_lanes<kN>(pixel + row_elements, codes == 2 ? gradient : V{});
         store_lanes<kN>(pixel + row_elements + channels, codes == 3 ? gradient : V{});
       };
-      for_lanes<acc_t<T>>(0, channels, spread, [&](int64_t channel) __attribute__((always_inline)) {
-        spread(LaneCount<1>{}, channel);
-      });
+      if (is_one_vector<T>(channels) && ow + 1 < g.ow) {
+        // What stands in lanes behind the pixel is written again by the next one.
+        one_vector<T>(channels,
+                      [&](auto lanes) __attribute__((always_inline)) { spread(lanes, 0); });
+      } else {
+        const auto single = [&](int64_t channel)
+                                __attribute__((always_inline)) { spread(LaneCount<1>{}, channel); };
+        for_lanes<acc_t<T>>(0, channels, spread, single);
+      }
       gy += channels;
       offsets += channels;
       target += 2 * channels;

@@ -54,6 +54,8 @@ class OffsetCheck {
         g_(geometry),
         whole_rows_(inner_rows(geometry)),
         inner_(inner_columns(geometry)),
+        all_windows_inside_(whole_rows_.begin == 0 && whole_rows_.end == geometry.oh &&
+                            inner_.begin == 0 && inner_.end == geometry.ow),
         table_(geometry),
         wrong_(wrong) {}
 
@@ -68,18 +70,14 @@ class OffsetCheck {
                      offsets_ + place + inner_.begin * width, (inner_.end - inner_.begin) * width);
   }
 
-  // Whether all offsets of a row-major plane are taps that lie inside the input.
-  bool all_are_taps(int64_t plane_place) const {
-    const uint8_t* plane = offsets_ + plane_place;
-    bool inside = !any_from(static_cast<uint8_t>(g_.kernel_h * g_.kernel_w), plane, g_.oh * g_.ow);
-    for (int64_t oh = 0; inside && oh < g_.oh; ++oh) {
-      const bool whole = whole_rows_.contains(oh);
-      const int64_t left_end = whole ? inner_.begin : g_.ow;
-      const int64_t right_begin = whole ? inner_.end : g_.ow;
-      for (int64_t ow = 0; ow < left_end; ++ow) inside &= is_inside(plane[oh * g_.ow + ow], oh, ow);
-      for (int64_t ow = right_begin; ow < g_.ow; ++ow) {
-        inside &= is_inside(plane[oh * g_.ow + ow], oh, ow);
-      }
+  // Whether all offsets of `planes` row-major planes are taps that lie inside the input.
+  bool all_are_taps(int64_t place, int64_t planes) const {
+    const int64_t count = g_.oh * g_.ow;
+    const uint8_t taps = static_cast<uint8_t>(g_.kernel_h * g_.kernel_w);
+    bool inside = !any_from(taps, offsets_ + place, planes * count);
+    if (all_windows_inside_) return inside;
+    for (int64_t plane = 0; inside && plane < planes; ++plane) {
+      inside = edges_are_taps(offsets_ + place + plane * count);
     }
     return inside;
   }
@@ -100,6 +98,20 @@ class OffsetCheck {
   }
 
  private:
+  bool edges_are_taps(const uint8_t* plane) const {
+    bool inside = true;
+    for (int64_t oh = 0; oh < g_.oh; ++oh) {
+      const bool whole = whole_rows_.contains(oh);
+      const int64_t left_end = whole ? inner_.begin : g_.ow;
+      const int64_t right_begin = whole ? inner_.end : g_.ow;
+      for (int64_t ow = 0; ow < left_end; ++ow) inside &= is_inside(plane[oh * g_.ow + ow], oh, ow);
+      for (int64_t ow = right_begin; ow < g_.ow; ++ow) {
+        inside &= is_inside(plane[oh * g_.ow + ow], oh, ow);
+      }
+    }
+    return inside;
+  }
+
   bool is_inside(uint8_t offset, int64_t oh, int64_t ow) const {
     const int64_t ih = oh * g_.stride_h - g_.pad_h + table_.rows[offset];
     const int64_t iw = ow * g_.stride_w - g_.pad_w + table_.columns[offset];
@@ -120,6 +132,7 @@ class OffsetCheck {
   const Pool2dGeometry& g_;
   InnerWindows whole_rows_;
   InnerWindows inner_;
+  bool all_windows_inside_;
   OffsetTable table_;
   LowestPosition* wrong_;
 };
