@@ -40,12 +40,12 @@ std::string everything(const Conv2dGeometry&, DType) { return ""; }
 // pixel_rows and expanded_planes give the same bits: this is a matter of speed alone. Vectors along
 // `written` channels waste what is missing to a multiple of kLanes, vectors along pixels the same
 // at an image's end; images in channels_last order need no transposition along channels.
-std::string rows_pay(int64_t written, int64_t read, int64_t pixels, bool channels_last,
-                     int64_t kernel_width) {
+std::string rows_pay(int64_t written, int64_t pixels, bool channels_last, int64_t kernel_width) {
   constexpr int64_t kLanes = 16;
   if (channels_last && written >= kLanes / 2) return "";
-  if (written < kLanes || read < kLanes) return "too few channels to have vectors along them";
-  // With one kernel column the planes are copied as they are, which is cheaper than to transpose.
+  if (written < kLanes) return "too few channels to have vectors along them";
+  // With one kernel column the planes are copied as they are, which is cheaper than to transpose
+  // the sums.
   const int64_t allowance = kernel_width == 1 ? 7 : 9;
   const int64_t padded = (written + kLanes - 1) / kLanes * kLanes;
   const int64_t padded_pixels = (pixels + kLanes - 1) / kLanes * kLanes;
@@ -57,7 +57,7 @@ std::string rows_pay(int64_t written, int64_t read, int64_t pixels, bool channel
 const Candidate<Conv2dForward> kForward[] = {
     {"pixel_rows", floating_only, &Conv2dKernels::forward_pixel_rows,
      [](const Conv2dGeometry& g, DType) {
-       return rows_pay(g.oc / g.groups, g.c / g.groups, g.oh * g.ow, g.output.c == 1, g.kw);
+       return rows_pay(g.oc / g.groups, g.oh * g.ow, g.output.c == 1, g.kw);
      }},
     {"expanded_planes", floating_only, &Conv2dKernels::forward_expanded_planes},
     {"reference", everything, &Conv2dKernels::forward_reference},
@@ -65,7 +65,7 @@ const Candidate<Conv2dForward> kForward[] = {
 const Candidate<Conv2dBackwardInput> kBackwardInput[] = {
     {"pixel_rows", floating_only, &Conv2dKernels::backward_input_pixel_rows,
      [](const Conv2dGeometry& g, DType) {
-       return rows_pay(g.c / g.groups, g.oc / g.groups, g.h * g.w, g.input.c == 1, g.kw);
+       return rows_pay(g.c / g.groups, g.h * g.w, g.input.c == 1, g.kw);
      }},
     {"expanded_planes", floating_only, &Conv2dKernels::backward_input_expanded_planes},
     {"reference", everything, &Conv2dKernels::backward_input_reference},
@@ -329,11 +329,10 @@ Tensor conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
   g.weight = strides_of(grad_weight);
   g.output = strides_of(grad_output);
   if (g.n == 0) torch::stable::zero_(grad_weight);
-  run(kOp, kBackwardWeight, g, dtype,
-      [&](auto kernel, const auto&, void* workspace, int threads) {
-        kernel(grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(), input.const_data_ptr(),
-               g, workspace, threads);
-      });
+  run(kOp, kBackwardWeight, g, dtype, [&](auto kernel, const auto&, void* workspace, int threads) {
+    kernel(grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(), input.const_data_ptr(), g,
+           workspace, threads);
+  });
   return grad_weight;
 }
 
