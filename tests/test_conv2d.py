@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,7 @@ from nnops.testing.tolerances import assert_accurate, assert_equal
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 PASSES = ("conv2d", "conv2d_backward_input", "conv2d_backward_weight")
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
 ALGORITHMS = [(name, each) for name in PASSES for each in _C.algorithms()[name]]
 
 
@@ -29,16 +31,28 @@ def algorithm(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param[1]
 
 
+def computable(args, kwargs) -> bool:
+    """Whether the forced algorithm supports this problem, layout included."""
+    try:
+        forward_and_gradients(F.conv2d, args, kwargs)
+    except RuntimeError as error:
+        if "the forced algorithm" not in str(error):
+            raise
+        return False
+    return True
+
+
 def forward_and_gradients(function, args, kwargs) -> list[torch.Tensor]:
     leaves = [arg.detach().clone().requires_grad_() for arg in args if arg is not None]
     output = function(*leaves, **kwargs)
-    seed = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    values = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    seed = torch.empty_like(output).copy_(values)
     return [output.detach(), *torch.autograd.grad(output, leaves, seed)]
 
 
 def test_every_algorithm_is_accurate(algorithm: str, isa: str) -> None:
     for sample in case("conv2d").samples(Maker(torch.float32)):
-        if algorithm == "depthwise_dots" and sample.args[1].shape[1] > 1:
+        if not computable(sample.args, sample.kwargs):
             continue
         results = []
         for function, dtype in (
@@ -74,28 +88,54 @@ AWKWARD = (
     ("dilation beyond the map", (2, 17, 9, 9), (18, 17, 3, 3), {"padding": 12, "dilation": 12}),
     ("groups", (2, 54, 9, 9), (51, 18, 3, 3), {"groups": 3, "padding": 1}),
     ("depthwise", (2, 37, 15, 14), (74, 1, 3, 3), {"groups": 37, "padding": 1}),
+    ("depthwise, one each", (2, 37, 15, 14), (37, 1, 3, 3), {"groups": 37, "padding": 1}),
+    ("depthwise, bands", (1, 5, 130, 61), (5, 1, 5, 5), {"groups": 5, "padding": 2}),
+    ("depthwise, 7x7", (2, 19, 9, 23), (19, 1, 7, 7), {"groups": 19, "padding": 3}),
+    (
+        "depthwise, strided",
+        (2, 21, 33, 37),
+        (21, 1, 3, 3),
+        {"groups": 21, "padding": 1, "stride": 2},
+    ),
+    (
+        "depthwise, strided 5x5",
+        (2, 18, 14, 14),
+        (18, 1, 5, 5),
+        {"groups": 18, "padding": 2, "stride": 2},
+    ),
+    (
+        "depthwise, dilated",
+        (1, 9, 25, 22),
+        (9, 1, 3, 4),
+        {"groups": 9, "padding": 2, "dilation": (3, 2)},
+    ),
 )
 
 
 def awkward_problems(
-    algorithm: str, dtype: torch.dtype = torch.float32
+    algorithm: str, dtype: torch.dtype = torch.float32, channels_last: bool = False
 ) -> Iterator[tuple[str, list[torch.Tensor], dict[str, object]]]:
     """Those that the algorithm can compute."""
     generator = torch.Generator().manual_seed(0)
     for name, input, weight, parameters in AWKWARD:
-        if algorithm == "depthwise_dots" and weight[1] > 1:
-            continue
         x = torch.randn(input, generator=generator)
         w = torch.randn(weight, generator=generator) / weight[1] ** 0.5
         b = torch.randn(weight[0], generator=generator)
-        yield name, [each.to(dtype) for each in (x, w, b)], parameters
-
-
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-def test_every_algorithm_on_awkward_shapes(algorithm: str, channels_last: bool, isa: str) -> None:
-    for name, args, parameters in awkward_problems(algorithm):
+        args = [each.to(dtype) for each in (x, w, b)]
         if channels_last:
             args[0] = args[0].contiguous(memory_format=torch.channels_last)
+        if computable(args, parameters):
+            yield name, args, parameters
+
+
+def test_every_algorithm_on_awkward_shapes(algorithm: str, isa: str) -> None:
+    problems = [
+        problem
+        for channels_last in (False, True)
+        for problem in awkward_problems(algorithm, channels_last=channels_last)
+    ]
+    assert problems, "no problem of the list is for this algorithm"
+    for name, args, parameters in problems:
         actual = forward_and_gradients(F.conv2d, args, parameters)
         expected = forward_and_gradients(torch_functional.conv2d, args, parameters)
         doubles = [arg.double() for arg in args]
@@ -119,10 +159,13 @@ def test_other_dtypes_on_awkward_shapes(algorithm: str, dtype: torch.dtype) -> N
             assert_accurate(*each, f"{name} {index}")
 
 
-def test_every_algorithm_has_the_same_bits_on_any_number_of_threads(algorithm: str) -> None:
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_every_algorithm_has_the_same_bits_on_any_number_of_threads(
+    algorithm: str, channels_last: bool
+) -> None:
     before = torch.get_num_threads()
     try:
-        for name, args, parameters in awkward_problems(algorithm):
+        for name, args, parameters in awkward_problems(algorithm, channels_last=channels_last):
             results = []
             for threads in (1, 2, 3, 4):
                 torch.set_num_threads(threads)
@@ -152,18 +195,22 @@ def test_every_algorithm_computes_an_image_as_in_any_batch(algorithm: str) -> No
 
 def test_infinities_stay_where_they_are_multiplied(algorithm: str, isa: str) -> None:
     """Padding of the kernels' own (partial vectors, row ends) never meets an infinity."""
-    for groups in (1, 20):
+    computed = 0
+    for groups, layout in itertools.product((1, 20), LAYOUTS):
         x, w = torch.randn(2, 20, 9, 21), torch.randn(20, 20 // groups, 3, 3)
         x[0, 3, 4, 0] = x[1, 7, 8, 20] = float("inf")
         x[1, 11, 0, 9] = float("nan")
-        if algorithm == "depthwise_dots" and groups == 1:
-            continue
+        x = x.contiguous(memory_format=layout)
         for stride in (1, 2):
             parameters = {"groups": groups, "stride": stride}
+            if not computable((x, w), parameters):
+                continue
+            computed += 1
             actual = forward_and_gradients(F.conv2d, (x, w), parameters)
             expected = forward_and_gradients(torch_functional.conv2d, (x, w), parameters)
             for each in zip(actual, expected, strict=True):
                 assert torch.equal(*(tensor.isfinite() for tensor in each)), (groups, stride)
+    assert computed
 
 
 @pytest.mark.parametrize("operator", ["conv2d", "conv2d_backward_input"])

@@ -54,7 +54,51 @@ std::string rows_pay(int64_t written, int64_t pixels, bool channels_last, int64_
              : "more of a vector along channels would be padding than of one along pixels";
 }
 
+// The depthwise algorithms of forward and backward_input give the same bits too, as their sums are
+// one chain.
+std::string one_input_channel(const Conv2dGeometry& g, DType dtype) {
+  constexpr int64_t kMostTaps = 192;
+  if (g.c != g.groups) return "more than one input channel a group";
+  if (g.kh > kMostTaps || g.kw > kMostTaps || g.kh * g.kw > kMostTaps) return "too many taps";
+  return floating_only(g, dtype);
+}
+std::string one_channel_each_way(const Conv2dGeometry& g, DType dtype) {
+  if (g.oc != g.groups) return "more than one output channel a group";
+  return one_input_channel(g, dtype);
+}
+std::string stride_one_or_two(const Conv2dGeometry& g) {
+  return g.stride_h == g.stride_w && g.stride_h <= 2 ? "" : "the strides are not both 1 or both 2";
+}
+std::string channels_last_images(const Conv2dGeometry& g) {
+  return g.input.c == 1 && g.output.c == 1 ? "" : "not both images are channels_last";
+}
+// Small images are computed with the channels side by side, in the cache.
+std::string fits_transposed(const Conv2dGeometry& g) {
+  constexpr int64_t kMostPixels = 1024;
+  if (g.c < 8) return "too few channels to have vectors along them";
+  return g.h * g.w + g.oh * g.ow <= kMostPixels ? "" : "rows are long enough to go along them";
+}
+std::string first_reason(std::string first, const std::string& second) {
+  return first.empty() ? second : first;
+}
+
 const Candidate<Conv2dForward> kForward[] = {
+    {"depthwise_channels",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return first_reason(channels_last_images(g), one_channel_each_way(g, dtype));
+     },
+     &Conv2dKernels::forward_depthwise_channels},
+    {"depthwise_transposed",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return g.output.w != 1 ? "the output is not row-major" : one_channel_each_way(g, dtype);
+     },
+     &Conv2dKernels::forward_depthwise_transposed,
+     [](const Conv2dGeometry& g, DType) { return fits_transposed(g); }},
+    {"depthwise_rows",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return g.output.w != 1 ? "the output is not row-major" : one_input_channel(g, dtype);
+     },
+     &Conv2dKernels::forward_depthwise_rows},
     {"pixel_rows", floating_only, &Conv2dKernels::forward_pixel_rows,
      [](const Conv2dGeometry& g, DType) {
        return rows_pay(g.oc / g.groups, g.oh * g.ow, g.output.c == 1, g.kw);
@@ -63,6 +107,25 @@ const Candidate<Conv2dForward> kForward[] = {
     {"reference", everything, &Conv2dKernels::forward_reference},
 };
 const Candidate<Conv2dBackwardInput> kBackwardInput[] = {
+    {"depthwise_channels",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return first_reason(channels_last_images(g),
+                           first_reason(stride_one_or_two(g), one_channel_each_way(g, dtype)));
+     },
+     &Conv2dKernels::backward_input_depthwise_channels},
+    {"depthwise_transposed",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return g.input.w != 1 ? "the gradient is not row-major"
+                             : first_reason(stride_one_or_two(g), one_channel_each_way(g, dtype));
+     },
+     &Conv2dKernels::backward_input_depthwise_transposed,
+     [](const Conv2dGeometry& g, DType) { return fits_transposed(g); }},
+    {"depthwise_rows",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return g.input.w != 1 ? "the gradient is not row-major"
+                             : first_reason(stride_one_or_two(g), one_channel_each_way(g, dtype));
+     },
+     &Conv2dKernels::backward_input_depthwise_rows},
     {"pixel_rows", floating_only, &Conv2dKernels::backward_input_pixel_rows,
      [](const Conv2dGeometry& g, DType) {
        return rows_pay(g.c / g.groups, g.h * g.w, g.input.c == 1, g.kw);
@@ -71,6 +134,14 @@ const Candidate<Conv2dBackwardInput> kBackwardInput[] = {
     {"reference", everything, &Conv2dKernels::backward_input_reference},
 };
 const Candidate<Conv2dBackwardWeight> kBackwardWeight[] = {
+    {"depthwise_channel_dots",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return first_reason(channels_last_images(g), one_channel_each_way(g, dtype));
+     },
+     &Conv2dKernels::backward_weight_depthwise_channel_dots},
+    {"depthwise_transposed", one_channel_each_way,
+     &Conv2dKernels::backward_weight_depthwise_transposed,
+     [](const Conv2dGeometry& g, DType) { return fits_transposed(g); }},
     {"depthwise_dots",
      [](const Conv2dGeometry& g, DType dtype) -> std::string {
        return g.c != g.groups ? "more than one input channel a group" : floating_only(g, dtype);
@@ -202,7 +273,10 @@ int conv_threads(const Conv2dGeometry& g) {
   const auto products = static_cast<double>(g.n * g.oc) * static_cast<double>(g.oh * g.ow) *
                         static_cast<double>(group_c * g.kh * g.kw);
   constexpr double kMost = 0x1p62;
-  return thread_count(static_cast<int64_t>(std::min(products, kMost)), kGrainProducts);
+  // Where a pixel meets few weights, it costs what it costs an elementwise operator.
+  const int64_t pixels = g.n * (g.c * g.h * g.w + g.oc * g.oh * g.ow);
+  return std::max(thread_count(static_cast<int64_t>(std::min(products, kMost)), kGrainProducts),
+                  thread_count(pixels, kGrainElements));
 }
 
 // Chooses the algorithm, gives it its workspace and calls it.

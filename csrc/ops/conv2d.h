@@ -89,13 +89,21 @@ struct Conv2dKernels {
   // grad_bias[oc] = sum of grad_output over n, oh, ow. grad_bias is contiguous.
   using BackwardBias = void (*)(void* grad_bias, const void* grad_output,
                                 const Conv2dGeometry& geometry, int threads);
+  Conv2dForward forward_depthwise_channels;
+  Conv2dForward forward_depthwise_rows;
+  Conv2dForward forward_depthwise_transposed;
   Conv2dForward forward_expanded_planes;
   Conv2dForward forward_pixel_rows;
   Conv2dForward forward_reference;
+  Conv2dBackwardInput backward_input_depthwise_channels;
+  Conv2dBackwardInput backward_input_depthwise_rows;
+  Conv2dBackwardInput backward_input_depthwise_transposed;
   Conv2dBackwardInput backward_input_expanded_planes;
   Conv2dBackwardInput backward_input_pixel_rows;
   Conv2dBackwardInput backward_input_reference;
+  Conv2dBackwardWeight backward_weight_depthwise_channel_dots;
   Conv2dBackwardWeight backward_weight_depthwise_dots;
+  Conv2dBackwardWeight backward_weight_depthwise_transposed;
   Conv2dBackwardWeight backward_weight_outer_products;
   Conv2dBackwardWeight backward_weight_reference;
   PerDType<BackwardBias> backward_bias;

@@ -1,5 +1,9 @@
 // conv2d on the CPU: the kernel struct, and the gradient of the bias.
+#include "cpu/conv2d/depthwise_channel_dots.h"
+#include "cpu/conv2d/depthwise_channels.h"
 #include "cpu/conv2d/depthwise_dots.h"
+#include "cpu/conv2d/depthwise_rows.h"
+#include "cpu/conv2d/depthwise_transposed.h"
 #include "cpu/conv2d/expanded_planes.h"
 #include "cpu/conv2d/outer_products.h"
 #include "cpu/conv2d/pixel_rows.h"
@@ -53,29 +57,61 @@ void backward_bias(void* grad_bias, const void* grad_output, const Conv2dGeometr
 
 }  // namespace
 
-#define NNOPS_PACKING_ALGORITHM(name)                                      \
-  {                                                                        \
-    NNOPS_FLOAT_DTYPES(name##_workspace), NNOPS_FLOAT_DTYPES(name),        \
-        NNOPS_FLOAT_DTYPES(name##_packed), NNOPS_FLOAT_DTYPES(name##_pack) \
-  }
+#define NNOPS_PACKING_ALGORITHM(name)                              \
+  {NNOPS_FLOAT_DTYPES(name##_workspace), NNOPS_FLOAT_DTYPES(name), \
+   NNOPS_FLOAT_DTYPES(name##_packed), NNOPS_FLOAT_DTYPES(name##_pack)}
 
 extern const Conv2dKernels conv2d_kernels = {
+    .forward_depthwise_channels = {NNOPS_FLOAT_DTYPES(depthwise_channels_workspace),
+                                   NNOPS_FLOAT_DTYPES(depthwise_channels_forward),
+                                   {},
+                                   {}},
+    .forward_depthwise_rows = {NNOPS_FLOAT_DTYPES(depthwise_rows_forward_workspace),
+                               NNOPS_FLOAT_DTYPES(depthwise_rows_forward),
+                               {},
+                               {}},
+    .forward_depthwise_transposed = {NNOPS_FLOAT_DTYPES(depthwise_transposed_workspace),
+                                     NNOPS_FLOAT_DTYPES(depthwise_transposed_forward),
+                                     {},
+                                     {}},
     .forward_expanded_planes = NNOPS_PACKING_ALGORITHM(expanded_planes_forward),
     .forward_pixel_rows = NNOPS_PACKING_ALGORITHM(pixel_rows_forward),
     .forward_reference = {NNOPS_ALL_DTYPES(reference_workspace),
                           NNOPS_ALL_DTYPES(reference_forward),
                           {},
                           {}},
+    .backward_input_depthwise_channels = {NNOPS_FLOAT_DTYPES(depthwise_channels_workspace),
+                                          NNOPS_FLOAT_DTYPES(depthwise_channels_backward_input),
+                                          {},
+                                          {}},
+    .backward_input_depthwise_rows = {NNOPS_FLOAT_DTYPES(depthwise_rows_backward_input_workspace),
+                                      NNOPS_FLOAT_DTYPES(depthwise_rows_backward_input),
+                                      {},
+                                      {}},
+    .backward_input_depthwise_transposed = {NNOPS_FLOAT_DTYPES(depthwise_transposed_workspace),
+                                            NNOPS_FLOAT_DTYPES(depthwise_transposed_backward_input),
+                                            {},
+                                            {}},
     .backward_input_expanded_planes = NNOPS_PACKING_ALGORITHM(expanded_planes_backward_input),
     .backward_input_pixel_rows = NNOPS_PACKING_ALGORITHM(pixel_rows_backward_input),
     .backward_input_reference = {NNOPS_ALL_DTYPES(reference_workspace),
                                  NNOPS_ALL_DTYPES(reference_backward_input),
                                  {},
                                  {}},
+    .backward_weight_depthwise_channel_dots = {NNOPS_FLOAT_DTYPES(depthwise_channel_dots_workspace),
+                                               NNOPS_FLOAT_DTYPES(
+                                                   depthwise_channel_dots_backward_weight),
+                                               {},
+                                               {}},
     .backward_weight_depthwise_dots = {NNOPS_FLOAT_DTYPES(depthwise_dots_workspace),
                                        NNOPS_FLOAT_DTYPES(depthwise_dots_backward_weight),
                                        {},
                                        {}},
+    .backward_weight_depthwise_transposed =
+        {NNOPS_FLOAT_DTYPES(depthwise_transposed_dots_workspace),
+         NNOPS_FLOAT_DTYPES(depthwise_transposed_backward_weight),
+         {},
+         {}},
     .backward_weight_outer_products = {NNOPS_FLOAT_DTYPES(outer_products_workspace),
                                        NNOPS_FLOAT_DTYPES(outer_products_backward_weight),
                                        {},

@@ -1,0 +1,355 @@
+// conv2d forward and backward_input for one channel a group, channels_last images: vectors along
+// the channels.
+//
+// The sum and its order are those of pixel_pass.h, and so are the bits.
+//
+// Layout. Nothing is copied but the weights, to [kh][kw][channel]. Some pixels of a row, a tile,
+// are summed up at a time for one vector of channels: the pixels that they read in common are
+// loaded once for each kernel row. The tile's channels pass by in memory's order. Taps in the
+// padding are left out: whole kernel rows by the loop over them, columns because pixels at the
+// edges are computed one by one. A row's last tile may overlap the one before, and so may the last
+// vector of the channels.
+//
+// backward_input at stride 2: each row is written at once, first its even and then its odd pixels,
+// each by the taps that reach them.
+//
+// Parallel over (images, rows) and, where those are few, blocks of channels. bfloat16 and float16
+// are converted as they are loaded and accumulate in float.
+#pragma once
+
+#include "cpu/conv2d/pixel_pass.h"
+#include "cpu/lanes.h"
+
+NNOPS_BEGIN_KERNELS
+
+constexpr int kTilePixels = 8;
+constexpr int64_t kChannelBlock = 32;  // the least number of channels that are worth a task
+
+// As for_lanes, with vectors of one lane for what is shorter than all others.
+template <typename T, typename Body>
+NNOPS_INLINE void for_channels(int64_t channels, Body body) {
+  for_lanes<T>(0, channels, body, [&](int64_t c) { body(LaneCount<1>{}, c); });
+}
+
+// The part of an axis that one grid element sees, and the elements that see all of it.
+struct SeenTaps {
+  int64_t first, last;
+};
+NNOPS_INLINE SeenTaps seen_taps(const TapAxis& axis, int64_t element) {
+  const int64_t position = element * axis.step + axis.first;
+  const int64_t first = position < 0 ? divide_up(-position, axis.gap) : 0;
+  const int64_t last = position < axis.limit ? divide_up(axis.limit - position, axis.gap) : 0;
+  const int64_t begin = smaller(axis.taps, first);
+  return {begin, larger(begin, smaller(axis.taps, last))};
+}
+struct GridRange {
+  int64_t begin, end;
+};
+NNOPS_INLINE GridRange elements_that_see_all(const TapAxis& axis) {
+  const int64_t reach = axis.first + (axis.taps - 1) * axis.gap;  // of element 0
+  const int64_t begin = axis.first < 0 ? divide_up(-axis.first, axis.step) : 0;
+  const int64_t end = reach < axis.limit ? divide_up(axis.limit - reach, axis.step) : 0;
+  const int64_t first = smaller(axis.grid, begin);
+  if (axis.taps == 0) return {axis.grid, axis.grid};
+  return {first, larger(first, smaller(axis.grid, end))};
+}
+
+// Pixels of one row, as the taps that they see find them.
+template <typename T>
+struct ChannelsTask {
+  T* written;
+  int64_t written_step;  // from pixel to pixel
+  const T* read;         // of the first pixel and tap
+  int64_t pixel, row;    // from pixel to pixel of the read image, and from tap row to tap row
+  int64_t x_taps, x_gap;
+  int64_t y_taps;
+  const acc_t<T>* weights;  // of the first tap
+  int64_t weight_column, weight_row;
+  const acc_t<T>* bias;
+  int64_t channels;
+  // From the first tap row to what the next row of the grid reads and this one does not: so many
+  // rows are asked for meanwhile, as too many streams for the hardware to follow pass by at a time.
+  int64_t ahead, ahead_rows, ahead_step;
+};
+
+// kPixels pixels that see all the kTaps taps of a kernel row, which lie next to each other.
+template <typename T, int kTaps, int kStep, int kPixels>
+void add_channels_tile(const ChannelsTask<T>& task) {
+  using A = acc_t<T>;
+  constexpr int kReadPixels = (kPixels - 1) * kStep + kTaps;
+  const int64_t pixel = task.pixel;
+  for_channels<T>(task.channels, [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
+    constexpr int N = decltype(lanes)::kCount;
+    Lanes<A, N> total[kPixels] = {};
+    const T* row = task.read + channel;
+    const A* weight_row = task.weights + channel;
+    for (int64_t r = 0; r < task.y_taps; ++r, row += task.row, weight_row += task.weight_row) {
+      Lanes<A, N> weights[kTaps];
+#pragma GCC unroll 7
+      for (int s = 0; s < kTaps; ++s) {
+        weights[s] = load_lanes<N>(weight_row + s * task.weight_column);
+      }
+      const T* pixels = row;
+#pragma GCC unroll 32
+      for (int i = 0; i < kReadPixels; ++i, pixels += pixel) {
+        const Lanes<A, N> value = load_lanes<N>(pixels);
+#pragma GCC unroll 8
+        for (int p = 0; p < kPixels; ++p) {
+          const int s = i - p * kStep;
+          if (s >= 0 && s < kTaps) total[p] += weights[s] * value;
+        }
+      }
+    }
+    const T* next = task.read + channel + task.ahead;
+    for (int64_t r = 0; r < task.ahead_rows; ++r, next += task.ahead_step) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kPixels * kStep; ++i) __builtin_prefetch(next + i * pixel, 0, 2);
+    }
+    const Lanes<A, N> bias = load_lanes<N>(task.bias + channel);
+    T* written = task.written + channel;
+#pragma GCC unroll 8
+    for (int p = 0; p < kPixels; ++p, written += task.written_step) {
+      store_lanes<N>(written, total[p] + bias);
+    }
+  });
+}
+
+// One pixel, and any number of taps.
+template <typename T>
+void add_channels_pixel(const ChannelsTask<T>& task) {
+  using A = acc_t<T>;
+  for_channels<T>(task.channels, [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
+    constexpr int N = decltype(lanes)::kCount;
+    Lanes<A, N> total = {};
+    const T* row = task.read + channel;
+    const A* weight_row = task.weights + channel;
+    for (int64_t r = 0; r < task.y_taps; ++r, row += task.row, weight_row += task.weight_row) {
+      for (int64_t s = 0; s < task.x_taps; ++s) {
+        total += load_lanes<N>(weight_row + s * task.weight_column) *
+                 load_lanes<N>(row + s * task.x_gap);
+      }
+    }
+    store_lanes<N>(task.written + channel, total + load_lanes<N>(task.bias + channel));
+  });
+}
+
+template <typename T>
+using ChannelsFunction = void (*)(const ChannelsTask<T>& task);
+
+// For a tile, for half a tile, for a single pixel.
+template <typename T>
+struct ChannelsFunctions {
+  ChannelsFunction<T> tile, half;
+};
+template <typename T, int kTaps, int kStep>
+constexpr ChannelsFunctions<T> channels_functions() {
+  return {add_channels_tile<T, kTaps, kStep, kTilePixels>,
+          add_channels_tile<T, kTaps, kStep, kTilePixels / 2>};
+}
+template <typename T>
+ChannelsFunctions<T> channels_functions_of(const TapAxis& x) {
+  if (x.gap == 1 && x.step == 1) {
+    if (x.taps == 1) return channels_functions<T, 1, 1>();
+    if (x.taps == 2) return channels_functions<T, 2, 1>();
+    if (x.taps == 3) return channels_functions<T, 3, 1>();
+    if (x.taps == 4) return channels_functions<T, 4, 1>();
+    if (x.taps == 5) return channels_functions<T, 5, 1>();
+    if (x.taps == 7) return channels_functions<T, 7, 1>();
+  }
+  if (x.gap == 1 && x.step == 2) {
+    if (x.taps == 3) return channels_functions<T, 3, 2>();
+    if (x.taps == 5) return channels_functions<T, 5, 2>();
+    if (x.taps == 7) return channels_functions<T, 7, 2>();
+  }
+  return {nullptr, nullptr};
+}
+
+// Every pixel of one row of one pass, for some channels.
+template <typename T>
+void add_channels_row(ChannelsTask<T> task, const TapAxis& x, GridRange inside,
+                      const ChannelsFunctions<T>& functions) {
+  const T* read = task.read;
+  const acc_t<T>* weights = task.weights;
+  T* written = task.written;
+  const int64_t position_step = task.pixel;
+  const auto pixel = [&](int64_t element) {
+    const SeenTaps seen = seen_taps(x, element);
+    const int64_t position = element * x.step + x.first + seen.first * x.gap;
+    task.written = written + element * task.written_step;
+    task.x_taps = seen.last - seen.first;
+    task.read = task.x_taps > 0 ? read + position * position_step : read;
+    task.weights = weights + seen.first * task.weight_column;
+    add_channels_pixel(task);
+  };
+  const auto tiles = [&](int64_t begin, int64_t count, ChannelsFunction<T> function) {
+    task.x_taps = x.taps;
+    task.weights = weights;
+    for (int64_t element = begin; element < inside.end; element += count) {
+      const int64_t first = smaller(element, inside.end - count);
+      task.written = written + first * task.written_step;
+      task.read = read + (first * x.step + x.first) * position_step;
+      function(task);
+    }
+  };
+  task.x_gap = x.gap * position_step;
+  int64_t element = 0;
+  for (; element < inside.begin; ++element) pixel(element);
+  const int64_t count = inside.end - inside.begin;
+  if (functions.tile != nullptr && count >= kTilePixels / 2) {
+    // A rest of up to half a tile is left to half a tile.
+    const int64_t whole = count / kTilePixels * kTilePixels;
+    const int64_t rest = count - whole;
+    const bool halves = count < kTilePixels || (rest > 0 && rest <= kTilePixels / 2);
+    const GridRange all = inside;
+    if (count >= kTilePixels) {
+      if (halves) inside.end = inside.begin + whole;
+      tiles(inside.begin, kTilePixels, functions.tile);
+      inside.end = all.end;
+    }
+    if (halves) tiles(inside.begin + whole, kTilePixels / 2, functions.half);
+    element = inside.end;
+  }
+  for (; element < x.grid; ++element) pixel(element);
+}
+
+// packed[kh][kw][channel], and behind it the bias or zeros. The threads of a region share the work.
+template <typename T>
+NNOPS_INLINE void pack_taps_by_channel(acc_t<T>* packed, const T* weight, const T* bias,
+                                       const Conv2dGeometry& g) {
+  const int64_t taps = g.kh * g.kw;
+#pragma omp for schedule(static)
+  for (int64_t tap = 0; tap <= taps; ++tap) {
+    acc_t<T>* target = packed + tap * g.oc;
+    if (tap < taps) {
+      const T* source = weight + tap / g.kw * g.weight.h + tap % g.kw * g.weight.w;
+      for (int64_t c = 0; c < g.oc; ++c) target[c] = to_acc(source[c * g.weight.n]);
+    } else {
+      for (int64_t c = 0; c < g.oc; ++c) target[c] = bias != nullptr ? to_acc(bias[c]) : 0;
+    }
+  }
+}
+
+// The passes over both axes: one of them, or one for each parity of the position written.
+struct ChannelsPasses {
+  TapAxis y[2], x[2];
+  int64_t y_count, x_count;
+  int64_t rows, columns;  // written
+  Strides4 written, read;
+};
+NNOPS_INLINE ChannelsPasses channels_forward(const Conv2dGeometry& g) {
+  const PixelPass pass = forward_pass(g);
+  return {{pass.y}, {pass.x}, 1, 1, g.oh, g.ow, g.output, g.input};
+}
+NNOPS_INLINE ChannelsPasses channels_backward(const Conv2dGeometry& g) {
+  ChannelsPasses passes{};
+  passes.y_count = smaller(g.stride_h, g.h);
+  passes.x_count = smaller(g.stride_w, g.w);
+  for (int64_t p = 0; p < passes.y_count; ++p) passes.y[p] = backward_pass(g, p, 0).y;
+  for (int64_t p = 0; p < passes.x_count; ++p) passes.x[p] = backward_pass(g, 0, p).x;
+  passes.rows = g.h;
+  passes.columns = g.w;
+  passes.written = g.input;
+  passes.read = g.output;
+  return passes;
+}
+
+// How rows are computed from one image into another, whose channels stand next to each other.
+template <typename T>
+struct ChannelsRows {
+  using A = acc_t<T>;
+  const ChannelsPasses& passes;
+  const A* packed;
+  int64_t kernel_width, all_channels, taps;
+  GridRange inside[2];
+  ChannelsFunctions<T> functions[2];
+
+  ChannelsRows(const ChannelsPasses& all, const A* weights, const Conv2dGeometry& g)
+      : passes(all),
+        packed(weights),
+        kernel_width(g.kw),
+        all_channels(g.oc),
+        taps(g.kh * g.kw),
+        inside{elements_that_see_all(all.x[0]), elements_that_see_all(all.x[1])},
+        functions{channels_functions_of<T>(all.x[0]), channels_functions_of<T>(all.x[1])} {}
+
+  // Of `channels` channels from `channel` on, at which `written` and `read` point.
+  void add(T* written, const Strides4& written_at, const T* read, const Strides4& read_at,
+           int64_t row, int64_t channel, int64_t channels) const {
+    const TapAxis& y = passes.y[row % passes.y_count];
+    const int64_t element = row / passes.y_count;
+    const SeenTaps seen = seen_taps(y, element);
+    const int64_t position = element * y.step + y.first + seen.first * y.gap;
+    ChannelsTask<T> task{};
+    task.pixel = read_at.w;
+    task.row = y.gap * read_at.h;
+    task.y_taps = seen.last - seen.first;
+    task.read = task.y_taps > 0 ? read + position * read_at.h : read;
+    task.ahead_step = read_at.h;
+    task.ahead_rows = y.step;
+    task.ahead = ((task.y_taps - 1) * y.gap + 1) * read_at.h;
+    task.bias = packed + taps * all_channels + channel;
+    task.channels = channels;
+    task.weight_row = y.kernel_step * kernel_width * all_channels;
+    const int64_t kernel_row = y.kernel_first + seen.first * y.kernel_step;
+    for (int64_t p = 0; p < passes.x_count; ++p) {
+      const TapAxis& x = passes.x[p];
+      task.written = written + row * written_at.h + x.out_first * written_at.w;
+      task.written_step = x.out_step * written_at.w;
+      task.weight_column = x.kernel_step * all_channels;
+      task.weights = packed + (kernel_row * kernel_width + x.kernel_first) * all_channels + channel;
+      add_channels_row(task, x, inside[p], functions[p]);
+    }
+  }
+};
+
+template <typename T>
+void run_depthwise_channels(T* written, const T* read, const T* weight, const T* bias,
+                            const ChannelsPasses& passes, const Conv2dGeometry& g, void* workspace,
+                            int threads) {
+  acc_t<T>* packed = static_cast<acc_t<T>*>(workspace);
+  const ChannelsRows<T> rows(passes, packed, g);
+  const int64_t all_rows = g.n * passes.rows;
+  int64_t blocks = 1;
+  if (all_rows < int64_t{8} * threads) {
+    blocks = larger(1, smaller(g.c / kChannelBlock, divide_up(8 * threads, all_rows)));
+  }
+  const int64_t block = round_up(divide_up(g.c, blocks), 16);
+  blocks = divide_up(g.c, block);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    pack_taps_by_channel(packed, weight, bias, g);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < all_rows * blocks; ++i) {
+      const int64_t image = i / blocks / passes.rows;
+      const int64_t channel = i % blocks * block;
+      rows.add(written + image * passes.written.n + channel, passes.written,
+               read + image * passes.read.n + channel, passes.read, i / blocks % passes.rows,
+               channel, smaller(block, g.c - channel));
+    }
+  }
+}
+
+template <typename T>
+void depthwise_channels_forward(void* output, const void* input, const void* weight,
+                                const void* bias, const Conv2dGeometry& g, void* workspace,
+                                int threads) {
+  run_depthwise_channels(static_cast<T*>(output), static_cast<const T*>(input),
+                         static_cast<const T*>(weight), static_cast<const T*>(bias),
+                         channels_forward(g), g, workspace, threads);
+}
+
+template <typename T>
+void depthwise_channels_backward_input(void* grad_input, const void* grad_output,
+                                       const void* weight, const Conv2dGeometry& g, void* workspace,
+                                       int threads) {
+  run_depthwise_channels(static_cast<T*>(grad_input), static_cast<const T*>(grad_output),
+                         static_cast<const T*>(weight), static_cast<const T*>(nullptr),
+                         channels_backward(g), g, workspace, threads);
+}
+
+template <typename T>
+int64_t depthwise_channels_workspace(const Conv2dGeometry& g, int) {
+  return g.oc * (g.kh * g.kw + 1) * static_cast<int64_t>(sizeof(acc_t<T>));
+}
+
+NNOPS_END_KERNELS

@@ -1,0 +1,123 @@
+// Rows of one channel copied with their padding, for the kernels that go along the rows of a single
+// channel.
+//
+// A copied row holds the sequences of the classes of kernel columns (tap_axis.h) one behind the
+// other: a vector of grid elements under tap s is a vector of the row from column_of_tap(s) on,
+// whatever stride and dilation are. Rows are written in ascending order and each by whole vectors,
+// so that what one writes too much is overwritten by the next; behind the last there must be room
+// for a vector.
+#pragma once
+
+#include "cpu/conv2d/tap_axis.h"
+#include "cpu/lanes.h"
+
+NNOPS_BEGIN_KERNELS
+
+// Lanes 0, 2, 4, ... of `low`, then lanes 1, 3, 5, ... of `high`.
+template <typename V>
+NNOPS_INLINE V even_then_odd(V low, V high) {
+  constexpr int kCount = sizeof(V) / sizeof(low[0]);
+  if constexpr (kCount == 1) {
+    return low;
+  } else if constexpr (kCount == 2) {
+    return __builtin_shufflevector(low, high, 0, 3);
+  } else if constexpr (kCount == 4) {
+    return __builtin_shufflevector(low, high, 0, 2, 5, 7);
+  } else if constexpr (kCount == 8) {
+    return __builtin_shufflevector(low, high, 0, 2, 4, 6, 9, 11, 13, 15);
+  } else {
+    return __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29,
+                                   31);
+  }
+}
+
+// target[i] = source[i step] for i in [0, n); nothing else is read or written.
+template <typename T>
+NNOPS_INLINE void copy_steps(acc_t<T>* target, const T* source, int64_t step, int64_t n) {
+  const auto single = [&](int64_t i) { target[i] = to_acc(source[i * step]); };
+  if (step == 1) {
+    for_lanes<T>(
+        0, n,
+        [&](auto lanes, int64_t i) {
+          constexpr int kCount = decltype(lanes)::kCount;
+          store_lanes<kCount>(target + i, load_lanes<kCount>(source + i));
+        },
+        single);
+  } else if (step == 2) {
+    for_lanes<T>(
+        0, n,
+        [&](auto lanes, int64_t i) {
+          constexpr int kCount = decltype(lanes)::kCount;
+          const T* from = source + 2 * i;
+          store_lanes<kCount>(target + i, even_then_odd(load_lanes<kCount>(from),
+                                                        load_lanes<kCount>(from + kCount - 1)));
+        },
+        single);
+  } else {
+    for (int64_t i = 0; i < n; ++i) single(i);
+  }
+}
+
+template <typename A>
+NNOPS_INLINE void write_zeros(A* target, int64_t n) {
+  constexpr int kCount = kMostLanes<A>;
+  for (int64_t i = 0; i < n; i += kCount) store_lanes<kCount>(target + i, Lanes<A, kCount>{});
+}
+
+// Kernels of more columns than this are left to others.
+constexpr int64_t kMostTaps = 192;
+
+struct PaddedRows {
+  TapAxis x;
+  int64_t classes;
+  int64_t length;  // of a sequence: at least what the grid needs, the rest is zeros
+  int64_t pitch;   // of the rows
+
+  // Room for `width` >= axis.grid elements, of which those beyond the grid are zeros.
+  PaddedRows(const TapAxis& axis, int64_t width) {
+    x = with_sequences(axis, axis.grid);
+    classes = larger(x.class_count(), 1);
+    length = x.class_length(0, width);
+    pitch = classes * length;
+    for (int64_t cls = 0; cls < classes; ++cls) {
+      const int64_t start = x.position(cls, 0);
+      const int64_t needed = x.class_length(cls, axis.grid);
+      const int64_t to_limit = start < x.limit ? x.limit - start : 0;
+      Span& span = spans[cls];
+      span.begin = start < 0 ? smaller(needed, divide_up(-start, x.step)) : 0;
+      span.end = larger(span.begin, smaller(needed, divide_up(to_limit, x.step)));
+      span.position = start + span.begin * x.step;
+    }
+  }
+  int64_t column_of_tap(int64_t tap) const {
+    return tap % x.period * length + tap / x.period * x.shift;
+  }
+  int64_t size(int64_t rows, int64_t lanes) const {
+    return round_up(rows * pitch, lanes) + 2 * lanes;
+  }
+
+  // One row; `source` is null for one of padding, whose pixels are `stride` apart.
+  template <typename T>
+  void copy(acc_t<T>* row, const T* source, int64_t stride) const {
+    if (source == nullptr) {
+      write_zeros(row, pitch);
+      return;
+    }
+    for (int64_t cls = 0; cls < classes; ++cls, row += length) {
+      const Span& span = spans[cls];
+      write_zeros(row, span.begin);
+      copy_steps(row + span.begin, source + span.position * stride, x.step * stride,
+                 span.end - span.begin);
+      write_zeros(row + span.end, length - span.end);
+    }
+  }
+
+ private:
+  // The elements of a sequence that stand in the image, and the position of the first.
+  struct Span {
+    int64_t begin, end, position;
+  };
+  Span spans[kMostTaps];
+};
+
+NNOPS_END_KERNELS
