@@ -183,7 +183,7 @@ class _Recorder(TorchDispatchMode):
     """Keeps, for every call of torch.ops.nnops, its arguments and what was chosen in C++."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
 
     def __torch_dispatch__(

@@ -21,8 +21,7 @@ const int g_fork_handler =
 
 int thread_count(int64_t work, int64_t grain) {
   const int64_t useful = work / std::max<int64_t>(grain, 1);
-  const bool serial =
-      useful < 2 || omp_in_parallel() || g_forked.load(std::memory_order_relaxed);
+  const bool serial = useful < 2 || omp_in_parallel() || g_forked.load(std::memory_order_relaxed);
   const int threads =
       serial ? 1 : static_cast<int>(std::min<int64_t>(torch::stable::get_num_threads(), useful));
   record_threads(threads);

@@ -109,9 +109,8 @@ class Cache {
   }
   PackedWeightsState state() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto weights =
-        std::count_if(entries_.begin(), entries_.end(),
-                      [](const Entry& entry) { return entry.packed != nullptr; });
+    const auto weights = std::count_if(entries_.begin(), entries_.end(),
+                                       [](const Entry& entry) { return entry.packed != nullptr; });
     return {bytes_, weights, reused_};
   }
 
@@ -155,9 +154,8 @@ std::shared_ptr<const Workspace> packed_weights(const PackingRequest& request) {
   Cache& cache = Cache::instance();
   if (cache.limit() == 0) return pack_now(request);
   const Key key{request.pack, request.weight, request.packing};
-  std::vector<uint64_t> bytes_seen =
-      fingerprint(request.weight, request.weight_bytes,
-                  thread_count(request.weight_bytes, kGrainBytes));
+  std::vector<uint64_t> bytes_seen = fingerprint(request.weight, request.weight_bytes,
+                                                 thread_count(request.weight_bytes, kGrainBytes));
   bool seen = false;
   std::shared_ptr<const Workspace> packed = cache.find(key, bytes_seen, &seen);
   if (packed != nullptr) return packed;
