@@ -66,6 +66,7 @@ PYBIND11_MODULE(_C, module) {
         py::list calls;
         for (const nnops::TracedCall& call : nnops::stop_trace()) {
           std::vector<std::pair<std::string, std::string>> candidates;
+          candidates.reserve(call.candidates.size());
           for (const auto& each : call.candidates) {
             candidates.emplace_back(each.algorithm, each.reason);
           }

@@ -90,10 +90,10 @@ std::string force_algorithm(const std::string& op, const std::string& algorithm)
 }
 
 const std::string& forced_algorithm(const char* op) {
-  static const std::string* const kNone = new std::string;
-  if (t_forced.empty()) return *kNone;
+  static const std::string* const none = new std::string;
+  if (t_forced.empty()) return *none;
   const auto entry = t_forced.find(op);
-  return entry == t_forced.end() ? *kNone : entry->second;
+  return entry == t_forced.end() ? *none : entry->second;
 }
 
 std::vector<AlgorithmList>& algorithm_lists() {

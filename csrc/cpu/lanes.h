@@ -276,8 +276,8 @@ NNOPS_INLINE void copy_every(acc_t<T>* target, const T* source, int64_t n) {
   for_lanes<T>(
       0, n - 1,
       [&](auto lanes, int64_t i) {
-        constexpr int N = lanes.kCount;
-        store_lanes<N>(target + i, load_every<kStep, N>(source + i * kStep));
+        constexpr int kCount = lanes.kCount;
+        store_lanes<kCount>(target + i, load_every<kStep, kCount>(source + i * kStep));
       },
       [&](int64_t i) { target[i] = to_acc(source[i * kStep]); });
   if (n > 0) target[n - 1] = to_acc(source[(n - 1) * kStep]);

@@ -78,7 +78,7 @@ std::string fits_transposed(const Conv2dGeometry& g) {
   if (g.c < 8) return "too few channels to have vectors along them";
   return g.h * g.w + g.oh * g.ow <= kMostPixels ? "" : "rows are long enough to go along them";
 }
-std::string first_reason(std::string first, const std::string& second) {
+std::string first_reason(const std::string& first, const std::string& second) {
   return first.empty() ? second : first;
 }
 

@@ -59,31 +59,32 @@ struct ChannelDots {
 };
 
 // kTaps taps that follow each other, `x.first` is the position of the first for element 0.
-template <typename T, int kTaps, int kStep, int kVectors, int N>
+template <typename T, int kTaps, int kStep, int kVectors, int kCount>
 NNOPS_INLINE void add_channel_dots(const ChannelDots<T>& task, int64_t channel, const TapAxis& x,
                                    GridRange inside) {
   using A = acc_t<T>;
   constexpr int kPixels = 4;
   constexpr int kReadPixels = (kPixels - 1) * kStep + kTaps;
   const int64_t step = kStep > 0 ? kStep : x.step;
-  Lanes<A, N> total[kTaps][kVectors] = {};
+  Lanes<A, kCount> total[kTaps][kVectors] = {};
   const T* gradient_row = task.gradients + channel;
   const T* input_row = task.input + channel + x.first * task.input_pixel;
   for (int64_t y = 0; y < task.rows; ++y) {
     const auto single = [&](int64_t element) __attribute__((always_inline)) {
       const T* pixels = input_row + element * step * task.input_pixel;
       const int64_t position = element * step + x.first;
-      Lanes<A, N> gradients[kVectors];
+      Lanes<A, kCount> gradients[kVectors];
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
-        gradients[v] = load_lanes<N>(gradient_row + element * task.gradient_pixel + v * N);
+        gradients[v] =
+            load_lanes<kCount>(gradient_row + element * task.gradient_pixel + v * kCount);
       }
 #pragma GCC unroll 7
       for (int s = 0; s < kTaps; ++s, pixels += task.input_pixel) {
         if (position + s < 0 || position + s >= x.limit) continue;
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) {
-          total[s][v] += gradients[v] * load_lanes<N>(pixels + v * N);
+          total[s][v] += gradients[v] * load_lanes<kCount>(pixels + v * kCount);
         }
       }
     };
@@ -96,25 +97,27 @@ NNOPS_INLINE void add_channel_dots(const ChannelDots<T>& task, int64_t channel, 
         for (int p = 0; p < kPixels; ++p) {
 #pragma GCC unroll 2
           for (int v = 0; v < kVectors; ++v) {
-            total[0][v] += load_lanes<N>(gradient + v * N) * load_lanes<N>(pixels + v * N);
+            total[0][v] +=
+                load_lanes<kCount>(gradient + v * kCount) * load_lanes<kCount>(pixels + v * kCount);
           }
           gradient += task.gradient_pixel;
           pixels += step * task.input_pixel;
         }
         continue;
       }
-      Lanes<A, N> gradients[kPixels][kVectors];
+      Lanes<A, kCount> gradients[kPixels][kVectors];
 #pragma GCC unroll 4
       for (int p = 0; p < kPixels; ++p, gradient += task.gradient_pixel) {
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) gradients[p][v] = load_lanes<N>(gradient + v * N);
+        for (int v = 0; v < kVectors; ++v)
+          gradients[p][v] = load_lanes<kCount>(gradient + v * kCount);
       }
       const T* at = pixels;
 #pragma GCC unroll 16
       for (int i = 0; i < kReadPixels; ++i, at += task.input_pixel) {
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) {
-          const Lanes<A, N> value = load_lanes<N>(at + v * N);
+          const Lanes<A, kCount> value = load_lanes<kCount>(at + v * kCount);
 #pragma GCC unroll 4
           for (int p = 0; p < kPixels; ++p) {
             const int s = i - p * kStep;
@@ -133,32 +136,33 @@ NNOPS_INLINE void add_channel_dots(const ChannelDots<T>& task, int64_t channel, 
   for (int s = 0; s < kTaps; ++s, sum += task.sum_step) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      const Lanes<A, N> before = task.set ? Lanes<A, N>{} : load_lanes<N>(sum + v * N);
-      store_lanes<N>(sum + v * N, before + total[s][v]);
+      const Lanes<A, kCount> before =
+          task.set ? Lanes<A, kCount>{} : load_lanes<kCount>(sum + v * kCount);
+      store_lanes<kCount>(sum + v * kCount, before + total[s][v]);
     }
   }
 }
 
 // The channels from `channel` on, in the widest vectors that fit: none may be added twice.
-template <typename T, int kTaps, int kStep, int N = kMostLanes<T>>
+template <typename T, int kTaps, int kStep, int kCount = kMostLanes<T>>
 NNOPS_INLINE void add_channel_dots_from(int64_t channel, const ChannelDots<T>& task,
                                         const TapAxis& x, GridRange inside) {
-  for (; channel + N <= task.channels; channel += N) {
-    add_channel_dots<T, kTaps, kStep, 1, N>(task, channel, x, inside);
+  for (; channel + kCount <= task.channels; channel += kCount) {
+    add_channel_dots<T, kTaps, kStep, 1, kCount>(task, channel, x, inside);
   }
-  if constexpr (N > kLeastLanes<T>) {
-    add_channel_dots_from<T, kTaps, kStep, N / 2>(channel, task, x, inside);
-  } else if constexpr (N > 1) {
+  if constexpr (kCount > kLeastLanes<T>) {
+    add_channel_dots_from<T, kTaps, kStep, kCount / 2>(channel, task, x, inside);
+  } else if constexpr (kCount > 1) {
     add_channel_dots_from<T, kTaps, kStep, 1>(channel, task, x, inside);
   }
 }
 template <typename T, int kTaps, int kStep>
 void add_all_channel_dots(const ChannelDots<T>& task, const TapAxis& x, GridRange inside) {
-  constexpr int N = kMostLanes<T>;
+  constexpr int kCount = kMostLanes<T>;
   int64_t channel = 0;
   // Two vectors are as many chains again, which hides what an addition takes.
-  for (; channel + 2 * N <= task.channels; channel += 2 * N) {
-    add_channel_dots<T, kTaps, kStep, 2, N>(task, channel, x, inside);
+  for (; channel + 2 * kCount <= task.channels; channel += 2 * kCount) {
+    add_channel_dots<T, kTaps, kStep, 2, kCount>(task, channel, x, inside);
   }
   add_channel_dots_from<T, kTaps, kStep>(channel, task, x, inside);
 }

@@ -79,20 +79,20 @@ void add_channels_tile(const ChannelsTask<T>& task) {
   constexpr int kReadPixels = (kPixels - 1) * kStep + kTaps;
   const int64_t pixel = task.pixel;
   for_channels<T>(task.channels, [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
-    constexpr int N = decltype(lanes)::kCount;
-    Lanes<A, N> total[kPixels] = {};
+    constexpr int kCount = decltype(lanes)::kCount;
+    Lanes<A, kCount> total[kPixels] = {};
     const T* row = task.read + channel;
     const A* weight_row = task.weights + channel;
     for (int64_t r = 0; r < task.y_taps; ++r, row += task.row, weight_row += task.weight_row) {
-      Lanes<A, N> weights[kTaps];
+      Lanes<A, kCount> weights[kTaps];
 #pragma GCC unroll 7
       for (int s = 0; s < kTaps; ++s) {
-        weights[s] = load_lanes<N>(weight_row + s * task.weight_column);
+        weights[s] = load_lanes<kCount>(weight_row + s * task.weight_column);
       }
       const T* pixels = row;
 #pragma GCC unroll 32
       for (int i = 0; i < kReadPixels; ++i, pixels += pixel) {
-        const Lanes<A, N> value = load_lanes<N>(pixels);
+        const Lanes<A, kCount> value = load_lanes<kCount>(pixels);
 #pragma GCC unroll 8
         for (int p = 0; p < kPixels; ++p) {
           const int s = i - p * kStep;
@@ -105,11 +105,11 @@ void add_channels_tile(const ChannelsTask<T>& task) {
 #pragma GCC unroll 16
       for (int i = 0; i < kPixels * kStep; ++i) __builtin_prefetch(next + i * pixel, 0, 2);
     }
-    const Lanes<A, N> bias = load_lanes<N>(task.bias + channel);
+    const Lanes<A, kCount> bias = load_lanes<kCount>(task.bias + channel);
     T* written = task.written + channel;
 #pragma GCC unroll 8
     for (int p = 0; p < kPixels; ++p, written += task.written_step) {
-      store_lanes<N>(written, total[p] + bias);
+      store_lanes<kCount>(written, total[p] + bias);
     }
   });
 }
@@ -119,17 +119,17 @@ template <typename T>
 void add_channels_pixel(const ChannelsTask<T>& task) {
   using A = acc_t<T>;
   for_channels<T>(task.channels, [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
-    constexpr int N = decltype(lanes)::kCount;
-    Lanes<A, N> total = {};
+    constexpr int kCount = decltype(lanes)::kCount;
+    Lanes<A, kCount> total = {};
     const T* row = task.read + channel;
     const A* weight_row = task.weights + channel;
     for (int64_t r = 0; r < task.y_taps; ++r, row += task.row, weight_row += task.weight_row) {
       for (int64_t s = 0; s < task.x_taps; ++s) {
-        total += load_lanes<N>(weight_row + s * task.weight_column) *
-                 load_lanes<N>(row + s * task.x_gap);
+        total += load_lanes<kCount>(weight_row + s * task.weight_column) *
+                 load_lanes<kCount>(row + s * task.x_gap);
       }
     }
-    store_lanes<N>(task.written + channel, total + load_lanes<N>(task.bias + channel));
+    store_lanes<kCount>(task.written + channel, total + load_lanes<kCount>(task.bias + channel));
   });
 }
 

@@ -64,37 +64,37 @@ struct DepthwiseRows {
 };
 
 // All lanes, of which those from `end` on are not written.
-template <int N, typename T>
-NNOPS_INLINE void store_before(T* pointer, Lanes<acc_t<T>, N> value, const T* end) {
-  if (end - pointer >= N) {
-    store_lanes<N>(pointer, value);
+template <int kCount, typename T>
+NNOPS_INLINE void store_before(T* pointer, Lanes<acc_t<T>, kCount> value, const T* end) {
+  if (end - pointer >= kCount) {
+    store_lanes<kCount>(pointer, value);
     return;
   }
   const int64_t count = end - pointer;
-  T buffer[N];
-  store_lanes<N>(static_cast<T*>(buffer), value);
+  T buffer[kCount];
+  store_lanes<kCount>(static_cast<T*>(buffer), value);
   for (int64_t i = 0; i < count; ++i) pointer[i] = buffer[i];
 }
 
 // Calls body(x) so that [0, width) is covered by vectors of N, the last of which may overlap the
 // one before or, if it is the only one, reach beyond the end.
-template <int N, typename Body>
+template <int kCount, typename Body>
 NNOPS_INLINE void for_row_vectors(int64_t width, Body body) {
   int64_t x = 0;
-  for (; x + N <= width; x += N) body(x);
-  if (x < width) body(larger(0, width - N));
+  for (; x + kCount <= width; x += kCount) body(x);
+  if (x < width) body(larger(0, width - kCount));
 }
 
 // Rows [first, last) in blocks of kRows, as many as are whole; returns the first that is left.
 template <typename T, int kTaps, int kStep, int kRows>
 int64_t add_square_taps(const DepthwiseRows<T>& task, int64_t first, int64_t last) {
   using A = acc_t<T>;
-  constexpr int N = kMostLanes<T>;
+  constexpr int kCount = kMostLanes<T>;
   constexpr int kReadRows = (kRows - 1) * kStep + kTaps;
-  Lanes<A, N> weights[kTaps * kTaps];
+  Lanes<A, kCount> weights[kTaps * kTaps];
 #pragma GCC unroll 49
-  for (int t = 0; t < kTaps * kTaps; ++t) weights[t] = task.weights[t] - Lanes<A, N>{};
-  const Lanes<A, N> bias = task.bias - Lanes<A, N>{};
+  for (int t = 0; t < kTaps * kTaps; ++t) weights[t] = task.weights[t] - Lanes<A, kCount>{};
+  const Lanes<A, kCount> bias = task.bias - Lanes<A, kCount>{};
   const int64_t pitch = task.pitch;
   const int64_t width = task.width;
   int64_t columns[kTaps];
@@ -105,14 +105,14 @@ int64_t add_square_taps(const DepthwiseRows<T>& task, int64_t first, int64_t las
   for (; y + kRows <= last; y += kRows) {
     const A* rows = task.rows + y * kStep * pitch;
     T* written = task.written + y * task.written_pitch;
-    for_row_vectors<N>(width, [&](int64_t x) __attribute__((always_inline)) {
-      Lanes<A, N> total[kRows] = {};
+    for_row_vectors<kCount>(width, [&](int64_t x) __attribute__((always_inline)) {
+      Lanes<A, kCount> total[kRows] = {};
       const A* row = rows + x;
 #pragma GCC unroll 16
       for (int i = 0; i < kReadRows; ++i, row += pitch) {
 #pragma GCC unroll 7
         for (int s = 0; s < kTaps; ++s) {
-          const Lanes<A, N> pixels = load_lanes<N>(row + columns[s]);
+          const Lanes<A, kCount> pixels = load_lanes<kCount>(row + columns[s]);
 #pragma GCC unroll 4
           for (int r = 0; r < kRows; ++r) {
             const int tap = i - r * kStep;
@@ -123,7 +123,7 @@ int64_t add_square_taps(const DepthwiseRows<T>& task, int64_t first, int64_t las
       T* target = written + x;
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r, target += task.written_pitch) {
-        store_before<N>(target, total[r] + bias, task.end);
+        store_before<kCount>(target, total[r] + bias, task.end);
       }
     });
   }
@@ -142,33 +142,35 @@ void add_square(const DepthwiseRows<T>& task, int64_t rows) {
 template <typename T>
 void add_any_taps(const DepthwiseRows<T>& task, int64_t rows) {
   using A = acc_t<T>;
-  constexpr int N = kMostLanes<T>;
+  constexpr int kCount = kMostLanes<T>;
   constexpr int kVectors = 4;
   for (int64_t y = 0; y < rows; ++y) {
     T* written = task.written + y * task.written_pitch;
     const A* first_row = task.rows + y * task.step * task.pitch;
     const auto add = [&](auto count, int64_t x) __attribute__((always_inline)) {
       constexpr int kCount = decltype(count)::kCount;
-      Lanes<A, N> total[kCount] = {};
+      Lanes<A, kCount> total[kCount] = {};
       const A* weight = task.weights;
       const A* row = first_row + x;
       for (int64_t r = 0; r < task.y_taps; ++r, row += task.gap * task.pitch) {
         for (int64_t s = 0; s < task.x_taps; ++s, ++weight) {
           const A* pixels = row + task.columns[s];
 #pragma GCC unroll 4
-          for (int v = 0; v < kCount; ++v) total[v] += *weight * load_lanes<N>(pixels + v * N);
+          for (int v = 0; v < kCount; ++v)
+            total[v] += *weight * load_lanes<kCount>(pixels + v * kCount);
         }
       }
 #pragma GCC unroll 4
       for (int v = 0; v < kCount; ++v) {
-        store_before<N>(written + x + v * N, total[v] + task.bias, task.end);
+        store_before<kCount>(written + x + v * kCount, total[v] + task.bias, task.end);
       }
     };
     int64_t x = 0;
-    for (; x + kVectors * N <= task.width; x += kVectors * N) add(LaneCount<kVectors>{}, x);
-    for_row_vectors<N>(task.width - x, [&](int64_t i) {
+    for (; x + kVectors * kCount <= task.width; x += kVectors * kCount)
+      add(LaneCount<kVectors>{}, x);
+    for_row_vectors<kCount>(task.width - x, [&](int64_t i) {
       // Overlapping the vectors of the loop above is as good as overlapping those of this one.
-      add(LaneCount<1>{}, smaller(x + i, larger(0, task.width - N)));
+      add(LaneCount<1>{}, smaller(x + i, larger(0, task.width - kCount)));
     });
   }
 }
@@ -339,17 +341,17 @@ void add_paired_taps(const PairedRow<T>& row) {
   for_lanes<T>(
       0, row.width / 2,
       [&](auto lanes, int64_t i) __attribute__((always_inline)) {
-        constexpr int N = decltype(lanes)::kCount;
-        Lanes<A, N> even = {};
-        Lanes<A, N> odd = {};
+        constexpr int kCount = decltype(lanes)::kCount;
+        Lanes<A, kCount> even = {};
+        Lanes<A, kCount> odd = {};
         sums(even, odd, [&](const A* pixels) __attribute__((always_inline)) {
-          return load_lanes<N>(pixels + i);
+          return load_lanes<kCount>(pixels + i);
         });
-        Lanes<A, N> low;
-        Lanes<A, N> high;
+        Lanes<A, kCount> low;
+        Lanes<A, kCount> high;
         merge_pairs(even, odd, low, high);
-        store_lanes<N>(row.written + 2 * i, low);
-        store_lanes<N>(row.written + 2 * i + N, high);
+        store_lanes<kCount>(row.written + 2 * i, low);
+        store_lanes<kCount>(row.written + 2 * i + kCount, high);
       },
       [&](int64_t i) { single(i, true); });
   if (row.width % 2 != 0) single(row.width / 2, false);

@@ -480,7 +480,8 @@ void outer_products_backward_weight(void* grad_weight, const void* grad_output, 
                             chunk_sums + i * plan.rows * kLine, smaller(kLine, plan.group_oc - oc),
                             weight_places, plan);
       }
-    } else {
+    }
+    if (!plan.filters_in_lanes) {
 #pragma omp for schedule(static)
       for (int64_t oc = 0; oc < g.oc; ++oc) {
         write_filter(gf + oc * g.weight.n, chunk_sums + oc / plan.group_oc * group_size,

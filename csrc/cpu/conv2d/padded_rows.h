@@ -83,7 +83,7 @@ struct PaddedRows {
       const int64_t start = x.position(cls, 0);
       const int64_t needed = x.class_length(cls, axis.grid);
       const int64_t to_limit = start < x.limit ? x.limit - start : 0;
-      Span& span = spans[cls];
+      Span& span = spans_[cls];
       span.begin = start < 0 ? smaller(needed, divide_up(-start, x.step)) : 0;
       span.end = larger(span.begin, smaller(needed, divide_up(to_limit, x.step)));
       span.position = start + span.begin * x.step;
@@ -104,7 +104,7 @@ struct PaddedRows {
       return;
     }
     for (int64_t cls = 0; cls < classes; ++cls, row += length) {
-      const Span& span = spans[cls];
+      const Span& span = spans_[cls];
       write_zeros(row, span.begin);
       copy_steps(row + span.begin, source + span.position * stride, x.step * stride,
                  span.end - span.begin);
@@ -117,7 +117,7 @@ struct PaddedRows {
   struct Span {
     int64_t begin, end, position;
   };
-  Span spans[kMostTaps];
+  Span spans_[kMostTaps];
 };
 
 NNOPS_END_KERNELS

@@ -117,7 +117,7 @@ NNOPS_INLINE void transpose_blocks(acc_t<T>* target, int64_t target_stride, cons
   for_lanes<A>(
       0, rows,
       [&](auto lanes, int64_t row) {
-        constexpr int N = lanes.kCount;
+        constexpr int kCount = lanes.kCount;
         const T* from = source + row * row_stride;
         A* to = target + row;
         for (int64_t begin = 0; begin < count; begin += kPiece<A>) {
@@ -125,12 +125,12 @@ NNOPS_INLINE void transpose_blocks(acc_t<T>* target, int64_t target_stride, cons
           if (begin % kLanes<T> == 0) {
             // A cache line of each row of the next block: short rows are beyond the hardware's
             // guess.
-            for (int64_t k = N; k < 2 * N; ++k) {
+            for (int64_t k = kCount; k < 2 * kCount; ++k) {
               __builtin_prefetch(from + k * row_stride + i * step);
             }
           }
-          Lanes<A, N> columns[kPiece<A>];
-          transpose_block<N, kStep>(columns, from + i * step, row_stride, step);
+          Lanes<A, kCount> columns[kPiece<A>];
+          transpose_block<kCount, kStep>(columns, from + i * step, row_stride, step);
           for (int k = 0; k < kPiece<A>; ++k) {
             std::memcpy(to + (i + k) * target_stride, &columns[k], sizeof(columns[k]));
           }
@@ -179,16 +179,16 @@ NNOPS_INLINE void write_planes(T* planes, int64_t plane_stride, const acc_t<T>* 
   for_lanes<A>(
       0, count,
       [&](auto lanes, int64_t pixel) {
-        constexpr int N = lanes.kCount;
+        constexpr int kCount = lanes.kCount;
         for (int64_t begin = 0; begin < channels; begin += kPiece<A>) {
           const A* from = pixels + pixel * pixel_stride + begin;
-          Lanes<A, N> columns[kPiece<A>];
-          transpose_block<N, 1>(columns, from, pixel_stride, 1);
+          Lanes<A, kCount> columns[kPiece<A>];
+          transpose_block<kCount, 1>(columns, from, pixel_stride, 1);
           // Pixels are padded to whole pieces, planes are not.
           for (int k = 0; k < kPiece<A>; ++k) {
             if (begin + k >= channels) break;
-            store_lanes<N>(planes + (begin + k) * plane_stride + pixel,
-                           columns[k] + shift(begin + k));
+            store_lanes<kCount>(planes + (begin + k) * plane_stride + pixel,
+                                columns[k] + shift(begin + k));
           }
         }
       },
