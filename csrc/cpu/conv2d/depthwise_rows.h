@@ -148,20 +148,20 @@ void add_any_taps(const DepthwiseRows<T>& task, int64_t rows) {
     T* written = task.written + y * task.written_pitch;
     const A* first_row = task.rows + y * task.step * task.pitch;
     const auto add = [&](auto count, int64_t x) __attribute__((always_inline)) {
-      constexpr int kCount = decltype(count)::kCount;
-      Lanes<A, kCount> total[kCount] = {};
+      constexpr int kMany = decltype(count)::kCount;
+      Lanes<A, kCount> total[kMany] = {};
       const A* weight = task.weights;
       const A* row = first_row + x;
       for (int64_t r = 0; r < task.y_taps; ++r, row += task.gap * task.pitch) {
         for (int64_t s = 0; s < task.x_taps; ++s, ++weight) {
           const A* pixels = row + task.columns[s];
 #pragma GCC unroll 4
-          for (int v = 0; v < kCount; ++v)
+          for (int v = 0; v < kMany; ++v)
             total[v] += *weight * load_lanes<kCount>(pixels + v * kCount);
         }
       }
 #pragma GCC unroll 4
-      for (int v = 0; v < kCount; ++v) {
+      for (int v = 0; v < kMany; ++v) {
         store_before<kCount>(written + x + v * kCount, total[v] + task.bias, task.end);
       }
     };
@@ -205,8 +205,7 @@ NNOPS_INLINE void gather_taps(acc_t<T>* taps, const T* weight, const TapAxis& y,
   }
 }
 
-// Rows [first, first + count) of one channel of the read image, of which `size` exist. The rows of
-// the band after are asked for meanwhile.
+// Rows [first, first + count) of one channel of the read image, of which `size` exist.
 template <typename T>
 NNOPS_INLINE void copy_band(acc_t<T>* rows, const T* channel, int64_t first, int64_t count,
                             int64_t size, const Strides4& strides, const PaddedRows& padded) {
