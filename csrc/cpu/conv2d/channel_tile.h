@@ -19,7 +19,8 @@ struct ChannelTile {
   const A* weights;  // [depth][vectors]
   const int64_t* offsets;
   int64_t depth;
-  bool first;  // write the sums instead of adding to them
+  bool first;     // write the sums instead of adding to them
+  const A* bias;  // [vectors], added last; or null
 };
 
 template <typename A, int kRows, int kVectors>
@@ -47,14 +48,27 @@ void multiply_channel_tile(const ChannelTile<A>& tile) {
   }
   A* sums = tile.sums;
   const int64_t sum_stride = tile.sum_stride;
-  const bool first = tile.first;
+  if (!tile.first) {
+    const A* before = sums;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r, before += sum_stride) {
+#pragma GCC unroll 6
+      for (int v = 0; v < kRegisters; ++v)
+        total[r][v] = load_register(before + v * kRegisterLanes<A>) + total[r][v];
+    }
+  }
+  if (tile.bias != nullptr) {
+#pragma GCC unroll 6
+    for (int v = 0; v < kRegisters; ++v) {
+      const Register<A> bias = load_register(tile.bias + v * kRegisterLanes<A>);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) total[r][v] += bias;
+    }
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r, sums += sum_stride) {
 #pragma GCC unroll 6
-    for (int v = 0; v < kRegisters; ++v) {
-      A* sum = sums + v * kRegisterLanes<A>;
-      store_register(sum, first ? total[r][v] : load_register(sum) + total[r][v]);
-    }
+    for (int v = 0; v < kRegisters; ++v) store_register(sums + v * kRegisterLanes<A>, total[r][v]);
   }
 }
 

@@ -8,10 +8,12 @@
 //   rows[outer channel][image][row sequence][column sequence]        planar
 //   rows[image][row sequence][column sequence][outer channel]        where channels are neighbours
 // A tile of pixels is that many places in it, whatever rows or images they belong to: no pixel is
-// wasted, however small the map, and nothing is transposed. Weights are packed as
+// wasted, however small the map, and nothing is transposed. Where channels are neighbours and no
+// tap reads padding, the image itself serves as the rows. Weights are packed as
 //   [group][panel of kTileVectors vectors of channels][chain][kh][outer][kw][channel]
 // and one chain of a panel stays in L1 while all the pixels of the strip pass by. The sums of a
-// strip, [pixel][channel], stay in L2 and are transposed back on the way out.
+// strip, [pixel][channel], stay in L2 and are transposed back on the way out; where the written
+// channels are neighbours and fill their vectors, the image itself holds the sums.
 //
 // Parallel over (images, groups, strips) and, where those are few, over ranges of panels.
 // bfloat16 and float16 are converted while the rows are copied and accumulate in float.
@@ -48,8 +50,14 @@ struct PackedPanels {
   int64_t first_vector(int64_t panel) const { return panel * vectors / panels; }
 };
 
-template <typename A>
+// From a pixel to the next one, and to those below it and in the next image.
+struct PixelSteps {
+  int64_t pixel, row, image;
+};
+
+template <typename T>
 struct RowsPlan : PackedPanels {
+  using A = acc_t<T>;
   int64_t channels;  // outer channels copied at a time
   int64_t resident_panels;
   int64_t height, width, images;               // of a strip, in grid elements
@@ -60,9 +68,11 @@ struct RowsPlan : PackedPanels {
   int64_t dense_width;
   int64_t sequence_rows, row_length;
   bool planar;
-  // From a place in the rows to the next column, pixel of the grid, row, image and channel.
-  int64_t column_step, pixel_step, row_step, image_step, channel_step;
-  int64_t sum_stride;
+  // From a place in the rows to the next column, and to where the next row and channel stand.
+  int64_t column_step, row_step, channel_step;
+  bool reads_in_place, writes_in_place;
+  PixelSteps read_steps;  // of grid elements
+  int64_t sum_stride;     // from pixel to pixel, unless written in place
   int64_t rows_size, sums_size, planes_size;
 
   RowsPlan(const PixelPass& pass, int threads) : PackedPanels(pass, kLanes<A>) {
@@ -105,16 +115,36 @@ struct RowsPlan : PackedPanels {
     row_length = x.sequence_length(dense_width);
     planar = pass.read.c != 1;
     column_step = planar ? 1 : channels;
-    pixel_step = dense_step * column_step;
     row_step = row_length * column_step;
-    image_step = sequence_rows * row_step;
+    read_steps = {dense_step * column_step, row_step, sequence_rows * row_step};
     // An odd number of cache lines: the channels' planes do not share their sets.
-    channel_step = planar ? (divide_up(images * image_step, kLine) | 1) * kLine : 1;
+    channel_step = planar ? (divide_up(images * read_steps.image, kLine) | 1) * kLine : 1;
+    rows_size = planar ? channels * channel_step : round_up(images * read_steps.image, kLine);
     sum_stride = (resident_panels * kTileVectors | 1) * kLine;
-    rows_size = planar ? channels * channel_step : round_up(images * image_step, kLine);
     sums_size = images * height * width * sum_stride;
     planes_size = kLine * plane_stride();
+
+    constexpr bool kSameType = std::is_same_v<T, A>;
+    reads_in_place = kSameType && !planar && reads_no_padding(pass.y) && reads_no_padding(pass.x);
+    if (reads_in_place) {
+      channels = divide_up(pass.outer, chain) * chain;
+      read_steps = {pass.x.step * pass.read.w, pass.y.step * pass.read.h, pass.read.n};
+      rows_size = 0;
+    }
+    const PixelSteps steps = written_steps(pass);
+    // Tiles that run over the ends of rows and images want their pixels at equal distances.
+    const bool even =
+        steps.row == width * steps.pixel && (images == 1 || steps.image == height * steps.row);
+    writes_in_place =
+        kSameType && pass.written.c == 1 && pass.rows % kLine == 0 && (even || !flat());
+    if (writes_in_place) sums_size = planes_size = 0;
   }
+
+  static PixelSteps written_steps(const PixelPass& pass) {
+    return {pass.x.out_step * pass.written.w, pass.y.out_step * pass.written.h, pass.written.n};
+  }
+  // Whether tiles run over the ends of rows and images: where parts of rows would be too small.
+  bool flat() const { return width < kAlignedWidth; }
 
   // Of the buffer in which the sums of a row are transposed for images that are not packed.
   int64_t plane_stride() const { return (divide_up(width, kLanes<A>) | 1) * kLanes<A>; }
@@ -224,7 +254,7 @@ struct RowsStrip {
 // a row without any position inside.
 template <typename T>
 NNOPS_INLINE void copy_row(acc_t<T>* row, const T* source, int64_t h, int64_t x0, int64_t channels,
-                           const PixelPass& pass, const RowsPlan<acc_t<T>>& plan) {
+                           const PixelPass& pass, const RowsPlan<T>& plan) {
   const bool inside = h >= 0 && h < plan.y.limit;
   const int64_t limit = inside ? plan.x.limit : 0;
   const T* from = source + (inside ? h * pass.read.h : 0);
@@ -244,11 +274,11 @@ NNOPS_INLINE void copy_row(acc_t<T>* row, const T* source, int64_t h, int64_t x0
 // The outer channels [channel0, channel0 + channels) of a strip.
 template <typename T>
 void gather_rows(acc_t<T>* rows, const RowsStrip<T>& strip, int64_t channel0, int64_t channels,
-                 const PixelPass& pass, const RowsPlan<acc_t<T>>& plan) {
+                 const PixelPass& pass, const RowsPlan<T>& plan) {
   for (int64_t c = 0; c < (plan.planar ? channels : 1); ++c) {
     for (int64_t image = 0; image < strip.images; ++image) {
       const T* source = strip.read + image * pass.read.n + (channel0 + c) * pass.read.c;
-      acc_t<T>* row = rows + c * plan.channel_step + image * plan.image_step;
+      acc_t<T>* row = rows + c * plan.channel_step + image * plan.read_steps.image;
       for (int64_t cls = 0; cls < plan.y.class_count(); ++cls) {
         const int64_t length = plan.y.class_length(cls, plan.height);
         for (int64_t i = 0; i < length; ++i, row += plan.row_step) {
@@ -262,7 +292,7 @@ void gather_rows(acc_t<T>* rows, const RowsStrip<T>& strip, int64_t channel0, in
 // The sums of a strip plus the bias, for the written channels [channel0, channel0 + channels).
 template <typename T>
 void write_rows(const RowsStrip<T>& strip, const acc_t<T>* sums, acc_t<T>* planes, int64_t channel0,
-                int64_t channels, const PixelPass& pass, const RowsPlan<acc_t<T>>& plan) {
+                int64_t channels, const PixelPass& pass, const RowsPlan<T>& plan) {
   using A = acc_t<T>;
   const int64_t step_h = pass.y.out_step * pass.written.h;
   const int64_t step_w = pass.x.out_step * pass.written.w;
@@ -296,8 +326,7 @@ void write_rows(const RowsStrip<T>& strip, const acc_t<T>* sums, acc_t<T>* plane
 // The same where channels stand next to each other: nothing to transpose.
 template <typename T>
 void write_rows_channels_last(const RowsStrip<T>& strip, const acc_t<T>* sums, int64_t channel0,
-                              int64_t channels, const PixelPass& pass,
-                              const RowsPlan<acc_t<T>>& plan) {
+                              int64_t channels, const PixelPass& pass, const RowsPlan<T>& plan) {
   using A = acc_t<T>;
   const T* bias = strip.bias != nullptr ? strip.bias + channel0 : nullptr;
   for (int64_t image = 0; image < strip.images; ++image) {
@@ -321,6 +350,8 @@ void write_rows_channels_last(const RowsStrip<T>& strip, const acc_t<T>* sums, i
 template <typename A>
 struct RowsChain {
   A* sums;
+  PixelSteps sum_steps;
+  const A* bias;  // of the first channel, if it is to be added; or null
   const A* rows;
   const A* weights;
   const int64_t* offsets;
@@ -341,6 +372,7 @@ NNOPS_INLINE void multiply_terms(ChannelTile<A>& tile, int64_t pixels, const Row
     tile.weights = chain.weights + first * chain.vectors * kLanes<A>;
     tile.offsets = chain.offsets + first;
     tile.first = chain.first && piece == 0;
+    tile.bias = piece + length < chain.depth ? nullptr : chain.bias;
     multiply(tile);
   }
 }
@@ -348,7 +380,7 @@ NNOPS_INLINE void multiply_terms(ChannelTile<A>& tile, int64_t pixels, const Row
 // Tiles are parts of a row of the grid, and leave out the kernel rows that see only padding.
 template <typename T>
 void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& strip,
-                      const PixelPass& pass, const RowsPlan<acc_t<T>>& plan) {
+                      const PixelPass& pass, const RowsPlan<T>& plan) {
   using A = acc_t<T>;
   const TapAxis& axis = pass.y;
   // Tiles differ by at most one pixel.
@@ -357,8 +389,7 @@ void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& stri
   const int64_t larger_tiles = strip.width % tiles;
   const int64_t terms_of_row = chain.depth / axis.taps;
   ChannelTile<A> tile{};
-  tile.sum_stride = plan.sum_stride;
-  tile.sums = chain.sums;
+  tile.sum_stride = chain.sum_steps.pixel;
   // The next chain's weights stand behind this one's: fetched a part with each row.
   const int64_t size = chain.depth * chain.vectors * kLanes<A>;
   const int64_t part = divide_up(size, strip.images * strip.height);
@@ -371,37 +402,37 @@ void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& stri
       const int64_t end = position < axis.limit
                               ? smaller(axis.taps, divide_up(axis.limit - position, axis.gap))
                               : 0;
-      const A* pixel = chain.rows + image * plan.image_step + y * plan.row_step;
+      const A* pixel = chain.rows + image * plan.read_steps.image + y * plan.read_steps.row;
+      tile.sums = chain.sums + image * chain.sum_steps.image + y * chain.sum_steps.row;
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t pixels = t < larger_tiles ? least + 1 : least;
-        for (int64_t i = 0; i < pixels; ++i, pixel += plan.pixel_step) tile.pixels[i] = pixel;
+        for (int64_t i = 0; i < pixels; ++i, pixel += plan.read_steps.pixel) tile.pixels[i] = pixel;
         multiply_terms(tile, pixels, chain, begin * terms_of_row,
                        larger(begin, end) * terms_of_row);
-        tile.sums += pixels * plan.sum_stride;
+        tile.sums += pixels * tile.sum_stride;
       }
     }
   }
 }
 
-// Tiles run over the ends of rows and images: for narrow grids, where parts of rows would be too
-// small.
+// Tiles run over the ends of rows and images.
 template <typename T>
 void multiply_flat(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& strip,
-                   const RowsPlan<acc_t<T>>& plan) {
+                   const RowsPlan<T>& plan) {
   using A = acc_t<T>;
   ChannelTile<A> tile{};
-  tile.sum_stride = plan.sum_stride;
+  tile.sum_stride = chain.sum_steps.pixel;
   tile.sums = chain.sums;
   int64_t pixels = 0;
   const auto multiply = [&] {
     multiply_terms(tile, pixels, chain, 0, chain.depth);
-    tile.sums += pixels * plan.sum_stride;
+    tile.sums += pixels * tile.sum_stride;
     pixels = 0;
   };
   for (int64_t image = 0; image < strip.images; ++image) {
     for (int64_t y = 0; y < strip.height; ++y) {
-      const A* pixel = chain.rows + image * plan.image_step + y * plan.row_step;
-      for (int64_t x = 0; x < strip.width; ++x, pixel += plan.pixel_step) {
+      const A* pixel = chain.rows + image * plan.read_steps.image + y * plan.read_steps.row;
+      for (int64_t x = 0; x < strip.width; ++x, pixel += plan.read_steps.pixel) {
         tile.pixels[pixels++] = pixel;
         if (pixels == kTileRows) multiply();
       }
@@ -411,13 +442,28 @@ void multiply_flat(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& strip,
 }
 
 template <typename T>
-void compute_rows_strip(const RowsStrip<T>& strip, const PixelPass& pass,
-                        const RowsPlan<acc_t<T>>& plan, const int64_t* offsets, acc_t<T>* buffers) {
+void compute_rows_strip(const RowsStrip<T>& strip, const PixelPass& pass, const RowsPlan<T>& plan,
+                        const int64_t* offsets, acc_t<T>* buffers) {
   using A = acc_t<T>;
   constexpr int64_t kLine = kLanes<A>;
-  A* rows = buffers;
-  A* sums = rows + plan.rows_size;
+  const A* rows = buffers;
+  A* sums = buffers + plan.rows_size;
   A* planes = sums + plan.sums_size;
+  PixelSteps sum_steps{plan.sum_stride, strip.width * plan.sum_stride,
+                       strip.height * strip.width * plan.sum_stride};
+  const A* bias = nullptr;
+  if constexpr (std::is_same_v<T, A>) {
+    if (plan.reads_in_place) {
+      rows = strip.read + (strip.y0 * pass.y.step + pass.y.first) * pass.read.h +
+             (strip.x0 * pass.x.step + pass.x.first) * pass.read.w;
+    }
+    if (plan.writes_in_place) {
+      sum_steps = plan.written_steps(pass);
+      sums = strip.written + pass.y.out_first * pass.written.h + strip.y0 * sum_steps.row +
+             pass.x.out_first * pass.written.w + strip.x0 * sum_steps.pixel;
+      bias = strip.bias;
+    }
+  }
 
   for (int64_t panel0 = strip.first_panel; panel0 < strip.last_panel;
        panel0 += plan.resident_panels) {
@@ -425,8 +471,8 @@ void compute_rows_strip(const RowsStrip<T>& strip, const PixelPass& pass,
     const int64_t vector0 = plan.first_vector(panel0);
     for (int64_t channel0 = 0; channel0 < pass.outer; channel0 += plan.channels) {
       const int64_t channels = smaller(plan.channels, pass.outer - channel0);
-      if (plan.channels < pass.outer || panel0 == strip.first_panel) {
-        gather_rows(rows, strip, channel0, channels, pass, plan);
+      if (!plan.reads_in_place && (plan.channels < pass.outer || panel0 == strip.first_panel)) {
+        gather_rows(buffers, strip, channel0, channels, pass, plan);
       }
       for (int64_t panel = panel0; panel < panel1; ++panel) {
         const int64_t v0 = plan.first_vector(panel);
@@ -441,16 +487,21 @@ void compute_rows_strip(const RowsStrip<T>& strip, const PixelPass& pass,
           part.offsets = chain == plan.chain ? offsets : offsets + plan.chain * plan.taps;
           part.depth = chain * plan.taps;
           part.vectors = count;
-          part.sums = sums + (v0 - vector0) * kLine;
+          part.sums = sums + (plan.writes_in_place ? v0 : v0 - vector0) * kLine;
+          part.sum_steps = sum_steps;
           part.first = channel0 + c0 == 0;
-          if (strip.width >= kAlignedWidth) {
-            multiply_by_rows(part, strip, pass, plan);
-          } else {
+          if (bias != nullptr && channel0 + c0 + chain == pass.outer) {
+            part.bias = bias + v0 * kLine;
+          }
+          if (plan.flat()) {
             multiply_flat(part, strip, plan);
+          } else {
+            multiply_by_rows(part, strip, pass, plan);
           }
         }
       }
     }
+    if (plan.writes_in_place) continue;
     const int64_t first_channel = vector0 * kLine;
     const int64_t channels = smaller(plan.first_vector(panel1) * kLine, pass.rows) - first_channel;
     if (pass.written.c == 1) {
@@ -465,10 +516,11 @@ template <typename T>
 void run_pixel_rows(T* written, const T* read, const acc_t<T>* packed, const T* bias,
                     const PixelPass& pass, void* workspace, int threads) {
   using A = acc_t<T>;
-  const RowsPlan<A> plan(pass, threads);
+  const RowsPlan<T> plan(pass, threads);
   int64_t* offsets = static_cast<int64_t*>(workspace);
   A* per_thread = reinterpret_cast<A*>(offsets + plan.table_size());
   const auto place = [&](int64_t c, int64_t r, int64_t s) {
+    if (plan.reads_in_place) return c + r * pass.y.gap * pass.read.h + s * pass.x.gap * pass.read.w;
     return c * plan.channel_step + plan.y.sequence_index(r, plan.height) * plan.row_step +
            plan.x.sequence_index(s, plan.dense_width) * plan.column_step;
   };
@@ -529,14 +581,14 @@ void pixel_rows_backward_input(void* grad_input, const void* grad_output, const 
 
 template <typename T>
 int64_t pixel_rows_forward_workspace(const Conv2dGeometry& g, int threads) {
-  return RowsPlan<acc_t<T>>(forward_pass(g), threads).workspace_bytes(threads);
+  return RowsPlan<T>(forward_pass(g), threads).workspace_bytes(threads);
 }
 
 template <typename T>
 int64_t pixel_rows_backward_input_workspace(const Conv2dGeometry& g, int threads) {
   int64_t most = 0;
   for_each_backward_pass(g, [&](const PixelPass& pass) {
-    most = larger(most, RowsPlan<acc_t<T>>(pass, threads).workspace_bytes(threads));
+    most = larger(most, RowsPlan<T>(pass, threads).workspace_bytes(threads));
   });
   return most;
 }

@@ -100,6 +100,11 @@ NNOPS_INLINE TapAxis backward_axis(int64_t size, int64_t out_size, int64_t kerne
   return axis;
 }
 
+NNOPS_INLINE bool reads_no_padding(const TapAxis& axis) {
+  return axis.first >= 0 &&
+         (axis.grid - 1) * axis.step + axis.first + (axis.taps - 1) * axis.gap < axis.limit;
+}
+
 // target[i] = source[position * stride] for position = start + i step, zero outside of [0, limit).
 template <typename T>
 NNOPS_INLINE void copy_positions(acc_t<T>* target, const T* source, int64_t stride, int64_t start,
