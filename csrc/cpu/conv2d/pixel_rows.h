@@ -407,6 +407,14 @@ void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& stri
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t pixels = t < larger_tiles ? least + 1 : least;
         for (int64_t i = 0; i < pixels; ++i, pixel += plan.read_steps.pixel) tile.pixels[i] = pixel;
+        if (chain.first && plan.writes_in_place) {
+          const A* next = tile.sums + pixels * tile.sum_stride;
+          for (int64_t i = 0; i < pixels; ++i) {
+            for (int64_t v = 0; v < chain.vectors; ++v) {
+              __builtin_prefetch(next + i * tile.sum_stride + v * kLanes<A>, 1, 3);
+            }
+          }
+        }
         multiply_terms(tile, pixels, chain, begin * terms_of_row,
                        larger(begin, end) * terms_of_row);
         tile.sums += pixels * tile.sum_stride;
