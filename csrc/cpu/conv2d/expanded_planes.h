@@ -74,9 +74,8 @@ struct StripPlan : PackedTiles {
   int64_t sequence_rows, staging_width;
   int64_t image_size, plane_size, sum_stride;
   int64_t planes_size, staging_size, sums_size;
-  // Sums are complete after one chain and stand in the image as in the strip: they go straight to
-  // the image. Not where the channels' addresses differ by pages: a tile's rows would share their
-  // cache sets.
+  // Sums are complete after one chain, and rows are whole vectors or more: they go straight to the
+  // image.
   bool writes_direct;
 
   StripPlan(const PixelPass& pass, int threads) : PackedTiles(pass, kLanes<A>) {
@@ -109,10 +108,15 @@ struct StripPlan : PackedTiles {
     x = with_sequences(pass.x, width);
     sequence_rows = y.sequence_length(height);
     staging_width = x.sequence_length(width);
-    const int64_t superfluous = x.class_length(0, width) - width;
+    const int64_t chain_terms = block_channels * taps;
+    writes_direct = channel_blocks == 1 && piece_length(chain_terms) == chain_terms &&
+                    pass.written.w == 1 && pass.x.out_step == 1 && pass.y.out_step == 1;
+    const int64_t beyond = x.class_length(0, width) - width;
+    const int64_t superfluous =
+        writes_direct && width >= kLanes<A> ? round_up(width, kLanes<A>) - width : beyond;
     expanded = pass.rows * taps * superfluous > 3 * (pass.x.taps + 1) * width;
     copies = expanded ? pass.x.taps : x.class_count();
-    pitch = width + (expanded ? 0 : superfluous);
+    pitch = width + (expanded ? 0 : beyond);
     image_size = sequence_rows * pitch;
     // An odd number of cache lines, so that the planes do not share their sets; the last vector of
     // a plane may reach beyond its end.
@@ -122,11 +126,6 @@ struct StripPlan : PackedTiles {
     planes_size = block_channels * copies * plane_size;
     staging_size = round_up((expanded ? sequence_rows * staging_width : 0) + kLine, kLine);
     sums_size = resident_tiles * tile_rows * sum_stride;
-    const int64_t chain = block_channels * taps;
-    const int64_t beyond_page = pass.written.c * static_cast<int64_t>(sizeof(A)) % 4096;
-    writes_direct = channel_blocks == 1 && piece_length(chain) == chain && pass.written.w == 1 &&
-                    pass.x.out_step == 1 && pass.y.out_step == 1 && pass.written.h == pass.x.grid &&
-                    pitch == pass.x.grid && beyond_page >= 192 && beyond_page <= 4096 - 192;
   }
 
   int64_t table_size() const { return round_up(2 * block_channels * taps + x.taps, 8); }
@@ -243,20 +242,23 @@ void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan
   A* staging = planes + plan.planes_size;
   A* sums = staging + plan.staging_size;
   const int64_t depth = pass.outer * plan.taps;
-  const int64_t image_vectors = divide_up((strip.height - 1) * plan.pitch + strip.width, kWidth);
-  const int64_t vectors = strip.images * image_vectors;
-  const int64_t panels = divide_up(vectors, most_pixel_vectors(plan.tile_rows));
+  // A run is what vectors go along without a gap: straight to the image a row, or several that
+  // follow each other there and in the planes; else all the rows of the planes.
+  const bool joined = strip.width == plan.pitch && strip.width == pass.written.h;
   const int64_t image_pixels = strip.height * strip.width;
-  A* image_target = nullptr;
-  bool may_be_direct = false;
-  if constexpr (kCanBeDirect) {
-    may_be_direct = plan.writes_direct && strip.width == plan.pitch && image_pixels >= kWidth;
-    image_target = strip.written + strip.y0 * pass.written.h + strip.x0;
-  }
+  const bool may_be_direct =
+      kCanBeDirect && plan.writes_direct && (joined ? image_pixels : strip.width) >= kWidth;
+  const int64_t padded_pixels = (strip.height - 1) * plan.pitch + strip.width;
+  const int64_t image_vectors = divide_up(padded_pixels, kWidth);
 
   for (int64_t tile0 = strip.first_tile; tile0 < strip.last_tile; tile0 += plan.resident_tiles) {
     const int64_t tiles = smaller(plan.resident_tiles, strip.last_tile - tile0);
     const bool direct = may_be_direct && (tile0 + tiles) * plan.tile_rows <= pass.rows;
+    const int64_t runs = direct && !joined ? strip.height : 1;
+    const int64_t run_length = !direct ? padded_pixels : joined ? image_pixels : strip.width;
+    const int64_t run_vectors = divide_up(run_length, kWidth);
+    const int64_t vectors = strip.images * runs * run_vectors;
+    const int64_t panels = divide_up(vectors, most_pixel_vectors(plan.tile_rows));
     for (int64_t block = 0; block < plan.channel_blocks; ++block) {
       const int64_t channel0 = block * plan.block_channels;
       const int64_t channels = smaller(plan.block_channels, pass.outer - channel0);
@@ -278,7 +280,8 @@ void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan
       const int64_t block_depth = channels * plan.taps;
       const int64_t piece_depth = piece_length(block_depth);
       int64_t image = 0;
-      int64_t image_vector = 0;
+      int64_t run = 0;
+      int64_t run_vector = 0;
       for (int64_t panel = 0; panel < panels; ++panel) {
         // Panels differ by at most one vector: 2 + 2 rather than 3 + 1.
         const int64_t first = panel * vectors / panels;
@@ -289,23 +292,36 @@ void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan
         int64_t targets[kMostPixelVectors];
         for (int64_t v = 0; v < count; ++v) {
           // Straight to the image, the last vector is a whole one that overlaps its neighbour.
-          const int64_t pixel = direct ? smaller(image_vector * kWidth, image_pixels - kWidth)
-                                       : image_vector * kWidth;
-          tile.planes[v] = planes + image * plan.image_size + pixel;
-          targets[v] = direct ? image * pass.written.n + pixel : (first + v) * kWidth;
-          if (++image_vector == image_vectors) {
-            image_vector = 0;
-            ++image;
+          const int64_t pixel =
+              direct ? smaller(run_vector * kWidth, run_length - kWidth) : run_vector * kWidth;
+          tile.planes[v] = planes + image * plan.image_size + run * plan.pitch + pixel;
+          targets[v] =
+              direct ? image * pass.written.n + (strip.y0 + run) * pass.written.h + strip.x0 + pixel
+                     : (first + v) * kWidth;
+          if (++run_vector == run_vectors) {
+            run_vector = 0;
+            if (++run == runs) {
+              run = 0;
+              ++image;
+            }
           }
         }
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t row = (tile0 + t) * plan.tile_rows;
           A* target = sums + t * plan.tile_rows * plan.sum_stride;
           if constexpr (kCanBeDirect) {
-            if (direct) target = image_target + row * pass.written.c;
+            if (direct) target = strip.written + row * pass.written.c;
             tile.bias = direct && strip.bias != nullptr ? strip.bias + row : nullptr;
           }
           for (int64_t v = 0; v < count; ++v) tile.sums[v] = target + targets[v];
+          if (direct) {
+            // The lines of the next panel.
+            for (int64_t r = 0; r < plan.tile_rows; ++r) {
+              for (int64_t v = 0; v < count; ++v) {
+                __builtin_prefetch(tile.sums[v] + r * tile.sum_stride + count * kWidth, 1, 3);
+              }
+            }
+          }
           const A* weights = strip.weights + row * depth + channel0 * plan.taps * plan.tile_rows;
           for (int64_t begin = 0; begin < block_depth; begin += piece_depth) {
             tile.weights = weights + begin * plan.tile_rows;
