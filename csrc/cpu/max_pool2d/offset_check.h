@@ -7,23 +7,56 @@
 
 NNOPS_BEGIN_KERNELS
 
+// Calls visit(bytes) with vectors that cover `count` offsets; the last of a width may overlap the one
+// before. single(offset) gets those of a run shorter than every vector.
+template <typename Visit, typename Single>
+NNOPS_INLINE void for_offset_vectors(const uint8_t* offsets, int64_t count, Visit visit,
+                                     Single single) {
+  typedef uint8_t Widest __attribute__((vector_size(kRegisterBytes)));
+  typedef uint8_t Narrow __attribute__((vector_size(16)));
+  const auto cover = [&](auto bytes) __attribute__((always_inline)) {
+    constexpr int64_t kWidth = sizeof(bytes);
+    for (int64_t i = 0; i < count; i += kWidth) {
+      std::memcpy(&bytes, offsets + smaller(i, count - kWidth), kWidth);
+      visit(bytes);
+    }
+  };
+  if (count >= kRegisterBytes) {
+    cover(Widest{});
+  } else if (count >= 16) {
+    cover(Narrow{});
+  } else {
+    for (int64_t i = 0; i < count; ++i) single(offsets[i]);
+  }
+}
+
+// Whether a byte of a vector is not 0.
+template <typename Bytes>
+NNOPS_INLINE bool any_byte(Bytes bytes) {
+  uint64_t words[sizeof(bytes) / 8];
+  std::memcpy(words, &bytes, sizeof(bytes));
+  uint64_t found = 0;
+  for (const uint64_t word : words) found |= word;
+  return found != 0;
+}
+
 // Whether one of `count` offsets is `limit` or more.
 NNOPS_INLINE bool any_from(uint8_t limit, const uint8_t* offsets, int64_t count) {
-  typedef uint8_t u8x64 __attribute__((vector_size(64)));
-  typedef uint8_t u8x16 __attribute__((vector_size(16)));
-  uint64_t found = 0;
-  const auto visit = [&](auto block, int64_t position) __attribute__((always_inline)) {
-    std::memcpy(&block, offsets + position, sizeof(block));
-    const auto beyond = block >= limit;
-    uint64_t words[sizeof(block) / 8];
-    std::memcpy(words, &beyond, sizeof(words));
-    for (const uint64_t word : words) found |= word;
+  typedef uint8_t Widest __attribute__((vector_size(kRegisterBytes)));
+  typedef uint8_t Narrow __attribute__((vector_size(16)));
+  Widest wide = {};
+  Narrow narrow = {};
+  uint8_t most = 0;
+  const auto visit = [&](auto bytes) __attribute__((always_inline)) {
+    if constexpr (sizeof(bytes) == sizeof(wide)) {
+      wide = bytes > wide ? bytes : wide;
+    } else {
+      narrow = bytes > narrow ? bytes : narrow;
+    }
   };
-  int64_t i = 0;
-  for (; i + 64 <= count; i += 64) visit(u8x64{}, i);
-  for (; i + 16 <= count; i += 16) visit(u8x16{}, i);
-  for (; i < count; ++i) found |= offsets[i] >= limit;
-  return found != 0;
+  for_offset_vectors(offsets, count, visit,
+                     [&](uint8_t offset) { most = offset > most ? offset : most; });
+  return most >= limit || any_byte(wide >= limit) || any_byte(narrow >= limit);
 }
 
 // From an offset to its distance from the window's start. An offset beyond the window is sent far
@@ -84,20 +117,28 @@ class OffsetCheck {
 
   // The output rows whose windows begin in input rows [begin, end); those that begin before the
   // first or behind the last row belong to that row: over all input rows, each output row once.
+  // `width` offsets belong to one column: the channels where they are innermost, else 1.
   void rows_beginning_in(int64_t begin, int64_t end, int64_t plane_place, int64_t width) const {
-    int64_t oh = begin == 0 ? 0 : (begin + g_.pad_h + g_.stride_h - 1) / g_.stride_h;
-    for (; oh < g_.oh && (end == g_.h || oh * g_.stride_h - g_.pad_h < end); ++oh) {
-      const int64_t place = plane_place + oh * g_.ow * width;
-      if (inner_are_taps(oh, place, width)) {
-        windows(oh, 0, inner_.begin, place, width);
-        windows(oh, inner_.end, g_.ow, place, width);
-      } else {
-        windows(oh, 0, g_.ow, place, width);
-      }
+    const int64_t first = begin == 0 ? 0 : row_beginning_at(begin);
+    const int64_t last = end == g_.h ? g_.oh : row_beginning_at(end);
+    if (first >= last) return;
+    const int64_t row = g_.ow * width;
+    const bool taps = !any_from(static_cast<uint8_t>(g_.kernel_h * g_.kernel_w),
+                                offsets_ + plane_place + first * row, (last - first) * row);
+    for (int64_t oh = first; oh < last; ++oh) {
+      const bool inner = taps && whole_rows_.contains(oh);
+      const int64_t place = plane_place + oh * row;
+      windows(oh, 0, inner ? inner_.begin : g_.ow, place, width);
+      windows(oh, inner ? inner_.end : g_.ow, g_.ow, place, width);
     }
   }
 
  private:
+  // The first output row whose windows begin in input row `ih` or behind it.
+  int64_t row_beginning_at(int64_t ih) const {
+    return smaller(g_.oh, (ih + g_.pad_h + g_.stride_h - 1) / g_.stride_h);
+  }
+
   bool edges_are_taps(const uint8_t* plane) const {
     bool inside = true;
     for (int64_t oh = 0; oh < g_.oh; ++oh) {
@@ -121,11 +162,37 @@ class OffsetCheck {
 
   void windows(int64_t oh, int64_t begin, int64_t end, int64_t place, int64_t width) const {
     for (int64_t ow = begin; ow < end; ++ow) {
-      for (int64_t i = place + ow * width; i < place + (ow + 1) * width; ++i) {
+      const int64_t window = place + ow * width;
+      if (width > 1 && are_inside(oh, ow, window, width)) continue;
+      for (int64_t i = window; i < window + width; ++i) {
         const uint8_t offset = offsets_[i];
         if (offset != kNoOffset && !is_inside(offset, oh, ow)) wrong_->report(i);
       }
     }
+  }
+
+  // Whether the `width` offsets of one window all are those of its taps inside the input. May say
+  // no where they are: of a short run, which is not worth it.
+  bool are_inside(int64_t oh, int64_t ow, int64_t window, int64_t width) const {
+    if (width < 16) return false;
+    const TapRange rows =
+        taps_inside(oh * g_.stride_h - g_.pad_h, g_.kernel_h, g_.dilation_h, g_.h);
+    const TapRange columns =
+        taps_inside(ow * g_.stride_w - g_.pad_w, g_.kernel_w, g_.dilation_w, g_.w);
+    bool inside = true;
+    const auto visit = [&](auto bytes) __attribute__((always_inline)) {
+      using Bytes = std::remove_reference_t<decltype(bytes)>;
+      Bytes found = {};
+      for (int64_t kh = rows.begin; kh < rows.end; ++kh) {
+        for (int64_t kw = columns.begin; kw < columns.end; ++kw) {
+          const auto code = static_cast<uint8_t>(kh * g_.kernel_w + kw);
+          found |= reinterpret_cast<Bytes>(bytes == code);
+        }
+      }
+      inside &= !any_byte(~found);
+    };
+    for_offset_vectors(offsets_ + window, width, visit, [](uint8_t) {});
+    return inside;
   }
 
   const uint8_t* offsets_;
