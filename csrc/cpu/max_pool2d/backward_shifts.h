@@ -40,18 +40,12 @@ __attribute__((noinline)) void collect_at_end(T* gx, const T* gy, const uint8_t*
     const int64_t begin = smaller(N, larger(0, -first));
     const int64_t end = larger(begin, smaller(N, total - first));
     if (begin == end) continue;
-    const T* gradients = gy + first;
-    const uint8_t* codes = offsets + first;
-    T inside[N] = {};
-    uint8_t inside_codes[N];
-    if (end - begin < N) {
-      std::memset(inside_codes, kNoOffset, sizeof(inside_codes));
-      const auto count = static_cast<size_t>(end - begin);
-      std::memcpy(inside + begin, gy + (first + begin), count * sizeof(T));
-      std::memcpy(inside_codes + begin, offsets + (first + begin), count);
-      gradients = inside;
-      codes = inside_codes;
-    }
+    const auto count = static_cast<size_t>(end - begin);
+    T gradients[N] = {};
+    uint8_t codes[N];
+    std::memset(codes, kNoOffset, sizeof(codes));
+    std::memcpy(gradients + begin, gy + (first + begin), count * sizeof(T));
+    std::memcpy(codes + begin, offsets + (first + begin), count);
     sum = add_where<acc_t<T>, N>(sum, load_lanes<N>(gradients), codes, static_cast<uint8_t>(tap));
   }
   store_lanes<N>(gx + position, sum);
@@ -81,6 +75,36 @@ __attribute__((noinline)) void collect_run(T* gx, const T* gy, const uint8_t* of
   });
 }
 
+// `length` elements from `position` on of a run of `total`.
+template <typename T>
+NNOPS_INLINE void collect_span(T* gx, const T* gy, const uint8_t* offsets, int64_t position,
+                               int64_t length, int64_t total, const TapDistances& taps) {
+  // What lies this far from both ends has its windows inside.
+  const int64_t inner_begin = smaller(total, taps.farthest);
+  const int64_t inner_end = larger(inner_begin, total - taps.farthest);
+  const int64_t end = position + length;
+  const auto ends = [&](int64_t until) {
+    for_lanes<acc_t<T>>(
+        position, until,
+        [&](auto lanes, int64_t i) {
+          collect_at_end<decltype(lanes)::kCount>(gx, gy, offsets, i, total, taps);
+        },
+        [&](int64_t i) { collect_at_end<1>(gx, gy, offsets, i, total, taps); });
+    position = larger(position, until);
+  };
+  ends(smaller(end, inner_begin));
+  const int64_t inner = smaller(end, inner_end);
+  if (position < inner) {
+    if (taps.count == 9) {
+      collect_run<9>(gx, gy, offsets, position, inner, taps);
+    } else {
+      collect_run<0>(gx, gy, offsets, position, inner, taps);
+    }
+    position = inner;
+  }
+  ends(end);
+}
+
 template <typename T>
 int64_t pool_backward_shifts(void* grad_input, const void* grad_output, const uint8_t* offsets,
                              float*, const Pool2dGeometry& g, int threads) {
@@ -91,36 +115,23 @@ int64_t pool_backward_shifts(void* grad_input, const void* grad_output, const ui
   const int64_t width = g.channels_last ? g.c : 1;  // elements of one column
   const TapDistances taps(g, width);
   const int64_t total = g.n * g.c * g.h * g.w;
-  // What lies this far from both ends has its windows inside.
-  const int64_t inner_begin = smaller(total, taps.farthest);
-  const int64_t inner_end = larger(inner_begin, total - taps.farthest);
+  constexpr int64_t kStrip = 1024;
   for_input_rows(g, threads, [&](int64_t image, int64_t channel, int64_t begin, int64_t end) {
     const int64_t plane = g.channels_last ? image : image * g.c + channel;
     const int64_t row = g.w * width;
     const int64_t place = plane * g.h * row;
     check.rows_beginning_in(begin, end, place, width);
-    const int64_t run_end = place + end * row;
-    int64_t position = place + begin * row;
-    const auto ends = [&](int64_t until) {
-      for_lanes<acc_t<T>>(
-          position, until,
-          [&](auto lanes, int64_t i) {
-            collect_at_end<decltype(lanes)::kCount>(gx, gy, offsets, i, total, taps);
-          },
-          [&](int64_t i) { collect_at_end<1>(gx, gy, offsets, i, total, taps); });
-      position = larger(position, until);
-    };
-    ends(smaller(run_end, inner_begin));
-    const int64_t inner = smaller(run_end, inner_end);
-    if (position < inner) {
-      if (taps.count == 9) {
-        collect_run<9>(gx, gy, offsets, position, inner, taps);
-      } else {
-        collect_run<0>(gx, gy, offsets, position, inner, taps);
-      }
-      position = inner;
+    if (row <= kStrip) {
+      collect_span(gx, gy, offsets, place + begin * row, (end - begin) * row, total, taps);
+      return;
     }
-    ends(run_end);
+    // Strip by strip down the rows: what one row has read, the next finds in the first cache.
+    for (int64_t strip = 0; strip < row; strip += kStrip) {
+      const int64_t length = smaller(kStrip, row - strip);
+      for (int64_t ih = begin; ih < end; ++ih) {
+        collect_span(gx, gy, offsets, place + ih * row + strip, length, total, taps);
+      }
+    }
   });
   return wrong.or_minus_one();
 }

@@ -1,10 +1,10 @@
 // max_pool2d backward, "tiles": windows that tile the input: kernel 2x2, stride 2, no padding.
 // Every output has its four elements of grad_input to itself, which are written at once.
 //
-// Rows of whole vectors are spread straight from the gradients. Narrow maps and odd channel counts
-// fill no vectors: there a block of gradients is first doubled in scratch memory, each pixel for
-// its left and its right column, and then both input rows of a window row are one long run, written
-// in whole cache lines.
+// Rows that fill vectors are spread straight from the gradients. The narrowest maps, and channels
+// that leave a part of their vectors empty, do not: there a block of gradients is first doubled in
+// scratch memory, each pixel for its left and its right column, and then both input rows of a
+// window row are one long run, written in whole cache lines.
 #pragma once
 
 #include "cpu/lanes.h"
@@ -188,8 +188,7 @@ NNOPS_INLINE void select_run(T* target, const acc_t<T>* gradients, const uint8_t
   constexpr int kMost = kMostLanes<A>;
   const auto select = [&](auto lanes, int64_t i) __attribute__((always_inline)) {
     constexpr int kN = decltype(lanes)::kCount;
-    store_lanes<kN>(target + i,
-                    keep_where<A, kN>(load_lanes<kN>(gradients + i), codes + i, code));
+    store_lanes<kN>(target + i, keep_where<A, kN>(load_lanes<kN>(gradients + i), codes + i, code));
   };
   int64_t begin = 0;
   if (count >= 4 * kMost) {
@@ -197,9 +196,8 @@ NNOPS_INLINE void select_run(T* target, const acc_t<T>* gradients, const uint8_t
     select(LaneCount<kMost>{}, 0);
     begin = kMost - static_cast<int64_t>(reinterpret_cast<uintptr_t>(target) % kBytes / sizeof(T));
   }
-  for_lanes<A>(begin, count, select, [&](int64_t i) __attribute__((always_inline)) {
-    select(LaneCount<1>{}, i);
-  });
+  for_lanes<A>(begin, count, select,
+               [&](int64_t i) __attribute__((always_inline)) { select(LaneCount<1>{}, i); });
 }
 
 // Output rows [begin, end) of one plane, or of one image with `channels` innermost.
@@ -241,12 +239,11 @@ __attribute__((noinline)) void spread_doubled(T* gx, const T* gy, const uint8_t*
   }
 }
 
-// Whether rows, or pixels of many channels, are spread straight from the gradients.
+// Whether rows, or pixels, are spread straight from the gradients.
 template <typename T>
 NNOPS_INLINE bool fill_vectors(const Pool2dGeometry& g) {
-  constexpr int64_t kWidth = kMostLanes<T>;
-  if (!g.channels_last) return g.ow % kWidth == 0 || g.ow >= 2 * kWidth;
-  return g.c % kWidth == 0 || g.c >= 16 * kWidth;
+  if (!g.channels_last) return g.ow >= 2 * kLeastLanes<T>;
+  return g.c % kMostLanes<T> == 0 || g.c >= 16 * kMostLanes<T>;
 }
 
 template <typename T>

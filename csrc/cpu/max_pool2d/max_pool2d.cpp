@@ -6,8 +6,8 @@
 // record "none". bfloat16 and float16 are compared, and their gradients summed, as float.
 //
 // Each algorithm is a file: rows.h, channels.h and tiles.h forward, backward_tiles.h,
-// backward_shifts.h, backward_channels.h and backward_scatter.h. Forward is parallel over rows of the
-// output; nothing depends on how they are split.
+// backward_shifts.h, backward_channels.h and backward_scatter.h. Forward is parallel over rows of
+// the output; nothing depends on how they are split.
 #include "ops/max_pool2d.h"
 
 #include "cpu/max_pool2d/backward_channels.h"

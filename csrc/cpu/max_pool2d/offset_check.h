@@ -7,8 +7,8 @@
 
 NNOPS_BEGIN_KERNELS
 
-// Calls visit(bytes) with vectors that cover `count` offsets; the last of a width may overlap the one
-// before. single(offset) gets those of a run shorter than every vector.
+// Calls visit(bytes) with vectors that cover `count` offsets; the last of a width may overlap the
+// one before. single(offset) gets those of a run shorter than every vector.
 template <typename Visit, typename Single>
 NNOPS_INLINE void for_offset_vectors(const uint8_t* offsets, int64_t count, Visit visit,
                                      Single single) {
@@ -99,18 +99,17 @@ class OffsetCheck {
   // where they are innermost, else 1.
   bool inner_are_taps(int64_t oh, int64_t place, int64_t width) const {
     if (!whole_rows_.contains(oh)) return false;
-    return !any_from(static_cast<uint8_t>(g_.kernel_h * g_.kernel_w),
-                     offsets_ + place + inner_.begin * width, (inner_.end - inner_.begin) * width);
+    return !any_from(taps(), offsets_ + place + inner_.begin * width,
+                     (inner_.end - inner_.begin) * width);
   }
 
   // Whether all offsets of `planes` row-major planes are taps that lie inside the input.
   bool all_are_taps(int64_t place, int64_t planes) const {
     const int64_t count = g_.oh * g_.ow;
-    const uint8_t taps = static_cast<uint8_t>(g_.kernel_h * g_.kernel_w);
-    bool inside = !any_from(taps, offsets_ + place, planes * count);
+    bool inside = !any_from(taps(), offsets_ + place, planes * count);
     if (all_windows_inside_) return inside;
     for (int64_t plane = 0; inside && plane < planes; ++plane) {
-      inside = edges_are_taps(offsets_ + place + plane * count);
+      inside = edges_are_inside(0, g_.oh, place + plane * count, 1);
     }
     return inside;
   }
@@ -123,62 +122,50 @@ class OffsetCheck {
     const int64_t last = end == g_.h ? g_.oh : row_beginning_at(end);
     if (first >= last) return;
     const int64_t row = g_.ow * width;
-    const bool taps = !any_from(static_cast<uint8_t>(g_.kernel_h * g_.kernel_w),
-                                offsets_ + plane_place + first * row, (last - first) * row);
-    for (int64_t oh = first; oh < last; ++oh) {
-      const bool inner = taps && whole_rows_.contains(oh);
-      const int64_t place = plane_place + oh * row;
-      windows(oh, 0, inner ? inner_.begin : g_.ow, place, width);
-      windows(oh, inner ? inner_.end : g_.ow, g_.ow, place, width);
+    const bool all_taps =
+        !any_from(taps(), offsets_ + plane_place + first * row, (last - first) * row);
+    if (all_taps && (all_windows_inside_ || edges_are_inside(first, last, plane_place, width))) {
+      return;
     }
+    for (int64_t oh = first; oh < last; ++oh) report_wrong(oh, plane_place + oh * row, width);
   }
 
  private:
+  uint8_t taps() const { return static_cast<uint8_t>(g_.kernel_h * g_.kernel_w); }
+
   // The first output row whose windows begin in input row `ih` or behind it.
   int64_t row_beginning_at(int64_t ih) const {
     return smaller(g_.oh, (ih + g_.pad_h + g_.stride_h - 1) / g_.stride_h);
   }
 
-  bool edges_are_taps(const uint8_t* plane) const {
+  // Whether the offsets of output rows [begin, end), which all are taps, lie inside the input.
+  bool edges_are_inside(int64_t begin, int64_t end, int64_t plane_place, int64_t width) const {
     bool inside = true;
-    for (int64_t oh = 0; oh < g_.oh; ++oh) {
-      const bool whole = whole_rows_.contains(oh);
-      const int64_t left_end = whole ? inner_.begin : g_.ow;
-      const int64_t right_begin = whole ? inner_.end : g_.ow;
-      for (int64_t ow = 0; ow < left_end; ++ow) inside &= is_inside(plane[oh * g_.ow + ow], oh, ow);
-      for (int64_t ow = right_begin; ow < g_.ow; ++ow) {
-        inside &= is_inside(plane[oh * g_.ow + ow], oh, ow);
+    for (int64_t oh = begin; oh < end; ++oh) {
+      const int64_t place = plane_place + oh * g_.ow * width;
+      for (int64_t ow = 0; ow < inner_.begin; ++ow)
+        inside &= window_is_inside(oh, ow, place, width);
+      if (!whole_rows_.contains(oh)) {
+        inside &= run_is_inside(oh, inner_.begin, inner_.end, place, width);
+      }
+      for (int64_t ow = inner_.end; ow < g_.ow; ++ow) {
+        inside &= window_is_inside(oh, ow, place, width);
       }
     }
     return inside;
   }
 
-  bool is_inside(uint8_t offset, int64_t oh, int64_t ow) const {
-    const int64_t ih = oh * g_.stride_h - g_.pad_h + table_.rows[offset];
-    const int64_t iw = ow * g_.stride_w - g_.pad_w + table_.columns[offset];
-    return static_cast<uint64_t>(ih) < static_cast<uint64_t>(g_.h) &&
-           static_cast<uint64_t>(iw) < static_cast<uint64_t>(g_.w);
+  bool window_is_inside(int64_t oh, int64_t ow, int64_t place, int64_t width) const {
+    if (width == 1) return is_inside(offsets_[place + ow], oh, ow);
+    return run_is_inside(oh, ow, ow + 1, place, width);
   }
 
-  void windows(int64_t oh, int64_t begin, int64_t end, int64_t place, int64_t width) const {
-    for (int64_t ow = begin; ow < end; ++ow) {
-      const int64_t window = place + ow * width;
-      if (width > 1 && are_inside(oh, ow, window, width)) continue;
-      for (int64_t i = window; i < window + width; ++i) {
-        const uint8_t offset = offsets_[i];
-        if (offset != kNoOffset && !is_inside(offset, oh, ow)) wrong_->report(i);
-      }
-    }
-  }
-
-  // Whether the `width` offsets of one window all are those of its taps inside the input. May say
-  // no where they are: of a short run, which is not worth it.
-  bool are_inside(int64_t oh, int64_t ow, int64_t window, int64_t width) const {
-    if (width < 16) return false;
+  // The same of columns [begin, end), whose windows have the same columns of taps inside.
+  bool run_is_inside(int64_t oh, int64_t begin, int64_t end, int64_t place, int64_t width) const {
     const TapRange rows =
         taps_inside(oh * g_.stride_h - g_.pad_h, g_.kernel_h, g_.dilation_h, g_.h);
     const TapRange columns =
-        taps_inside(ow * g_.stride_w - g_.pad_w, g_.kernel_w, g_.dilation_w, g_.w);
+        taps_inside(begin * g_.stride_w - g_.pad_w, g_.kernel_w, g_.dilation_w, g_.w);
     bool inside = true;
     const auto visit = [&](auto bytes) __attribute__((always_inline)) {
       using Bytes = std::remove_reference_t<decltype(bytes)>;
@@ -191,8 +178,26 @@ class OffsetCheck {
       }
       inside &= !any_byte(~found);
     };
-    for_offset_vectors(offsets_ + window, width, visit, [](uint8_t) {});
+    for_offset_vectors(offsets_ + place + begin * width, (end - begin) * width, visit,
+                       [&](uint8_t offset) { inside &= is_inside(offset, oh, begin); });
     return inside;
+  }
+
+  bool is_inside(uint8_t offset, int64_t oh, int64_t ow) const {
+    const int64_t ih = oh * g_.stride_h - g_.pad_h + table_.rows[offset];
+    const int64_t iw = ow * g_.stride_w - g_.pad_w + table_.columns[offset];
+    return static_cast<bool>(
+        static_cast<int>(static_cast<uint64_t>(ih) < static_cast<uint64_t>(g_.h)) &
+        static_cast<int>(static_cast<uint64_t>(iw) < static_cast<uint64_t>(g_.w)));
+  }
+
+  void report_wrong(int64_t oh, int64_t place, int64_t width) const {
+    for (int64_t ow = 0; ow < g_.ow; ++ow) {
+      for (int64_t i = place + ow * width; i < place + (ow + 1) * width; ++i) {
+        const uint8_t offset = offsets_[i];
+        if (offset != kNoOffset && !is_inside(offset, oh, ow)) wrong_->report(i);
+      }
+    }
   }
 
   const uint8_t* offsets_;
