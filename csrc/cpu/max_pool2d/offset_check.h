@@ -142,25 +142,43 @@ class OffsetCheck {
   bool edges_are_inside(int64_t begin, int64_t end, int64_t plane_place, int64_t width) const {
     bool inside = true;
     for (int64_t oh = begin; oh < end; ++oh) {
+      const bool whole = whole_rows_.contains(oh);
+      if (whole && width == 1) continue;  // column by column below
       const int64_t place = plane_place + oh * g_.ow * width;
-      for (int64_t ow = 0; ow < inner_.begin; ++ow)
-        inside &= window_is_inside(oh, ow, place, width);
-      if (!whole_rows_.contains(oh)) {
-        inside &= run_is_inside(oh, inner_.begin, inner_.end, place, width);
+      for (int64_t ow = 0; ow < inner_.begin; ++ow) {
+        inside &= run_is_inside(oh, ow, ow + 1, place, width);
       }
+      if (!whole) inside &= run_is_inside(oh, inner_.begin, inner_.end, place, width);
       for (int64_t ow = inner_.end; ow < g_.ow; ++ow) {
-        inside &= window_is_inside(oh, ow, place, width);
+        inside &= run_is_inside(oh, ow, ow + 1, place, width);
       }
+    }
+    if (width > 1) return inside;
+    begin = larger(begin, whole_rows_.begin);
+    end = smaller(end, whole_rows_.end);
+    for (int64_t ow = 0; ow < inner_.begin; ++ow) {
+      inside &= column_is_inside(ow, begin, end, plane_place);
+    }
+    for (int64_t ow = inner_.end; ow < g_.ow; ++ow) {
+      inside &= column_is_inside(ow, begin, end, plane_place);
     }
     return inside;
   }
 
-  bool window_is_inside(int64_t oh, int64_t ow, int64_t place, int64_t width) const {
-    if (width == 1) return is_inside(offsets_[place + ow], oh, ow);
-    return run_is_inside(oh, ow, ow + 1, place, width);
+  // One column of a row-major plane in whole rows, of which no tap lies above or below the input.
+  bool column_is_inside(int64_t ow, int64_t begin, int64_t end, int64_t plane_place) const {
+    const int64_t start = ow * g_.stride_w - g_.pad_w;
+    const auto size = static_cast<uint64_t>(g_.w);
+    const uint8_t* column = offsets_ + plane_place + ow;
+    bool inside = true;
+    for (int64_t oh = begin; oh < end; ++oh) {
+      inside &= static_cast<uint64_t>(start + table_.columns[column[oh * g_.ow]]) < size;
+    }
+    return inside;
   }
 
-  // The same of columns [begin, end), whose windows have the same columns of taps inside.
+  // The same of columns [begin, end) of one row, whose windows have the same columns of taps
+  // inside.
   bool run_is_inside(int64_t oh, int64_t begin, int64_t end, int64_t place, int64_t width) const {
     const TapRange rows =
         taps_inside(oh * g_.stride_h - g_.pad_h, g_.kernel_h, g_.dilation_h, g_.h);
