@@ -94,15 +94,6 @@ class OffsetCheck {
 
   const OffsetTable& table() const { return table_; }
 
-  // Whether the offsets of the windows that lie inside, in row `oh`, are all taps of them. `place`
-  // is the position of the row's first offset; `width` offsets belong to one column: the channels
-  // where they are innermost, else 1.
-  bool inner_are_taps(int64_t oh, int64_t place, int64_t width) const {
-    if (!whole_rows_.contains(oh)) return false;
-    return !any_from(taps(), offsets_ + place + inner_.begin * width,
-                     (inner_.end - inner_.begin) * width);
-  }
-
   // Whether all offsets of `planes` row-major planes are taps that lie inside the input.
   bool all_are_taps(int64_t place, int64_t planes) const {
     const int64_t count = g_.oh * g_.ow;
