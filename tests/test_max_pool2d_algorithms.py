@@ -107,7 +107,7 @@ def test_backward_is_the_same_by_every_algorithm(
             with forced_algorithm("max_pool2d_backward", "scatter"):
                 expected = ops.max_pool2d_backward(grad, offsets, size, *arguments)
             assert same_bits(result, expected), (shape, arguments)
-    assert seen == {"tiles", "scatter", *(("channels",) if channels_last else ())}
+    assert seen == {"tiles", "shifts", "scatter", *(("channels",) if channels_last else ())}
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["row-major", "channels_last"])

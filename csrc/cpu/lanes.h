@@ -171,6 +171,22 @@ NNOPS_INLINE Lanes<T, N> add_where(Lanes<T, N> sum, Lanes<T, N> value, const uin
   return sum + (lanes == static_cast<Code>(code) ? value : Lanes<T, N>{});
 }
 
+// `value` in the lanes whose byte, of N from `codes` on, is `code`, else 0.
+template <typename T, int N>
+NNOPS_INLINE Lanes<T, N> keep_where(Lanes<T, N> value, const uint8_t* codes, uint8_t code) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  if constexpr (sizeof(T) == 4 && N == 16) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+    const __mmask16 match = _mm_cmpeq_epi8_mask(bytes, _mm_set1_epi8(static_cast<char>(code)));
+    return reinterpret_cast<Lanes<T, N>>(
+        _mm512_maskz_mov_ps(match, reinterpret_cast<__m512>(value)));
+  }
+#endif
+  using Code = std::remove_reference_t<decltype(LaneMask<T, N>{}[0])>;
+  const LaneMask<T, N> lanes = load_bytes<T, N>(codes);
+  return lanes == static_cast<Code>(code) ? value : Lanes<T, N>{};
+}
+
 // --- even and odd lanes -------------------------------------------------------------------------
 
 // Lanes 0, 2, 4, ... and 1, 3, 5, ... of 2 N consecutive ones.

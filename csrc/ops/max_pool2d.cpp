@@ -74,6 +74,13 @@ std::string supports_backward_tiles(const Pool2dGeometry& g, DType) {
   return 2 * g.oh > g.h || 2 * g.ow > g.w ? "only without windows that hang over the end" : "";
 }
 
+std::string supports_backward_shifts(const Pool2dGeometry& g, DType) {
+  if (g.stride_h != 1 || g.stride_w != 1) return "only for stride 1";
+  if (g.oh != g.h || g.ow != g.w) return "only for output of the input's size";
+  constexpr int64_t kMostTaps = 64;  // each costs every element a comparison
+  return g.kernel_h * g.kernel_w > kMostTaps ? "only for windows of at most 64 elements" : "";
+}
+
 std::string supports_backward_channels(const Pool2dGeometry& g, DType) {
   if (!g.channels_last) return "only for channels_last gradients";
   return g.dilation_h != 1 || g.dilation_w != 1 ? "only for dilation 1" : "";
@@ -81,10 +88,12 @@ std::string supports_backward_channels(const Pool2dGeometry& g, DType) {
 
 constexpr BackwardChoice kBackward[] = {
     {"tiles", supports_backward_tiles, &MaxPool2dKernels::backward_tiles},
+    {"shifts", supports_backward_shifts, &MaxPool2dKernels::backward_shifts},
     {"channels", supports_backward_channels, &MaxPool2dKernels::backward_channels},
     {"scatter", supports_all, &MaxPool2dKernels::backward_scatter},
 };
-const RegisterAlgorithms kBackwardNames("max_pool2d_backward", {"tiles", "channels", "scatter"});
+const RegisterAlgorithms kBackwardNames("max_pool2d_backward",
+                                        {"tiles", "shifts", "channels", "scatter"});
 
 using Ints = std::vector<int64_t>;
 

@@ -58,6 +58,7 @@ struct MaxPool2dKernels {
   ForwardAlgorithm channels;
   ForwardAlgorithm tiles;
   PerDType<Backward> backward_tiles;
+  PerDType<Backward> backward_shifts;
   PerDType<Backward> backward_channels;
   PerDType<Backward> backward_scatter;
   PerDType<Gather> gather;

@@ -1,8 +1,8 @@
 // max_pool2d backward, "scatter": every window and stride. grad_output is added at the maxima into
 // zeroed planes, in row-major order, which fixes the order of every sum. Parallel over channel
 // groups (n, c) or (n, block of c), small planes several at a time. Sums of bfloat16 and float16
-// are accumulated in float scratch planes. Where windows lie inside the input and their offsets are
-// taps, nothing else is checked.
+// are accumulated in float scratch planes. Where all offsets of a row-major plane are taps inside
+// the input, which is looked at first, no window is checked.
 #pragma once
 
 #include "cpu/max_pool2d/maxima.h"
@@ -44,40 +44,37 @@ NNOPS_INLINE void scatter_taps(acc_t<T>* sums, const T* gy, const uint8_t* offse
 // One plane, row-major; `sums` is zeroed here.
 template <typename T>
 __attribute__((noinline)) void scatter_plane(acc_t<T>* sums, const T* gy, const uint8_t* offsets,
-                                             const OffsetTable& table, const Pool2dGeometry& g,
-                                             const ChannelGroup& group, const OffsetCheck& check,
-                                             const InnerWindows& inner, const WindowStarts& starts,
+                                             const Pool2dGeometry& g, const ChannelGroup& group,
+                                             const OffsetCheck& check, const WindowStarts& starts,
                                              LowestPosition* wrong) {
+  const OffsetTable& table = check.table();
   const int64_t base = group.image * g.output_strides[0] + group.channel * g.output_strides[1];
   const int64_t pixels = g.h * g.w;
   const int64_t stride_w = g.stride_w;
-  if (starts.count > 0 && check.all_are_taps(base, 1)) {
+  const bool taps = check.all_are_taps(base, 1);
+  if (taps && starts.count > 0) {
     scatter_taps<1>(sums, gy + base, offsets + base, table, pixels, starts);
     return;
   }
   std::memset(sums, 0, static_cast<size_t>(pixels) * sizeof(sums[0]));
-  const auto checked = [&](int64_t oh, int64_t begin, int64_t end) {
-    for_each_maximum(
-        offsets, table, g, group, oh, begin, end, wrong,
-        [&](int64_t, int64_t place, int64_t ih, int64_t iw) {
-          sums[ih * g.w + iw] += to_acc(gy[place]);
-        },
-        [](int64_t) {});
-  };
   for (int64_t oh = 0; oh < g.oh; ++oh) {
-    if (!check.inner_are_taps(oh, base + oh * g.ow, 1)) {
-      checked(oh, 0, g.ow);
+    if (!taps) {
+      for_each_maximum(
+          offsets, table, g, group, oh, 0, g.ow, wrong,
+          [&](int64_t, int64_t place, int64_t ih, int64_t iw) {
+            sums[ih * g.w + iw] += to_acc(gy[place]);
+          },
+          [](int64_t) {});
       continue;
     }
-    if (inner.begin > 0) checked(oh, 0, inner.begin);
     const T* row = gy + base + oh * g.ow;
     const uint8_t* row_offsets = offsets + base + oh * g.ow;
-    acc_t<T>* window = sums + (oh * g.stride_h - g.pad_h) * g.w - g.pad_w + inner.begin * stride_w;
-    for (int64_t ow = inner.begin; ow < inner.end; ++ow) {
-      window[table.places[row_offsets[ow]]] += to_acc(row[ow]);
-      window += stride_w;
+    // Of the window's first element, which may lie before the plane: the maximum does not.
+    int64_t start = (oh * g.stride_h - g.pad_h) * g.w - g.pad_w;
+    for (int64_t ow = 0; ow < g.ow; ++ow) {
+      sums[start + table.places[row_offsets[ow]]] += to_acc(row[ow]);
+      start += stride_w;
     }
-    if (inner.end < g.ow) checked(oh, inner.end, g.ow);
   }
 }
 
@@ -111,7 +108,6 @@ int64_t pool_backward_scatter(void* grad_input, const void* grad_output, const u
   LowestPosition wrong;
   const OffsetCheck check(offsets, g, &wrong);
   const OffsetTable& table = check.table();
-  const InnerWindows inner = inner_columns(g);
   const WindowStarts starts(g);
   const int64_t block = g.channels_last ? smaller(g.c, kChannelBlock) : 1;
   const int64_t pixels = g.h * g.w;
@@ -125,8 +121,7 @@ int64_t pool_backward_scatter(void* grad_input, const void* grad_output, const u
         return;
       }
       for (int64_t plane = begin; plane < end; ++plane) {
-        scatter_plane(sums, gy, offsets, table, g, channel_group(plane, g.c, 1), check, inner,
-                      starts, &wrong);
+        scatter_plane(sums, gy, offsets, g, channel_group(plane, g.c, 1), check, starts, &wrong);
         sums += pixels;
       }
     });
@@ -147,7 +142,7 @@ int64_t pool_backward_scatter(void* grad_input, const void* grad_output, const u
     if (g.channels_last) {
       scatter_channels(sums, sum_step, gy, offsets, table, g, group, &wrong);
     } else {
-      scatter_plane(sums, gy, offsets, table, g, group, check, inner, starts, &wrong);
+      scatter_plane(sums, gy, offsets, g, group, check, starts, &wrong);
     }
     if constexpr (!kDirect) {
       for (int64_t pixel = 0; pixel < pixels; ++pixel) {

@@ -1,5 +1,10 @@
 // max_pool2d backward, "tiles": windows that tile the input: kernel 2x2, stride 2, no padding.
 // Every output has its four elements of grad_input to itself, which are written at once.
+//
+// Rows that fill vectors are spread straight from the gradients. The narrowest maps, and channels
+// that leave a part of their vectors empty, do not: there a block of gradients is first doubled in
+// scratch memory, each pixel for its left and its right column, and then both input rows of a
+// window row are one long run, written in whole cache lines.
 #pragma once
 
 #include "cpu/lanes.h"
@@ -7,7 +12,7 @@
 
 NNOPS_BEGIN_KERNELS
 
-// Output rows [begin, end) of one plane, and their input rows.
+// Output rows [begin, end) of one row-major plane, and their input rows.
 template <typename T>
 __attribute__((noinline)) void spread_tiles(T* gx, const T* gy, const uint8_t* offsets,
                                             const Pool2dGeometry& g, int64_t begin, int64_t end) {
@@ -71,15 +76,9 @@ __attribute__((noinline)) void spread_pixel_tiles(T* gx, const T* gy, const uint
         store_lanes<kN>(pixel + row_elements, codes == 2 ? gradient : V{});
         store_lanes<kN>(pixel + row_elements + channels, codes == 3 ? gradient : V{});
       };
-      if (is_one_vector<T>(channels) && ow + 1 < g.ow) {
-        // What stands in lanes behind the pixel is written again by the next one.
-        one_vector<T>(channels,
-                      [&](auto lanes) __attribute__((always_inline)) { spread(lanes, 0); });
-      } else {
-        const auto single = [&](int64_t channel)
-                                __attribute__((always_inline)) { spread(LaneCount<1>{}, channel); };
-        for_lanes<acc_t<T>>(0, channels, spread, single);
-      }
+      for_lanes<acc_t<T>>(0, channels, spread, [&](int64_t channel) __attribute__((always_inline)) {
+        spread(LaneCount<1>{}, channel);
+      });
       gy += channels;
       offsets += channels;
       target += 2 * channels;
@@ -92,6 +91,161 @@ __attribute__((noinline)) void spread_pixel_tiles(T* gx, const T* gy, const uint
   }
 }
 
+// Gradients and codes of a block of windows, both doubled: [pixel][left, right][channel]. The codes
+// of the right column are 1 less, so that 0 means the upper and 2 the lower row in either.
+template <typename A>
+struct DoubledWindows {
+  static constexpr int64_t kMost = 2048;
+  static constexpr uint8_t kUpper = 0;
+  static constexpr uint8_t kLower = 2;
+  // Vectors may be written beyond the last pixel.
+  A gradients[kMost + 2 * kMostLanes<A>];
+  uint8_t codes[kMost + 2 * kMostLanes<A>];
+};
+
+// `count` windows side by side, channels apart.
+template <typename T>
+NNOPS_INLINE void double_windows(DoubledWindows<acc_t<T>>& doubled, const T* gy,
+                                 const uint8_t* offsets, int64_t count) {
+  using A = acc_t<T>;
+  typedef uint8_t Bytes __attribute__((vector_size(16)));
+  const auto codes_of_16 = [&](int64_t i) __attribute__((always_inline)) {
+    Bytes left;
+    std::memcpy(&left, offsets + i, sizeof(left));
+    const Bytes right = left - 1;
+    const Bytes low = __builtin_shufflevector(left, right, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21,
+                                              6, 22, 7, 23);
+    const Bytes high = __builtin_shufflevector(left, right, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28,
+                                               13, 29, 14, 30, 15, 31);
+    std::memcpy(doubled.codes + 2 * i, &low, sizeof(low));
+    std::memcpy(doubled.codes + 2 * i + 16, &high, sizeof(high));
+  };
+  if (count >= 16) {
+    for (int64_t i = 0; i < count; i += 16) codes_of_16(smaller(i, count - 16));
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      doubled.codes[2 * i] = offsets[i];
+      doubled.codes[2 * i + 1] = static_cast<uint8_t>(offsets[i] - 1);
+    }
+  }
+  for_lanes<A>(
+      0, count,
+      [&](auto lanes, int64_t i) __attribute__((always_inline)) {
+        constexpr int kN = decltype(lanes)::kCount;
+        const Lanes<A, kN> gradient = load_lanes<kN>(gy + i);
+        Lanes<A, kN> low;
+        Lanes<A, kN> high;
+        merge_pairs(gradient, gradient, low, high);
+        store_lanes<kN>(doubled.gradients + 2 * i, low);
+        store_lanes<kN>(doubled.gradients + 2 * i + kN, high);
+      },
+      [&](int64_t i) {
+        doubled.gradients[2 * i] = to_acc(gy[i]);
+        doubled.gradients[2 * i + 1] = to_acc(gy[i]);
+      });
+}
+
+// `pixels` windows side by side of `channels` innermost channels.
+template <typename T>
+NNOPS_INLINE void double_pixels(DoubledWindows<acc_t<T>>& doubled, const T* gy,
+                                const uint8_t* offsets, int64_t pixels, int64_t channels) {
+  using A = acc_t<T>;
+  A* gradients = doubled.gradients;
+  uint8_t* codes = doubled.codes;
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    const auto copy = [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
+      constexpr int kN = decltype(lanes)::kCount;
+      typename LanesOf<A, kN>::bytes left;
+      std::memcpy(&left, offsets + channel, sizeof(left));
+      const auto right = left - 1;
+      std::memcpy(codes + channel, &left, sizeof(left));
+      std::memcpy(codes + channels + channel, &right, sizeof(right));
+      const Lanes<A, kN> gradient = load_lanes<kN>(gy + channel);
+      store_lanes<kN>(gradients + channel, gradient);
+      store_lanes<kN>(gradients + channels + channel, gradient);
+    };
+    if (is_one_vector<A>(channels) && pixel + 1 < pixels) {
+      // What stands in lanes behind the pixel is written again by the next one.
+      one_vector<A>(channels, [&](auto lanes) __attribute__((always_inline)) { copy(lanes, 0); });
+    } else {
+      for_lanes<A>(0, channels, copy, [&](int64_t channel) __attribute__((always_inline)) {
+        copy(LaneCount<1>{}, channel);
+      });
+    }
+    gy += channels;
+    offsets += channels;
+    gradients += 2 * channels;
+    codes += 2 * channels;
+  }
+}
+
+// target[i] = gradients[i] where codes[i] is `code`, else 0. Behind the first vector the stores of
+// a long run are aligned: one that crosses cache lines costs two.
+template <typename T>
+NNOPS_INLINE void select_run(T* target, const acc_t<T>* gradients, const uint8_t* codes,
+                             uint8_t code, int64_t count) {
+  using A = acc_t<T>;
+  constexpr int kMost = kMostLanes<A>;
+  const auto select = [&](auto lanes, int64_t i) __attribute__((always_inline)) {
+    constexpr int kN = decltype(lanes)::kCount;
+    store_lanes<kN>(target + i, keep_where<A, kN>(load_lanes<kN>(gradients + i), codes + i, code));
+  };
+  int64_t begin = 0;
+  if (count >= 4 * kMost) {
+    constexpr int64_t kBytes = kMost * int64_t{sizeof(T)};
+    select(LaneCount<kMost>{}, 0);
+    begin = kMost - static_cast<int64_t>(reinterpret_cast<uintptr_t>(target) % kBytes / sizeof(T));
+  }
+  for_lanes<A>(begin, count, select,
+               [&](int64_t i) __attribute__((always_inline)) { select(LaneCount<1>{}, i); });
+}
+
+// Output rows [begin, end) of one plane, or of one image with `channels` innermost.
+template <typename T>
+__attribute__((noinline)) void spread_doubled(T* gx, const T* gy, const uint8_t* offsets,
+                                              const Pool2dGeometry& g, int64_t channels,
+                                              int64_t begin, int64_t end) {
+  using Doubled = DoubledWindows<acc_t<T>>;
+  Doubled doubled;
+  const int64_t row_elements = g.w * channels;
+  // A block is several rows, or a part of one.
+  const int64_t most_pixels = Doubled::kMost / 2 / channels;
+  const int64_t block_rows = larger(1, most_pixels / g.ow);
+  const int64_t block_columns = smaller(g.ow, most_pixels);
+  for (int64_t oh = begin; oh < end; oh += block_rows) {
+    const int64_t rows = smaller(block_rows, end - oh);
+    for (int64_t ow = 0; ow < g.ow; ow += block_columns) {
+      const int64_t columns = smaller(block_columns, g.ow - ow);
+      const int64_t place = (oh * g.ow + ow) * channels;
+      if (channels == 1) {
+        double_windows(doubled, gy + place, offsets + place, rows * columns);
+      } else {
+        double_pixels(doubled, gy + place, offsets + place, rows * columns, channels);
+      }
+      const int64_t run = 2 * columns * channels;
+      T* target = gx + 2 * oh * row_elements + 2 * ow * channels;
+      for (int64_t row = 0; row < rows; ++row) {
+        const acc_t<T>* gradients = doubled.gradients + row * run;
+        const uint8_t* codes = doubled.codes + row * run;
+        select_run(target, gradients, codes, Doubled::kUpper, run);
+        select_run(target + row_elements, gradients, codes, Doubled::kLower, run);
+        target += 2 * row_elements;
+      }
+    }
+    // The last column of an odd width belongs to no window.
+    for (int64_t ih = 2 * oh; ih < 2 * (oh + rows); ++ih) {
+      for (int64_t i = 2 * g.ow * channels; i < row_elements; ++i) gx[ih * row_elements + i] = T{};
+    }
+  }
+}
+
+// Whether rows, or pixels, are spread straight from the gradients.
+template <typename T>
+NNOPS_INLINE bool fill_vectors(const Pool2dGeometry& g) {
+  if (!g.channels_last) return g.ow >= 2 * kLeastLanes<T>;
+  return g.c % kMostLanes<T> == 0 || g.c >= 16 * kMostLanes<T>;
+}
+
 template <typename T>
 int64_t pool_backward_tiles(void* grad_input, const void* grad_output, const uint8_t* offsets,
                             float*, const Pool2dGeometry& g, int threads) {
@@ -100,6 +254,7 @@ int64_t pool_backward_tiles(void* grad_input, const void* grad_output, const uin
   LowestPosition wrong;
   const OffsetCheck check(offsets, g, &wrong);
   const int64_t width = g.channels_last ? g.c : 1;  // offsets of one column
+  const bool straight = fill_vectors<T>(g);
   for_output_rows(g, threads, [&](int64_t image, int64_t channel, int64_t begin, int64_t end) {
     const int64_t plane = g.channels_last ? image : image * g.c + channel;
     const int64_t place = plane * g.oh * g.ow * width;
@@ -109,7 +264,9 @@ int64_t pool_backward_tiles(void* grad_input, const void* grad_output, const uin
     }
     const int64_t row_elements = g.w * width;
     T* target = gx + plane * g.h * row_elements;
-    if (g.channels_last) {
+    if (!straight) {
+      spread_doubled(target, gy + place, offsets + place, g, width, begin, end);
+    } else if (g.channels_last) {
       spread_pixel_tiles(target, gy + place, offsets + place, g, begin, end);
     } else {
       spread_tiles(target, gy + place, offsets + place, g, begin, end);

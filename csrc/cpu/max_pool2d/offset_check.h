@@ -7,23 +7,56 @@
 
 NNOPS_BEGIN_KERNELS
 
+// Calls visit(bytes) with vectors that cover `count` offsets; the last of a width may overlap the
+// one before. single(offset) gets those of a run shorter than every vector.
+template <typename Visit, typename Single>
+NNOPS_INLINE void for_offset_vectors(const uint8_t* offsets, int64_t count, Visit visit,
+                                     Single single) {
+  typedef uint8_t Widest __attribute__((vector_size(kRegisterBytes)));
+  typedef uint8_t Narrow __attribute__((vector_size(16)));
+  const auto cover = [&](auto bytes) __attribute__((always_inline)) {
+    constexpr int64_t kWidth = sizeof(bytes);
+    for (int64_t i = 0; i < count; i += kWidth) {
+      std::memcpy(&bytes, offsets + smaller(i, count - kWidth), kWidth);
+      visit(bytes);
+    }
+  };
+  if (count >= kRegisterBytes) {
+    cover(Widest{});
+  } else if (count >= 16) {
+    cover(Narrow{});
+  } else {
+    for (int64_t i = 0; i < count; ++i) single(offsets[i]);
+  }
+}
+
+// Whether a byte of a vector is not 0.
+template <typename Bytes>
+NNOPS_INLINE bool any_byte(Bytes bytes) {
+  uint64_t words[sizeof(bytes) / 8];
+  std::memcpy(words, &bytes, sizeof(bytes));
+  uint64_t found = 0;
+  for (const uint64_t word : words) found |= word;
+  return found != 0;
+}
+
 // Whether one of `count` offsets is `limit` or more.
 NNOPS_INLINE bool any_from(uint8_t limit, const uint8_t* offsets, int64_t count) {
-  typedef uint8_t u8x64 __attribute__((vector_size(64)));
-  typedef uint8_t u8x16 __attribute__((vector_size(16)));
-  uint64_t found = 0;
-  const auto visit = [&](auto block, int64_t position) __attribute__((always_inline)) {
-    std::memcpy(&block, offsets + position, sizeof(block));
-    const auto beyond = block >= limit;
-    uint64_t words[sizeof(block) / 8];
-    std::memcpy(words, &beyond, sizeof(words));
-    for (const uint64_t word : words) found |= word;
+  typedef uint8_t Widest __attribute__((vector_size(kRegisterBytes)));
+  typedef uint8_t Narrow __attribute__((vector_size(16)));
+  Widest wide = {};
+  Narrow narrow = {};
+  uint8_t most = 0;
+  const auto visit = [&](auto bytes) __attribute__((always_inline)) {
+    if constexpr (sizeof(bytes) == sizeof(wide)) {
+      wide = bytes > wide ? bytes : wide;
+    } else {
+      narrow = bytes > narrow ? bytes : narrow;
+    }
   };
-  int64_t i = 0;
-  for (; i + 64 <= count; i += 64) visit(u8x64{}, i);
-  for (; i + 16 <= count; i += 16) visit(u8x16{}, i);
-  for (; i < count; ++i) found |= offsets[i] >= limit;
-  return found != 0;
+  for_offset_vectors(offsets, count, visit,
+                     [&](uint8_t offset) { most = offset > most ? offset : most; });
+  return most >= limit || any_byte(wide >= limit) || any_byte(narrow >= limit);
 }
 
 // From an offset to its distance from the window's start. An offset beyond the window is sent far
@@ -61,66 +94,114 @@ class OffsetCheck {
 
   const OffsetTable& table() const { return table_; }
 
-  // Whether the offsets of the windows that lie inside, in row `oh`, are all taps of them. `place`
-  // is the position of the row's first offset; `width` offsets belong to one column: the channels
-  // where they are innermost, else 1.
-  bool inner_are_taps(int64_t oh, int64_t place, int64_t width) const {
-    if (!whole_rows_.contains(oh)) return false;
-    return !any_from(static_cast<uint8_t>(g_.kernel_h * g_.kernel_w),
-                     offsets_ + place + inner_.begin * width, (inner_.end - inner_.begin) * width);
-  }
-
   // Whether all offsets of `planes` row-major planes are taps that lie inside the input.
   bool all_are_taps(int64_t place, int64_t planes) const {
     const int64_t count = g_.oh * g_.ow;
-    const uint8_t taps = static_cast<uint8_t>(g_.kernel_h * g_.kernel_w);
-    bool inside = !any_from(taps, offsets_ + place, planes * count);
+    bool inside = !any_from(taps(), offsets_ + place, planes * count);
     if (all_windows_inside_) return inside;
     for (int64_t plane = 0; inside && plane < planes; ++plane) {
-      inside = edges_are_taps(offsets_ + place + plane * count);
+      inside = edges_are_inside(0, g_.oh, place + plane * count, 1);
     }
     return inside;
   }
 
   // The output rows whose windows begin in input rows [begin, end); those that begin before the
   // first or behind the last row belong to that row: over all input rows, each output row once.
+  // `width` offsets belong to one column: the channels where they are innermost, else 1.
   void rows_beginning_in(int64_t begin, int64_t end, int64_t plane_place, int64_t width) const {
-    int64_t oh = begin == 0 ? 0 : (begin + g_.pad_h + g_.stride_h - 1) / g_.stride_h;
-    for (; oh < g_.oh && (end == g_.h || oh * g_.stride_h - g_.pad_h < end); ++oh) {
-      const int64_t place = plane_place + oh * g_.ow * width;
-      if (inner_are_taps(oh, place, width)) {
-        windows(oh, 0, inner_.begin, place, width);
-        windows(oh, inner_.end, g_.ow, place, width);
-      } else {
-        windows(oh, 0, g_.ow, place, width);
-      }
+    const int64_t first = begin == 0 ? 0 : row_beginning_at(begin);
+    const int64_t last = end == g_.h ? g_.oh : row_beginning_at(end);
+    if (first >= last) return;
+    const int64_t row = g_.ow * width;
+    const bool all_taps =
+        !any_from(taps(), offsets_ + plane_place + first * row, (last - first) * row);
+    if (all_taps && (all_windows_inside_ || edges_are_inside(first, last, plane_place, width))) {
+      return;
     }
+    for (int64_t oh = first; oh < last; ++oh) report_wrong(oh, plane_place + oh * row, width);
   }
 
  private:
-  bool edges_are_taps(const uint8_t* plane) const {
+  uint8_t taps() const { return static_cast<uint8_t>(g_.kernel_h * g_.kernel_w); }
+
+  // The first output row whose windows begin in input row `ih` or behind it.
+  int64_t row_beginning_at(int64_t ih) const {
+    return smaller(g_.oh, (ih + g_.pad_h + g_.stride_h - 1) / g_.stride_h);
+  }
+
+  // Whether the offsets of output rows [begin, end), which all are taps, lie inside the input.
+  bool edges_are_inside(int64_t begin, int64_t end, int64_t plane_place, int64_t width) const {
     bool inside = true;
-    for (int64_t oh = 0; oh < g_.oh; ++oh) {
+    for (int64_t oh = begin; oh < end; ++oh) {
       const bool whole = whole_rows_.contains(oh);
-      const int64_t left_end = whole ? inner_.begin : g_.ow;
-      const int64_t right_begin = whole ? inner_.end : g_.ow;
-      for (int64_t ow = 0; ow < left_end; ++ow) inside &= is_inside(plane[oh * g_.ow + ow], oh, ow);
-      for (int64_t ow = right_begin; ow < g_.ow; ++ow) {
-        inside &= is_inside(plane[oh * g_.ow + ow], oh, ow);
+      if (whole && width == 1) continue;  // column by column below
+      const int64_t place = plane_place + oh * g_.ow * width;
+      for (int64_t ow = 0; ow < inner_.begin; ++ow) {
+        inside &= run_is_inside(oh, ow, ow + 1, place, width);
+      }
+      if (!whole) inside &= run_is_inside(oh, inner_.begin, inner_.end, place, width);
+      for (int64_t ow = inner_.end; ow < g_.ow; ++ow) {
+        inside &= run_is_inside(oh, ow, ow + 1, place, width);
       }
     }
+    if (width > 1) return inside;
+    begin = larger(begin, whole_rows_.begin);
+    end = smaller(end, whole_rows_.end);
+    for (int64_t ow = 0; ow < inner_.begin; ++ow) {
+      inside &= column_is_inside(ow, begin, end, plane_place);
+    }
+    for (int64_t ow = inner_.end; ow < g_.ow; ++ow) {
+      inside &= column_is_inside(ow, begin, end, plane_place);
+    }
+    return inside;
+  }
+
+  // One column of a row-major plane in whole rows, of which no tap lies above or below the input.
+  bool column_is_inside(int64_t ow, int64_t begin, int64_t end, int64_t plane_place) const {
+    const int64_t start = ow * g_.stride_w - g_.pad_w;
+    const auto size = static_cast<uint64_t>(g_.w);
+    const uint8_t* column = offsets_ + plane_place + ow;
+    bool inside = true;
+    for (int64_t oh = begin; oh < end; ++oh) {
+      inside &= static_cast<uint64_t>(start + table_.columns[column[oh * g_.ow]]) < size;
+    }
+    return inside;
+  }
+
+  // The same of columns [begin, end) of one row, whose windows have the same columns of taps
+  // inside.
+  bool run_is_inside(int64_t oh, int64_t begin, int64_t end, int64_t place, int64_t width) const {
+    const TapRange rows =
+        taps_inside(oh * g_.stride_h - g_.pad_h, g_.kernel_h, g_.dilation_h, g_.h);
+    const TapRange columns =
+        taps_inside(begin * g_.stride_w - g_.pad_w, g_.kernel_w, g_.dilation_w, g_.w);
+    bool inside = true;
+    const auto visit = [&](auto bytes) __attribute__((always_inline)) {
+      using Bytes = std::remove_reference_t<decltype(bytes)>;
+      Bytes found = {};
+      for (int64_t kh = rows.begin; kh < rows.end; ++kh) {
+        for (int64_t kw = columns.begin; kw < columns.end; ++kw) {
+          const auto code = static_cast<uint8_t>(kh * g_.kernel_w + kw);
+          found |= reinterpret_cast<Bytes>(bytes == code);
+        }
+      }
+      inside &= !any_byte(~found);
+    };
+    for_offset_vectors(offsets_ + place + begin * width, (end - begin) * width, visit,
+                       [&](uint8_t offset) { inside &= is_inside(offset, oh, begin); });
     return inside;
   }
 
   bool is_inside(uint8_t offset, int64_t oh, int64_t ow) const {
     const int64_t ih = oh * g_.stride_h - g_.pad_h + table_.rows[offset];
     const int64_t iw = ow * g_.stride_w - g_.pad_w + table_.columns[offset];
-    return static_cast<uint64_t>(ih) < static_cast<uint64_t>(g_.h) &&
-           static_cast<uint64_t>(iw) < static_cast<uint64_t>(g_.w);
+    return static_cast<bool>(
+        static_cast<int>(static_cast<uint64_t>(ih) < static_cast<uint64_t>(g_.h)) &
+        static_cast<int>(static_cast<uint64_t>(iw) < static_cast<uint64_t>(g_.w)));
   }
 
-  void windows(int64_t oh, int64_t begin, int64_t end, int64_t place, int64_t width) const {
-    for (int64_t ow = begin; ow < end; ++ow) {
+  void report_wrong(int64_t oh, int64_t place, int64_t width) const {
+    for (int64_t ow = 0; ow < g_.ow; ++ow) {
       for (int64_t i = place + ow * width; i < place + (ow + 1) * width; ++i) {
         const uint8_t offset = offsets_[i];
         if (offset != kNoOffset && !is_inside(offset, oh, ow)) wrong_->report(i);

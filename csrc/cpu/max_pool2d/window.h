@@ -114,8 +114,12 @@ template <typename Run>
 NNOPS_INLINE void for_row_runs(const Pool2dGeometry& g, int64_t rows, int64_t row_elements,
                                int threads, Run run) {
   const int64_t planes = g.channels_last ? 1 : g.c;  // planes an image is split into
-  const int64_t chunk = larger(1, kElementwiseChunk / row_elements);
-  parallel_chunks(g.n * planes * rows, chunk, threads, [&](int64_t begin, int64_t end) {
+  // Enough chunks that threads get equal shares of a small problem.
+  constexpr int64_t kChunksPerThread = 8;
+  const int64_t total = g.n * planes * rows;
+  const int64_t chunk = larger(
+      1, smaller(kElementwiseChunk / row_elements, total / (kChunksPerThread * int64_t{threads})));
+  parallel_chunks(total, chunk, threads, [&](int64_t begin, int64_t end) {
     int64_t row = begin % rows;
     int64_t channel = begin / rows % planes;
     int64_t image = begin / rows / planes;
