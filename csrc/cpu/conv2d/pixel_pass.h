@@ -14,6 +14,7 @@
 // weight is infinite or NaN).
 #pragma once
 
+#include "cpu/conv2d/phases.h"
 #include "cpu/conv2d/tap_axis.h"
 
 NNOPS_BEGIN_KERNELS
@@ -107,6 +108,41 @@ NNOPS_INLINE void fill_offsets(int64_t* offsets, int64_t channels, const PixelPa
       for (int64_t s = 0; s < pass.x.taps; ++s) *offsets++ = place(c, r, s);
     }
   }
+}
+
+// One task of a pass whose grid a plan cuts into strips: some rows of one image, or several small
+// images, of one group, for one of `splits` parts of the written channels.
+struct StripTask {
+  int64_t image0, images, group;
+  int64_t y0, height, x0, width;
+  int64_t split;
+  int64_t pixels() const { return images * height * width; }
+};
+template <typename Plan>
+NNOPS_INLINE int64_t strip_tasks(const Plan& plan, const PixelPass& pass, int64_t splits) {
+  return plan.image_strips * pass.groups * plan.vertical * plan.horizontal * splits;
+}
+template <typename Plan>
+NNOPS_INLINE StripTask strip_task(const Plan& plan, const PixelPass& pass, int64_t splits,
+                                  int64_t index) {
+  const int64_t strips = plan.vertical * plan.horizontal;
+  const int64_t part = index / splits % strips;
+  StripTask task{};
+  task.split = index % splits;
+  task.group = index / splits / strips % pass.groups;
+  task.image0 = index / splits / strips / pass.groups * plan.images;
+  task.images = smaller(plan.images, pass.images - task.image0);
+  task.y0 = part / plan.horizontal * plan.height;
+  task.x0 = part % plan.horizontal * plan.width;
+  task.height = smaller(plan.height, pass.y.grid - task.y0);
+  task.width = smaller(plan.width, pass.x.grid - task.x0);
+  return task;
+}
+
+NNOPS_INLINE void visit_zeros_where_no_tap_reaches(const Conv2dGeometry& g,
+                                                   const Conv2dPhaseVisitor& visitor) {
+  if (for_each_backward_pass(g, [](const PixelPass&) {})) return;
+  visit_copies(visitor, "zeros", g.n * g.c, [&](int64_t) { return g.h * g.w; });
 }
 
 template <typename T>
