@@ -174,3 +174,52 @@ def test_wrong_arguments() -> None:
         conv2d_partition(input, weight, conv_pass="sideways", threads=2)
     with pytest.raises(ValueError, match="threads must be positive"):
         conv2d_partition(input, weight, threads=0)
+
+
+# For each thread count: the busiest thread of any layer of the list over the mean, and their mean.
+# What 16 threads and more have beyond that are a few rows of backward_weight, whose sums are cut
+# into chunks that may not depend on the threads.
+@pytest.mark.parametrize(
+    ("threads", "worst", "mean"),
+    [
+        (2, 1.1, 1.01),
+        (3, 1.2, 1.05),
+        (4, 1.15, 1.02),
+        (8, 1.15, 1.02),
+        (16, 1.35, 1.04),
+        (32, 1.4, 1.05),
+        (64, 2, 1.1),
+        (128, 4, 1.2),
+    ],
+)
+def test_layers_of_the_goals_are_shared_evenly(
+    threads: int, worst: float, mean: float, level: str
+) -> None:
+    imbalances = [
+        conv2d_partition(
+            *layer.fake(torch.float32, layout),
+            **layer.parameters,
+            conv_pass=conv_pass,
+            threads=threads,
+        ).imbalance
+        for layer in layers("goals")
+        for layout in LAYOUTS
+        for conv_pass in CONV_PASSES
+        if not (layer.first and conv_pass == "backward_input")
+    ]
+    assert max(imbalances) <= worst
+    assert sum(imbalances) / len(imbalances) <= mean
+
+
+@pytest.mark.parametrize("conv_pass", CONV_PASSES)
+@pytest.mark.parametrize("shape_list", SHAPE_LISTS)
+def test_two_threads_both_have_work(shape_list: str, conv_pass: str) -> None:
+    for layer in layers(shape_list):
+        for layout in LAYOUTS:
+            partition = conv2d_partition(
+                *layer.fake(torch.float32, layout),
+                **layer.parameters,
+                conv_pass=conv_pass,
+                threads=2,
+            )
+            assert partition.imbalance < 1.5, layer.name

@@ -39,11 +39,14 @@ struct ChannelDotsPlan {
     bands = divide_up(g.oh, rows);
     images = bands > 1 ? 1 : larger(1, kChunkPixels / (g.oh * g.ow));
     chunks = divide_up(g.n, images) * bands;
-    blocks = 1;
-    if (chunks < int64_t{4} * threads) {
-      blocks = larger(1, smaller(g.c / kChannelBlock, divide_up(4 * threads, chunks)));
+    int64_t most = g.c;
+    if (transposed) {
+      most = transposed_channels(g);
+    } else if (chunks < int64_t{4} * threads) {
+      const int64_t wanted = smaller(g.c / kChannelBlock, divide_up(int64_t{4} * threads, chunks));
+      most = round_up(divide_up(g.c, larger(1, wanted)), 16);
     }
-    block = transposed ? transposed_channels(g) : round_up(divide_up(g.c, blocks), 16);
+    block = shared_channels(g.c, most, chunks, threads);
     blocks = divide_up(g.c, block);
   }
   int64_t chunk_size(const Conv2dGeometry& g) const { return g.kh * g.kw * g.c; }

@@ -314,6 +314,14 @@ NNOPS_INLINE void visit_taps_by_channel(const Conv2dGeometry& g,
   visit_copies(visitor, "taps", g.kh * g.kw + 1, [&](int64_t) { return g.oc; });
 }
 
+// How many channels a block gets, at most `most`, a multiple of 16, so that all threads get about
+// as many of the blocks of `others` images or chunks.
+NNOPS_INLINE int64_t shared_channels(int64_t channels, int64_t most, int64_t others, int threads) {
+  const int64_t rounds = divide_up(others * divide_up(channels, most), threads);
+  const int64_t blocks = larger(1, rounds * threads / others);
+  return smaller(most, round_up(divide_up(channels, blocks), 16));
+}
+
 // Some channels of one row of one image.
 struct ChannelsShare {
   int64_t image, row, channel, channels;

@@ -57,8 +57,11 @@ struct TransposedShare {
 struct TransposedPlan {
   int64_t images, all_channels;
   int64_t block, blocks;  // of channels
-  explicit TransposedPlan(const Conv2dGeometry& g)
-      : images(g.n), all_channels(g.c), block(transposed_channels(g)), blocks(0) {
+  TransposedPlan(const Conv2dGeometry& g, int threads)
+      : images(g.n),
+        all_channels(g.c),
+        block(shared_channels(g.c, transposed_channels(g), g.n, threads)),
+        blocks(0) {
     blocks = divide_up(g.c, block);
   }
   int64_t shares() const { return images * blocks; }
@@ -85,7 +88,7 @@ void run_depthwise_transposed(T* written, const T* read, const T* weight, const 
   A* packed = static_cast<A*>(workspace);
   A* buffers = packed + g.oc * (g.kh * g.kw + 1);
   const int64_t pixels = passes.rows * passes.columns;
-  const TransposedPlan plan(g);
+  const TransposedPlan plan(g, threads);
   const int64_t block = plan.block;
   const TransposedSizes sizes(read_height * read_width, pixels, block, !std::is_same_v<T, A>);
   const ChannelsRows<A> rows(passes, packed, g);
@@ -140,8 +143,8 @@ int64_t depthwise_transposed_workspace(const Conv2dGeometry& g, int threads) {
 }
 
 NNOPS_INLINE void visit_depthwise_transposed(const ChannelsPasses& passes, const Conv2dGeometry& g,
-                                             const Conv2dPhaseVisitor& visitor) {
-  const TransposedPlan plan(g);
+                                             int threads, const Conv2dPhaseVisitor& visitor) {
+  const TransposedPlan plan(g, threads);
   int64_t products = 0;
   for (int64_t row = 0; row < passes.rows; ++row) products += passes.row_products(row);
   visit_taps_by_channel(g, visitor);
@@ -150,15 +153,15 @@ NNOPS_INLINE void visit_depthwise_transposed(const ChannelsPasses& passes, const
 }
 
 template <typename T>
-void depthwise_transposed_forward_partition(const Conv2dGeometry& g, int,
+void depthwise_transposed_forward_partition(const Conv2dGeometry& g, int threads,
                                             const Conv2dPhaseVisitor& visitor) {
-  visit_depthwise_transposed(channels_forward(g), g, visitor);
+  visit_depthwise_transposed(channels_forward(g), g, threads, visitor);
 }
 
 template <typename T>
-void depthwise_transposed_backward_input_partition(const Conv2dGeometry& g, int,
+void depthwise_transposed_backward_input_partition(const Conv2dGeometry& g, int threads,
                                                    const Conv2dPhaseVisitor& visitor) {
-  visit_depthwise_transposed(channels_backward(g), g, visitor);
+  visit_depthwise_transposed(channels_backward(g), g, threads, visitor);
 }
 
 NNOPS_END_KERNELS

@@ -91,19 +91,19 @@ struct StripPlan : PackedTiles {
     if (width > 2 * pixels) width = divide_up(width, divide_up(width, pixels));
     height = larger(1, smaller(pass.y.grid, pixels / width));
     height = larger(1, divide_up(pass.y.grid, divide_up(pass.y.grid, height)));
-    vertical = divide_up(pass.y.grid, height);
     horizontal = divide_up(pass.x.grid, width);
     images = 1;
-    if (vertical * horizontal == 1) {
+    if (height >= pass.y.grid && horizontal == 1) {
       const int64_t wanted = divide_up(pass.images * pass.groups, int64_t{4} * threads);
       images = larger(1, smaller(wanted, pixels / round_up(width * height, kLanes<A>)));
     }
+    const SharedStrips shared =
+        share_strips(pass, {images, height, 1}, width, row_tiles, {1, 8 + pass.x.taps}, threads);
+    images = shared.images;
+    height = shared.height;
+    row_splits = shared.splits;
     image_strips = divide_up(pass.images, images);
-    const int64_t tasks = image_strips * pass.groups * vertical * horizontal;
-    row_splits = 1;
-    while (threads > 1 && tasks * row_splits < 4 * threads && row_splits * 4 <= row_tiles) {
-      row_splits *= 2;
-    }
+    vertical = divide_up(pass.y.grid, height);
 
     y = with_sequences(pass.y, height);
     x = with_sequences(pass.x, width);

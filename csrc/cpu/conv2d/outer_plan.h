@@ -277,8 +277,11 @@ struct OuterPlan {
     while (true) {
       filter_blocks = divide_up(group_oc, filter_block);
       channel_blocks = divide_up(group_c, channel_block);
-      if (chunks * g.groups * filter_blocks * channel_blocks >= int64_t{2} * threads) break;
-      const bool filters_divide = filter_block > 2 * filter_unit;
+      // Enough of them when each thread gets two, and none much more than the mean.
+      const int64_t tasks = shares();
+      const bool even = 4 * divide_up(tasks, threads) * threads <= 5 * tasks;
+      if (even && tasks >= int64_t{2} * threads) break;
+      const bool filters_divide = filter_block > (even ? 2 : 1) * filter_unit;
       const bool channels_divide = channel_block >= 2 * larger(least_channels, channel_unit);
       if (!filters_divide && !channels_divide) break;
       if (filters_divide &&

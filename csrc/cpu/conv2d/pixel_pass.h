@@ -139,6 +139,68 @@ NNOPS_INLINE StripTask strip_task(const Plan& plan, const PixelPass& pass, int64
   return task;
 }
 
+// How a pass is cut: images and rows of a strip, and parts of the written channels.
+struct SharedStrips {
+  int64_t images, height, splits;
+};
+// What a pixel of one outer channel costs, in quarters of a cycle, about: by one tap of one of the
+// parts (tiles or panels) of the written channels, and to be copied.
+struct StripCosts {
+  int64_t part, copy;
+};
+
+// The strips that suit the cache, `most`, cut so that all threads have about the same to do. Strips
+// of several images are whole images. Where strips are too few for the threads, they get fewer
+// rows, of which neighbours copy some twice, or the written channels are cut into splits, for each
+// of which all is copied again.
+NNOPS_INLINE SharedStrips share_strips(const PixelPass& pass, SharedStrips most, int64_t width,
+                                       int64_t parts, StripCosts costs, int threads) {
+  constexpr int64_t kLeastPixels = 8;
+  constexpr int64_t kWeightPixels = 8;  // what a task's weights cost to load
+  // Of any task, 2 us: what one thread wrote in the call before another one may write now.
+  constexpr int64_t kTaskCost = 24000;
+  const int64_t beside = pass.groups * divide_up(pass.x.grid, width);
+  // Images at first: as many strips as they ask for, and what is missing to a multiple of the
+  // threads.
+  const int64_t least_strips = divide_up(pass.images, larger(1, most.images));
+  const int64_t rounds = divide_up(least_strips * beside, threads);
+  const int64_t strips = larger(least_strips, rounds * threads / beside);
+  SharedStrips best = {divide_up(pass.images, smaller(strips, pass.images)), most.height, 1};
+  const auto tasks = [&](const SharedStrips& cut) {
+    return beside * cut.splits * divide_up(pass.images, cut.images) *
+           divide_up(pass.y.grid, cut.height);
+  };
+  if (threads == 1 || tasks(best) >= int64_t{4} * threads) return best;
+
+  // The least time of the thread with most to do, and a little for one that comes late.
+  const int64_t overlap = (pass.y.taps - 1) * pass.y.gap;
+  const int64_t tap_cost = costs.part * pass.y.taps * pass.x.taps;
+  const int64_t columns = smaller((width - 1) * pass.x.step + 1, width * pass.x.taps);
+  const int64_t task_cost = kTaskCost / pass.outer;
+  int64_t least_cost = INT64_MAX;
+  const auto consider = [&](const SharedStrips& cut) {
+    const int64_t pixels = cut.images * cut.height * width;
+    const int64_t read_rows =
+        smaller((cut.height - 1) * pass.y.step + overlap + 1, cut.height * pass.y.taps);
+    const int64_t task = (pixels + kWeightPixels) * tap_cost * divide_up(parts, cut.splits) +
+                         cut.images * read_rows * columns * costs.copy + task_cost;
+    const int64_t cost = task * (8 * divide_up(tasks(cut), threads) + 1);
+    if (cost < least_cost) {
+      best = cut;
+      least_cost = cost;
+    }
+  };
+  const int64_t least_height = smaller(most.height, divide_up(kLeastPixels, width));
+  const int64_t whole_images = best.images;
+  for (int64_t splits = 1; splits <= parts; splits *= 2) {
+    if (whole_images > 1) consider({whole_images, most.height, splits});
+    for (int64_t height = most.height; height >= least_height; height -= divide_up(height, 5)) {
+      consider({1, height, splits});
+    }
+  }
+  return best;
+}
+
 NNOPS_INLINE void visit_zeros_where_no_tap_reaches(const Conv2dGeometry& g,
                                                    const Conv2dPhaseVisitor& visitor) {
   if (for_each_backward_pass(g, [](const PixelPass&) {})) return;

@@ -88,20 +88,16 @@ struct RowsPlan : PackedPanels {
     if (width > 2 * pixels) width = divide_up(width, divide_up(width, pixels));
     height = larger(1, smaller(pass.y.grid, pixels / width));
     height = larger(1, divide_up(pass.y.grid, divide_up(pass.y.grid, height)));
-    vertical = divide_up(pass.y.grid, height);
     horizontal = divide_up(pass.x.grid, width);
-    images = 1;
-    if (vertical * horizontal == 1) {
-      const int64_t wanted = divide_up(pass.images * pass.groups, threads);
-      images = larger(1, smaller(wanted, pixels / (width * height)));
-    }
+    const bool whole_images = height >= pass.y.grid && horizontal == 1;
+    const SharedStrips shared =
+        share_strips(pass, {whole_images ? pixels / (width * height) : 1, height, 1}, width, panels,
+                     {2 * kTileVectors, 4}, threads);
+    images = shared.images;
+    height = shared.height;
+    panel_splits = shared.splits;
     image_strips = divide_up(pass.images, images);
-    const int64_t tasks = image_strips * pass.groups * vertical * horizontal;
-    panel_splits = 1;
-    while (threads > 1 && tasks * panel_splits < int64_t{4} * threads &&
-           panel_splits * 4 <= panels) {
-      panel_splits *= 2;
-    }
+    vertical = divide_up(pass.y.grid, height);
 
     y = with_sequences(pass.y, height);
     // Where the taps read every column, the columns stay in their order whatever the stride.
