@@ -13,6 +13,7 @@
 #include "core/dispatch.h"
 #include "core/huge_pages.h"
 #include "core/isa.h"
+#include "ops/conv2d_partition.h"
 #include "ops/packed_weights.h"
 
 namespace py = pybind11;
@@ -101,4 +102,31 @@ PYBIND11_MODULE(_C, module) {
         return lists;
       },
       "Operator to its algorithms, in the order in which they are tried.");
+  using Image = std::pair<std::vector<int64_t>, std::vector<int64_t>>;
+  using IntList = std::vector<int64_t>;
+  module.def(
+      "conv2d_partition",
+      [](const std::string& op, const Image& input, const Image& weight, const Image& output,
+         const IntList& stride, const IntList& padding, const IntList& dilation, int64_t groups,
+         const std::string& dtype, int threads) {
+        const auto image = [](const Image& each) {
+          return nnops::Conv2dProblem::Image{each.first, each.second};
+        };
+        const nnops::Partition partition =
+            nnops::conv2d_partition(op,
+                                    {image(input), image(weight), image(output), stride, padding,
+                                     dilation, groups, nnops::dtype_named(dtype)},
+                                    threads);
+        py::list phases;
+        for (const nnops::PartitionPhase& phase : partition.phases) {
+          phases.append(py::make_tuple(phase.name, phase.products, phase.dynamic, phase.work));
+        }
+        return py::make_tuple(partition.algorithm, partition.threads, phases);
+      },
+      py::arg("op"), py::arg("input"), py::arg("weight"), py::arg("output"), py::arg("stride"),
+      py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("dtype"),
+      py::arg("threads"),
+      "How a call of a pass of conv2d would share its work, tensors as (sizes, strides): "
+      "(algorithm, threads, [(phase, whether it counts products, whether its schedule is dynamic, "
+      "work of each thread)]).");
 }

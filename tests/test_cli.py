@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -31,3 +33,24 @@ def test_info_names_versions_levels_and_algorithms() -> None:
 
 def test_help_lists_the_verbs() -> None:
     assert "info" in run("--help")
+
+
+def test_partition_prints_a_table_and_writes_lines(tmp_path: Path) -> None:
+    out = tmp_path / "partition.jsonl"
+    text = run(
+        *("partition", "--filter", "lenet2", "--threads", "1", "3", "--pass", "forward"),
+        *("--layout", "NCHW", "--out", str(out)),
+    )
+    assert "3 thr" in text
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["sample"] for row in rows} == {"lenet2 b64", "lenet2 b1"}
+    for row in rows:
+        assert row["sample"] in text
+        assert row["conv_pass"] == "forward"
+        one, three = row["partitions"]
+        assert one["imbalance"] == 1
+        work = {
+            count: sum(sum(phase["work"]) for phase in each["phases"] if phase["products"])
+            for count, each in ((1, one), (3, three))
+        }
+        assert work[1] == work[3]

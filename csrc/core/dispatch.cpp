@@ -31,6 +31,14 @@ const char* dtype_name(DType dtype) {
   return kNames[static_cast<int>(dtype)];
 }
 
+DType dtype_named(const std::string& name) {
+  for (int i = 0; i < kDTypeCount; ++i) {
+    if (name == dtype_name(static_cast<DType>(i))) return static_cast<DType>(i);
+  }
+  NNOPS_CHECK_VALUE(false, "no dtype is called '", name, "'");
+  return DType::kFloat32;
+}
+
 const Choice& last_choice() { return t_last_choice; }
 
 void record_choice(const char* op, const char* algorithm, DType dtype, Isa isa) {

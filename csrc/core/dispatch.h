@@ -21,6 +21,8 @@
 namespace nnops {
 
 const char* dtype_name(DType dtype);
+// ValueError for a name that no dtype has.
+DType dtype_named(const std::string& name);
 
 // float32, float64, bfloat16 and float16, with which the enum begins.
 constexpr bool is_floating(DType dtype) { return dtype <= DType::kFloat16; }

@@ -19,11 +19,16 @@ const int g_fork_handler =
 
 }  // namespace
 
+int useful_threads(int64_t work, int64_t grain, int threads) {
+  const int64_t useful = std::max<int64_t>(work / std::max<int64_t>(grain, 1), 1);
+  return static_cast<int>(std::min<int64_t>(threads, useful));
+}
+
 int thread_count(int64_t work, int64_t grain) {
-  const int64_t useful = work / std::max<int64_t>(grain, 1);
-  const bool serial = useful < 2 || omp_in_parallel() || g_forked.load(std::memory_order_relaxed);
+  const bool serial = work / std::max<int64_t>(grain, 1) < 2 || omp_in_parallel() ||
+                      g_forked.load(std::memory_order_relaxed);
   const int threads =
-      serial ? 1 : static_cast<int>(std::min<int64_t>(torch::stable::get_num_threads(), useful));
+      serial ? 1 : useful_threads(work, grain, static_cast<int>(torch::stable::get_num_threads()));
   record_threads(threads);
   return threads;
 }

@@ -53,6 +53,19 @@ inline Conv2dGeometry backward_input_packing_geometry(const Conv2dGeometry& g) {
   return packing;
 }
 
+// Hears how a run shares its work among its threads, phase by phase: the threads wait for each
+// other at the end of each. `begin` opens a phase, and `task` follows once for each iteration of
+// its loop, in order. Work is counted in products (terms of the sums, those with padding included)
+// or in elements copied or added.
+struct Conv2dPhaseVisitor {
+  enum class Unit { kProducts, kElements };
+  // Equal shares of iterations that follow each other, or the next one to whoever is free.
+  enum class Schedule { kStatic, kDynamic };
+  void* context;
+  void (*begin)(void* context, const char* name, Unit unit, Schedule schedule);
+  void (*task)(void* context, int64_t work);
+};
+
 // One algorithm of one pass. Tensors are read and written through the geometry's strides, so every
 // layout is accepted; outputs never alias inputs. In the backward passes the gradient of a tensor
 // has the strides that the geometry gives for the tensor. `workspace` has the size that
@@ -62,16 +75,21 @@ inline Conv2dGeometry backward_input_packing_geometry(const Conv2dGeometry& g) {
 // bytes, and `run` gets them in place of the weight. Both see the pass's packing geometry only,
 // so packed weights serve every batch, image and thread count for which that is the same. Both
 // are null in an algorithm that reads the weight itself.
+//
+// `partition` tells how `run` would share its work, from the functions that cut it in `run` too.
 template <typename Function>
 struct Conv2dAlgorithm {
   using WorkspaceBytes = int64_t (*)(const Conv2dGeometry& geometry, int threads);
   using PackedBytes = int64_t (*)(const Conv2dGeometry& geometry);
   using Pack = void (*)(void* packed, const void* weight, const Conv2dGeometry& geometry,
                         int threads);
+  using Partition = void (*)(const Conv2dGeometry& geometry, int threads,
+                             const Conv2dPhaseVisitor& visitor);
   PerDType<WorkspaceBytes> workspace_bytes;
   PerDType<Function> run;
   PerDType<PackedBytes> packed_bytes;
   PerDType<Pack> pack;
+  PerDType<Partition> partition;
 };
 
 // bias: (oc,) contiguous, or null

@@ -57,69 +57,58 @@ void backward_bias(void* grad_bias, const void* grad_output, const Conv2dGeometr
 
 }  // namespace
 
-#define NNOPS_PACKING_ALGORITHM(name)                              \
-  {NNOPS_FLOAT_DTYPES(name##_workspace), NNOPS_FLOAT_DTYPES(name), \
-   NNOPS_FLOAT_DTYPES(name##_packed), NNOPS_FLOAT_DTYPES(name##_pack)}
+// Of an algorithm's functions, by the names that its files give them.
+#define NNOPS_CONV2D_ALGORITHM(DTYPES, run, workspace, partition) \
+  {DTYPES(workspace), DTYPES(run), {}, {}, DTYPES(partition)}
+#define NNOPS_CONV2D_PACKING_ALGORITHM(name)                           \
+  {NNOPS_FLOAT_DTYPES(name##_workspace), NNOPS_FLOAT_DTYPES(name),     \
+   NNOPS_FLOAT_DTYPES(name##_packed), NNOPS_FLOAT_DTYPES(name##_pack), \
+   NNOPS_FLOAT_DTYPES(name##_partition)}
 
 extern const Conv2dKernels conv2d_kernels = {
-    .forward_depthwise_channels = {NNOPS_FLOAT_DTYPES(depthwise_channels_workspace),
-                                   NNOPS_FLOAT_DTYPES(depthwise_channels_forward),
-                                   {},
-                                   {}},
-    .forward_depthwise_rows = {NNOPS_FLOAT_DTYPES(depthwise_rows_forward_workspace),
-                               NNOPS_FLOAT_DTYPES(depthwise_rows_forward),
-                               {},
-                               {}},
-    .forward_depthwise_transposed = {NNOPS_FLOAT_DTYPES(depthwise_transposed_workspace),
-                                     NNOPS_FLOAT_DTYPES(depthwise_transposed_forward),
-                                     {},
-                                     {}},
-    .forward_expanded_planes = NNOPS_PACKING_ALGORITHM(expanded_planes_forward),
-    .forward_pixel_rows = NNOPS_PACKING_ALGORITHM(pixel_rows_forward),
-    .forward_reference = {NNOPS_ALL_DTYPES(reference_workspace),
-                          NNOPS_ALL_DTYPES(reference_forward),
-                          {},
-                          {}},
-    .backward_input_depthwise_channels = {NNOPS_FLOAT_DTYPES(depthwise_channels_workspace),
-                                          NNOPS_FLOAT_DTYPES(depthwise_channels_backward_input),
-                                          {},
-                                          {}},
-    .backward_input_depthwise_rows = {NNOPS_FLOAT_DTYPES(depthwise_rows_backward_input_workspace),
-                                      NNOPS_FLOAT_DTYPES(depthwise_rows_backward_input),
-                                      {},
-                                      {}},
-    .backward_input_depthwise_transposed = {NNOPS_FLOAT_DTYPES(depthwise_transposed_workspace),
-                                            NNOPS_FLOAT_DTYPES(depthwise_transposed_backward_input),
-                                            {},
-                                            {}},
-    .backward_input_expanded_planes = NNOPS_PACKING_ALGORITHM(expanded_planes_backward_input),
-    .backward_input_pixel_rows = NNOPS_PACKING_ALGORITHM(pixel_rows_backward_input),
-    .backward_input_reference = {NNOPS_ALL_DTYPES(reference_workspace),
-                                 NNOPS_ALL_DTYPES(reference_backward_input),
-                                 {},
-                                 {}},
-    .backward_weight_depthwise_channel_dots = {NNOPS_FLOAT_DTYPES(depthwise_channel_dots_workspace),
-                                               NNOPS_FLOAT_DTYPES(
-                                                   depthwise_channel_dots_backward_weight),
-                                               {},
-                                               {}},
-    .backward_weight_depthwise_dots = {NNOPS_FLOAT_DTYPES(depthwise_dots_workspace),
-                                       NNOPS_FLOAT_DTYPES(depthwise_dots_backward_weight),
-                                       {},
-                                       {}},
-    .backward_weight_depthwise_transposed =
-        {NNOPS_FLOAT_DTYPES(depthwise_transposed_dots_workspace),
-         NNOPS_FLOAT_DTYPES(depthwise_transposed_backward_weight),
-         {},
-         {}},
-    .backward_weight_outer_products = {NNOPS_FLOAT_DTYPES(outer_products_workspace),
-                                       NNOPS_FLOAT_DTYPES(outer_products_backward_weight),
-                                       {},
-                                       {}},
-    .backward_weight_reference = {NNOPS_ALL_DTYPES(reference_workspace),
-                                  NNOPS_ALL_DTYPES(reference_backward_weight),
-                                  {},
-                                  {}},
+    .forward_depthwise_channels =
+        NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, depthwise_channels_forward,
+                               depthwise_channels_workspace, depthwise_channels_forward_partition),
+    .forward_depthwise_rows =
+        NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, depthwise_rows_forward,
+                               depthwise_rows_forward_workspace, depthwise_rows_forward_partition),
+    .forward_depthwise_transposed = NNOPS_CONV2D_ALGORITHM(
+        NNOPS_FLOAT_DTYPES, depthwise_transposed_forward, depthwise_transposed_workspace,
+        depthwise_transposed_forward_partition),
+    .forward_expanded_planes = NNOPS_CONV2D_PACKING_ALGORITHM(expanded_planes_forward),
+    .forward_pixel_rows = NNOPS_CONV2D_PACKING_ALGORITHM(pixel_rows_forward),
+    .forward_reference = NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_forward,
+                                                reference_workspace, reference_forward_partition),
+    .backward_input_depthwise_channels = NNOPS_CONV2D_ALGORITHM(
+        NNOPS_FLOAT_DTYPES, depthwise_channels_backward_input, depthwise_channels_workspace,
+        depthwise_channels_backward_input_partition),
+    .backward_input_depthwise_rows = NNOPS_CONV2D_ALGORITHM(
+        NNOPS_FLOAT_DTYPES, depthwise_rows_backward_input, depthwise_rows_backward_input_workspace,
+        depthwise_rows_backward_input_partition),
+    .backward_input_depthwise_transposed = NNOPS_CONV2D_ALGORITHM(
+        NNOPS_FLOAT_DTYPES, depthwise_transposed_backward_input, depthwise_transposed_workspace,
+        depthwise_transposed_backward_input_partition),
+    .backward_input_expanded_planes =
+        NNOPS_CONV2D_PACKING_ALGORITHM(expanded_planes_backward_input),
+    .backward_input_pixel_rows = NNOPS_CONV2D_PACKING_ALGORITHM(pixel_rows_backward_input),
+    .backward_input_reference =
+        NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_backward_input, reference_workspace,
+                               reference_backward_input_partition),
+    .backward_weight_depthwise_channel_dots =
+        NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, depthwise_channel_dots_backward_weight,
+                               depthwise_channel_dots_workspace, depthwise_channel_dots_partition),
+    .backward_weight_depthwise_dots =
+        NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, depthwise_dots_backward_weight,
+                               depthwise_dots_workspace, depthwise_dots_partition),
+    .backward_weight_depthwise_transposed = NNOPS_CONV2D_ALGORITHM(
+        NNOPS_FLOAT_DTYPES, depthwise_transposed_backward_weight,
+        depthwise_transposed_dots_workspace, depthwise_transposed_dots_partition),
+    .backward_weight_outer_products =
+        NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, outer_products_backward_weight,
+                               outer_products_workspace, outer_products_partition),
+    .backward_weight_reference =
+        NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_backward_weight, reference_workspace,
+                               reference_backward_weight_partition),
     .backward_bias = NNOPS_ALL_DTYPES(backward_bias),
 };
 

@@ -22,6 +22,11 @@ NNOPS_BEGIN_KERNELS
 
 constexpr int64_t kChunkPixels = 1024;
 
+// Rows [band0, band1) of the images [image0, image1), for some channels.
+struct ChannelDotsShare {
+  int64_t chunk, image0, image1, band0, band1, channel, channels;
+};
+
 struct ChannelDotsPlan {
   int64_t chain_rows, chain_width;  // of the grid
   int64_t rows, bands, images;      // of a chunk; chunks in an image; of a chunk
@@ -34,14 +39,29 @@ struct ChannelDotsPlan {
     bands = divide_up(g.oh, rows);
     images = bands > 1 ? 1 : larger(1, kChunkPixels / (g.oh * g.ow));
     chunks = divide_up(g.n, images) * bands;
-    blocks = 1;
-    if (chunks < int64_t{4} * threads) {
-      blocks = larger(1, smaller(g.c / kChannelBlock, divide_up(4 * threads, chunks)));
+    int64_t most = g.c;
+    if (transposed) {
+      most = transposed_channels(g);
+    } else if (chunks < int64_t{4} * threads) {
+      const int64_t wanted = smaller(g.c / kChannelBlock, divide_up(int64_t{4} * threads, chunks));
+      most = round_up(divide_up(g.c, larger(1, wanted)), 16);
     }
-    block = transposed ? transposed_channels(g) : round_up(divide_up(g.c, blocks), 16);
+    block = shared_channels(g.c, most, chunks, threads);
     blocks = divide_up(g.c, block);
   }
   int64_t chunk_size(const Conv2dGeometry& g) const { return g.kh * g.kw * g.c; }
+  int64_t shares() const { return chunks * blocks; }
+  ChannelDotsShare share(int64_t index, const Conv2dGeometry& g) const {
+    ChannelDotsShare share{};
+    share.chunk = index / blocks;
+    share.image0 = share.chunk / bands * images;
+    share.image1 = smaller(share.image0 + images, g.n);
+    share.band0 = share.chunk % bands * rows;
+    share.band1 = smaller(share.band0 + rows, g.oh);
+    share.channel = index % blocks * block;
+    share.channels = smaller(block, g.c - share.channel);
+    return share;
+  }
 };
 
 // Some rows of one kernel row's products: pixel (y, x) of the gradient by the input under the taps.
@@ -252,18 +272,14 @@ void run_channel_dots(T* grad_weight, const T* grad_output, const T* input, cons
     [[maybe_unused]] A* gradients = buffers + thread_index() * (pass.written.n + pass.read.n);
     [[maybe_unused]] A* pixels = gradients + pass.written.n;
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < plan.chunks * plan.blocks; ++i) {
-      const int64_t chunk = i / plan.blocks;
-      const int64_t channel = i % plan.blocks * plan.block;
-      const int64_t image0 = chunk / plan.bands * plan.images;
-      const int64_t band0 = chunk % plan.bands * plan.rows;
-      const int64_t band1 = smaller(band0 + plan.rows, g.oh);
+    for (int64_t i = 0; i < plan.shares(); ++i) {
+      const auto [chunk, image0, image1, band0, band1, channel, channels] = plan.share(i, g);
       ChannelDots<Computed> task{};
       task.sums = chunk_sums + chunk * plan.chunk_size(g) + channel;
       task.sum_step = g.c;
-      task.channels = smaller(plan.block, g.c - channel);
+      task.channels = channels;
       task.set = true;
-      for (int64_t image = image0; image < smaller(image0 + plan.images, g.n); ++image) {
+      for (int64_t image = image0; image < image1; ++image) {
         const T* gy = grad_output + image * g.output.n + channel * g.output.c;
         const T* x = input + image * g.input.n + channel * g.input.c;
         if constexpr (kTransposed) {
@@ -314,6 +330,27 @@ int64_t depthwise_transposed_dots_workspace(const Conv2dGeometry& g, int threads
   const int64_t images = (g.h * g.w + g.oh * g.ow) * plan.block;
   return (plan.chunks * plan.chunk_size(g) + threads * images) *
          static_cast<int64_t>(sizeof(acc_t<T>));
+}
+
+NNOPS_INLINE void visit_channel_dots(const ChannelDotsPlan& plan, const Conv2dGeometry& g,
+                                     const Conv2dPhaseVisitor& visitor) {
+  visit_products(visitor, Schedule::kStatic, plan.shares(), [&](int64_t i) {
+    const ChannelDotsShare share = plan.share(i, g);
+    const int64_t pixels = (share.image1 - share.image0) * (share.band1 - share.band0) * g.ow;
+    return pixels * share.channels * g.kh * g.kw;
+  });
+  visit_copies(visitor, "sum of chunks", plan.chunk_size(g), [&](int64_t) { return plan.chunks; });
+}
+
+template <typename T>
+void depthwise_channel_dots_partition(const Conv2dGeometry& g, int threads,
+                                      const Conv2dPhaseVisitor& visitor) {
+  visit_channel_dots(ChannelDotsPlan(g, threads, false), g, visitor);
+}
+template <typename T>
+void depthwise_transposed_dots_partition(const Conv2dGeometry& g, int threads,
+                                         const Conv2dPhaseVisitor& visitor) {
+  visit_channel_dots(ChannelDotsPlan(g, threads, true), g, visitor);
 }
 
 NNOPS_END_KERNELS

@@ -235,6 +235,13 @@ struct ChannelsPasses {
   int64_t y_count, x_count;
   int64_t rows, columns;  // written
   Strides4 written, read;
+
+  // Of one channel.
+  int64_t row_products(int64_t row) const {
+    int64_t products = 0;
+    for (int64_t p = 0; p < x_count; ++p) products += x[p].grid * x[p].taps;
+    return products * y[row % y_count].taps;
+  }
 };
 NNOPS_INLINE ChannelsPasses channels_forward(const Conv2dGeometry& g) {
   const PixelPass pass = forward_pass(g);
@@ -302,29 +309,57 @@ struct ChannelsRows {
   }
 };
 
+NNOPS_INLINE void visit_taps_by_channel(const Conv2dGeometry& g,
+                                        const Conv2dPhaseVisitor& visitor) {
+  visit_copies(visitor, "taps", g.kh * g.kw + 1, [&](int64_t) { return g.oc; });
+}
+
+// How many channels a block gets, at most `most`, a multiple of 16, so that all threads get about
+// as many of the blocks of `others` images or chunks.
+NNOPS_INLINE int64_t shared_channels(int64_t channels, int64_t most, int64_t others, int threads) {
+  const int64_t rounds = divide_up(others * divide_up(channels, most), threads);
+  const int64_t blocks = larger(1, rounds * threads / others);
+  return smaller(most, round_up(divide_up(channels, blocks), 16));
+}
+
+// Some channels of one row of one image.
+struct ChannelsShare {
+  int64_t image, row, channel, channels;
+};
+struct ChannelsPlan {
+  int64_t rows, all_rows, all_channels;
+  int64_t block, blocks;  // of channels
+  ChannelsPlan(const ChannelsPasses& passes, const Conv2dGeometry& g, int threads)
+      : rows(passes.rows), all_rows(g.n * passes.rows), all_channels(g.c), blocks(1) {
+    if (all_rows < int64_t{8} * threads) {
+      blocks = larger(1, smaller(g.c / kChannelBlock, divide_up(8 * threads, all_rows)));
+    }
+    block = round_up(divide_up(g.c, blocks), 16);
+    blocks = divide_up(g.c, block);
+  }
+  int64_t shares() const { return all_rows * blocks; }
+  ChannelsShare share(int64_t index) const {
+    const int64_t channel = index % blocks * block;
+    return {index / blocks / rows, index / blocks % rows, channel,
+            smaller(block, all_channels - channel)};
+  }
+};
+
 template <typename T>
 void run_depthwise_channels(T* written, const T* read, const T* weight, const T* bias,
                             const ChannelsPasses& passes, const Conv2dGeometry& g, void* workspace,
                             int threads) {
   acc_t<T>* packed = static_cast<acc_t<T>*>(workspace);
   const ChannelsRows<T> rows(passes, packed, g);
-  const int64_t all_rows = g.n * passes.rows;
-  int64_t blocks = 1;
-  if (all_rows < int64_t{8} * threads) {
-    blocks = larger(1, smaller(g.c / kChannelBlock, divide_up(8 * threads, all_rows)));
-  }
-  const int64_t block = round_up(divide_up(g.c, blocks), 16);
-  blocks = divide_up(g.c, block);
+  const ChannelsPlan plan(passes, g, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     pack_taps_by_channel(packed, weight, bias, g);
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < all_rows * blocks; ++i) {
-      const int64_t image = i / blocks / passes.rows;
-      const int64_t channel = i % blocks * block;
+    for (int64_t i = 0; i < plan.shares(); ++i) {
+      const auto [image, row, channel, channels] = plan.share(i);
       rows.add(written + image * passes.written.n + channel, passes.written,
-               read + image * passes.read.n + channel, passes.read, i / blocks % passes.rows,
-               channel, smaller(block, g.c - channel));
+               read + image * passes.read.n + channel, passes.read, row, channel, channels);
     }
   }
 }
@@ -350,6 +385,28 @@ void depthwise_channels_backward_input(void* grad_input, const void* grad_output
 template <typename T>
 int64_t depthwise_channels_workspace(const Conv2dGeometry& g, int) {
   return g.oc * (g.kh * g.kw + 1) * static_cast<int64_t>(sizeof(acc_t<T>));
+}
+
+NNOPS_INLINE void visit_depthwise_channels(const ChannelsPasses& passes, const Conv2dGeometry& g,
+                                           int threads, const Conv2dPhaseVisitor& visitor) {
+  const ChannelsPlan plan(passes, g, threads);
+  visit_taps_by_channel(g, visitor);
+  visit_products(visitor, Schedule::kStatic, plan.shares(), [&](int64_t i) {
+    const ChannelsShare share = plan.share(i);
+    return share.channels * passes.row_products(share.row);
+  });
+}
+
+template <typename T>
+void depthwise_channels_forward_partition(const Conv2dGeometry& g, int threads,
+                                          const Conv2dPhaseVisitor& visitor) {
+  visit_depthwise_channels(channels_forward(g), g, threads, visitor);
+}
+
+template <typename T>
+void depthwise_channels_backward_input_partition(const Conv2dGeometry& g, int threads,
+                                                 const Conv2dPhaseVisitor& visitor) {
+  visit_depthwise_channels(channels_backward(g), g, threads, visitor);
 }
 
 NNOPS_END_KERNELS

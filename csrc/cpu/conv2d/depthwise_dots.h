@@ -173,4 +173,10 @@ int64_t depthwise_dots_workspace(const Conv2dGeometry& g, int threads) {
   return plan.table_size() * 8 + threads * plan.thread_size() * static_cast<int64_t>(sizeof(A));
 }
 
+template <typename T>
+void depthwise_dots_partition(const Conv2dGeometry& g, int, const Conv2dPhaseVisitor& visitor) {
+  visit_products(visitor, Schedule::kStatic, g.oc,
+                 [&](int64_t) { return g.n * g.oh * g.ow * g.kh * g.kw; });
+}
+
 NNOPS_END_KERNELS

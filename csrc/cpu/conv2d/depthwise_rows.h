@@ -26,13 +26,20 @@ constexpr int64_t kBandBytes = int64_t{20} << 10;  // of the copied rows of a ba
 constexpr int64_t kLeastBandRows = 4;
 static_assert(kMostTaps == 2 * kChain, "more would be several chains");
 
+// Some rows of the grid of the planes [first, last).
+struct Band {
+  int64_t first, last, y0, rows;
+};
+
 // How the rows of all planes are cut into bands: some rows of one plane, or several small planes. A
 // load that needs what several stores have just written would wait for them: with several planes in
 // a band the copying is well ahead of the sums.
 struct BandPlan {
   int64_t rows, bands;   // of a band, of a plane
   int64_t planes, runs;  // of a band; numbers of bands over all planes
-  BandPlan(int64_t grid_rows, int64_t step, int64_t pitch_bytes, int64_t all_planes, int threads) {
+  int64_t grid_rows, all_planes;
+  BandPlan(int64_t grid, int64_t step, int64_t pitch_bytes, int64_t plane_count, int threads)
+      : grid_rows(grid), all_planes(plane_count) {
     const int64_t fitting = larger(kBandBytes / (step * pitch_bytes), kLeastBandRows);
     int64_t count = divide_up(grid_rows, fitting);
     if (all_planes < 2 * threads) {
@@ -44,8 +51,11 @@ struct BandPlan {
     planes = bands > 1 ? 1 : larger(1, smaller(fitting / rows, all_planes / (4 * threads)));
     runs = bands > 1 ? all_planes * bands : divide_up(all_planes, planes);
   }
-  int64_t first_plane(int64_t run) const { return bands > 1 ? run / bands : run * planes; }
-  int64_t first_row(int64_t run) const { return run % bands * rows; }
+  Band band(int64_t run) const {
+    const int64_t first = bands > 1 ? run / bands : run * planes;
+    const int64_t y0 = run % bands * rows;
+    return {first, smaller(first + planes, all_planes), y0, smaller(rows, grid_rows - y0)};
+  }
 };
 
 // --- one parity, or stride 1 --------------------------------------------------------------------
@@ -249,10 +259,7 @@ void run_depthwise_rows(T* written, const T* read, const T* weight, const T* bia
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t run = 0; run < bands.runs; ++run) {
     A* const buffer = static_cast<A*>(workspace) + thread_index() * plan.thread_size();
-    const int64_t first = bands.first_plane(run);
-    const int64_t last = smaller(first + bands.planes, pass.images * pass.groups);
-    const int64_t y0 = bands.first_row(run);
-    const int64_t count = smaller(bands.rows, pass.y.grid - y0);
+    const auto [first, last, y0, count] = bands.band(run);
     for (int64_t plane = first; plane < last; ++plane) {
       copy_band(buffer + (plane - first) * plan.plane_size,
                 read + plane / pass.groups * pass.read.n + plane % pass.groups * pass.read.c,
@@ -417,6 +424,9 @@ struct PairedPlan {
   }
   int64_t plane_size() const { return padded.size(bands.rows + y.reach - 1, kLanes<A>); }
   int64_t thread_size() const { return bands.planes * plane_size(); }
+  int64_t row_products() const {
+    return x.parity[0].grid * x.parity[0].taps + x.parity[1].grid * x.parity[1].taps;
+  }
 };
 
 template <typename T>
@@ -437,10 +447,7 @@ void run_depthwise_pairs(T* grad_input, const T* grad_output, const T* weight,
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t run = 0; run < bands.runs; ++run) {
     A* const buffer = static_cast<A*>(workspace) + thread_index() * plan.thread_size();
-    const int64_t first = bands.first_plane(run);
-    const int64_t last = smaller(first + bands.planes, g.n * g.c);
-    const int64_t y0 = bands.first_row(run);
-    const int64_t pairs = smaller(bands.rows, plan.y.grid() - y0);
+    const auto [first, last, y0, pairs] = bands.band(run);
     for (int64_t plane = first; plane < last; ++plane) {
       copy_band(buffer + (plane - first) * plan.plane_size(),
                 grad_output + plane / g.c * g.output.n + plane % g.c * g.output.c,
@@ -520,6 +527,38 @@ int64_t depthwise_rows_backward_input_workspace(const Conv2dGeometry& g, int thr
   }
   const PixelPass pass = backward_pass(g, 0, 0);
   return DepthwiseRowsPlan<A>(pass, threads).workspace_bytes(threads);
+}
+
+template <typename A>
+void visit_depthwise_rows(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
+  const DepthwiseRowsPlan<A> plan(pass, threads);
+  const int64_t row_products = pass.rows * pass.x.grid * pass.y.taps * pass.x.taps;
+  visit_products(visitor, Schedule::kStatic, plan.bands.runs, [&](int64_t run) {
+    const Band band = plan.bands.band(run);
+    return (band.last - band.first) * band.rows * row_products;
+  });
+}
+
+template <typename T>
+void depthwise_rows_forward_partition(const Conv2dGeometry& g, int threads,
+                                      const Conv2dPhaseVisitor& visitor) {
+  visit_depthwise_rows<acc_t<T>>(forward_pass(g), threads, visitor);
+}
+
+template <typename T>
+void depthwise_rows_backward_input_partition(const Conv2dGeometry& g, int threads,
+                                             const Conv2dPhaseVisitor& visitor) {
+  if (g.stride_h != 2) {
+    visit_depthwise_rows<acc_t<T>>(backward_pass(g, 0, 0), threads, visitor);
+    return;
+  }
+  const PairedPlan<acc_t<T>> plan(g, threads);
+  visit_products(visitor, Schedule::kStatic, plan.bands.runs, [&](int64_t run) {
+    const Band band = plan.bands.band(run);
+    const int64_t odd_rows = smaller(2 * (band.y0 + band.rows), g.h) - 2 * band.y0 - band.rows;
+    const int64_t row_taps = band.rows * plan.y.parity[0].taps + odd_rows * plan.y.parity[1].taps;
+    return (band.last - band.first) * row_taps * plan.row_products();
+  });
 }
 
 NNOPS_END_KERNELS

@@ -50,6 +50,27 @@ NNOPS_INLINE void transpose_out(T* image, int64_t channel_stride, const acc_t<T>
   }
 }
 
+// One block of channels of one image.
+struct TransposedShare {
+  int64_t image, channel, channels;
+};
+struct TransposedPlan {
+  int64_t images, all_channels;
+  int64_t block, blocks;  // of channels
+  TransposedPlan(const Conv2dGeometry& g, int threads)
+      : images(g.n),
+        all_channels(g.c),
+        block(shared_channels(g.c, transposed_channels(g), g.n, threads)),
+        blocks(0) {
+    blocks = divide_up(g.c, block);
+  }
+  int64_t shares() const { return images * blocks; }
+  TransposedShare share(int64_t index) const {
+    const int64_t channel = index % blocks * block;
+    return {index / blocks, channel, smaller(block, all_channels - channel)};
+  }
+};
+
 struct TransposedSizes {
   int64_t read, written, planes;
   TransposedSizes(int64_t read_pixels, int64_t written_pixels, int64_t channels, bool converts)
@@ -67,22 +88,20 @@ void run_depthwise_transposed(T* written, const T* read, const T* weight, const 
   A* packed = static_cast<A*>(workspace);
   A* buffers = packed + g.oc * (g.kh * g.kw + 1);
   const int64_t pixels = passes.rows * passes.columns;
-  const int64_t block = transposed_channels(g);
+  const TransposedPlan plan(g, threads);
+  const int64_t block = plan.block;
   const TransposedSizes sizes(read_height * read_width, pixels, block, !std::is_same_v<T, A>);
   const ChannelsRows<A> rows(passes, packed, g);
   const Strides4 read_at = transposed_strides(read_height, read_width, block);
   const Strides4 written_at = transposed_strides(passes.rows, passes.columns, block);
-  const int64_t blocks = divide_up(g.c, block);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     A* read_block = buffers + thread_index() * sizes.all();
     A* written_block = read_block + sizes.read;
     pack_taps_by_channel(packed, weight, bias, g);
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < g.n * blocks; ++i) {
-      const int64_t image = i / blocks;
-      const int64_t channel = i % blocks * block;
-      const int64_t channels = smaller(block, g.c - channel);
+    for (int64_t i = 0; i < plan.shares(); ++i) {
+      const auto [image, channel, channels] = plan.share(i);
       transpose_in(read_block, block, read + image * passes.read.n + channel * passes.read.c,
                    passes.read, channels, read_height, read_width);
       for (int64_t row = 0; row < passes.rows; ++row) {
@@ -121,6 +140,28 @@ int64_t depthwise_transposed_workspace(const Conv2dGeometry& g, int threads) {
                               !std::is_same_v<T, acc_t<T>>);
   return (g.oc * (g.kh * g.kw + 1) + threads * sizes.all()) *
          static_cast<int64_t>(sizeof(acc_t<T>));
+}
+
+NNOPS_INLINE void visit_depthwise_transposed(const ChannelsPasses& passes, const Conv2dGeometry& g,
+                                             int threads, const Conv2dPhaseVisitor& visitor) {
+  const TransposedPlan plan(g, threads);
+  int64_t products = 0;
+  for (int64_t row = 0; row < passes.rows; ++row) products += passes.row_products(row);
+  visit_taps_by_channel(g, visitor);
+  visit_products(visitor, Schedule::kStatic, plan.shares(),
+                 [&](int64_t i) { return plan.share(i).channels * products; });
+}
+
+template <typename T>
+void depthwise_transposed_forward_partition(const Conv2dGeometry& g, int threads,
+                                            const Conv2dPhaseVisitor& visitor) {
+  visit_depthwise_transposed(channels_forward(g), g, threads, visitor);
+}
+
+template <typename T>
+void depthwise_transposed_backward_input_partition(const Conv2dGeometry& g, int threads,
+                                                   const Conv2dPhaseVisitor& visitor) {
+  visit_depthwise_transposed(channels_backward(g), g, threads, visitor);
 }
 
 NNOPS_END_KERNELS

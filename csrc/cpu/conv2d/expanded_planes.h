@@ -90,19 +90,19 @@ struct StripPlan : PackedTiles {
     if (width > 2 * pixels) width = divide_up(width, divide_up(width, pixels));
     height = larger(1, smaller(pass.y.grid, pixels / width));
     height = larger(1, divide_up(pass.y.grid, divide_up(pass.y.grid, height)));
-    vertical = divide_up(pass.y.grid, height);
     horizontal = divide_up(pass.x.grid, width);
     images = 1;
-    if (vertical * horizontal == 1) {
+    if (height >= pass.y.grid && horizontal == 1) {
       const int64_t wanted = divide_up(pass.images * pass.groups, int64_t{4} * threads);
       images = larger(1, smaller(wanted, pixels / round_up(width * height, kLanes<A>)));
     }
+    const SharedStrips shared =
+        share_strips(pass, {images, height, 1}, width, row_tiles, {1, 8 + pass.x.taps}, threads);
+    images = shared.images;
+    height = shared.height;
+    row_splits = shared.splits;
     image_strips = divide_up(pass.images, images);
-    const int64_t tasks = image_strips * pass.groups * vertical * horizontal;
-    row_splits = 1;
-    while (threads > 1 && tasks * row_splits < 4 * threads && row_splits * 4 <= row_tiles) {
-      row_splits *= 2;
-    }
+    vertical = divide_up(pass.y.grid, height);
 
     y = with_sequences(pass.y, height);
     x = with_sequences(pass.x, width);
@@ -128,6 +128,11 @@ struct StripPlan : PackedTiles {
     sums_size = resident_tiles * tile_rows * sum_stride;
   }
 
+  int64_t first_tile(int64_t split) const { return split * row_tiles / row_splits; }
+  // The written channels [0, split_row(split)) belong to the splits before this one.
+  int64_t split_row(int64_t split, const PixelPass& pass) const {
+    return smaller(pass.rows, first_tile(split) * tile_rows);
+  }
   int64_t table_size() const { return round_up(2 * block_channels * taps + x.taps, 8); }
   int64_t last_channels(const PixelPass& pass) const {
     return pass.outer - (channel_blocks - 1) * block_channels;
@@ -369,32 +374,27 @@ void run_pixel_pass(T* written, const T* read, const acc_t<T>* packed, const T* 
   fill_offsets(offsets, plan.block_channels, pass, place);
   fill_offsets(last_offsets, plan.last_channels(pass), pass, place);
 
-  const int64_t strips = plan.vertical * plan.horizontal;
-  const int64_t tasks = plan.image_strips * pass.groups * strips * plan.row_splits;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     A* buffers = per_thread + thread_index() * plan.thread_size();
     A* staging_end = buffers + plan.planes_size + plan.staging_size;
     store(staging_end - kLanes<A>, Vec<A>{});  // read, but of no influence
 #pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < tasks; ++i) {
-      const int64_t split = i % plan.row_splits;
-      const int64_t part = i / plan.row_splits % strips;
-      const int64_t group = i / plan.row_splits / strips % pass.groups;
-      const int64_t image0 = i / plan.row_splits / strips / pass.groups * plan.images;
-      const int64_t first_row = group * pass.rows;
+    for (int64_t i = 0; i < strip_tasks(plan, pass, plan.row_splits); ++i) {
+      const StripTask task = strip_task(plan, pass, plan.row_splits, i);
+      const int64_t first_row = task.group * pass.rows;
       Strip<T> strip{};
-      strip.written = written + image0 * pass.written.n + first_row * pass.written.c;
-      strip.read = read + image0 * pass.read.n + group * pass.outer * pass.read.c;
+      strip.written = written + task.image0 * pass.written.n + first_row * pass.written.c;
+      strip.read = read + task.image0 * pass.read.n + task.group * pass.outer * pass.read.c;
       strip.bias = bias != nullptr ? bias + first_row : nullptr;
-      strip.weights = packed + group * plan.packed_group;
-      strip.images = smaller(plan.images, pass.images - image0);
-      strip.y0 = part / plan.horizontal * plan.height;
-      strip.x0 = part % plan.horizontal * plan.width;
-      strip.height = smaller(plan.height, pass.y.grid - strip.y0);
-      strip.width = smaller(plan.width, pass.x.grid - strip.x0);
-      strip.first_tile = split * plan.row_tiles / plan.row_splits;
-      strip.last_tile = (split + 1) * plan.row_tiles / plan.row_splits;
+      strip.weights = packed + task.group * plan.packed_group;
+      strip.images = task.images;
+      strip.y0 = task.y0;
+      strip.x0 = task.x0;
+      strip.height = task.height;
+      strip.width = task.width;
+      strip.first_tile = plan.first_tile(task.split);
+      strip.last_tile = plan.first_tile(task.split + 1);
       compute_strip(strip, pass, plan, offsets, column_starts, buffers);
     }
   }
@@ -464,6 +464,31 @@ void expanded_planes_backward_input_pack(void* packed, const void* weight, const
     pack_tiles(reinterpret_cast<acc_t<T>*>(place), static_cast<const T*>(weight), pass, threads);
     place += packed_tiles_bytes<T>(pass);
   });
+}
+
+template <typename A>
+void visit_pixel_pass(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
+  const StripPlan<A> plan(pass, threads);
+  const int64_t tasks = strip_tasks(plan, pass, plan.row_splits);
+  visit_products(visitor, Schedule::kDynamic, tasks, [&](int64_t i) {
+    const StripTask task = strip_task(plan, pass, plan.row_splits, i);
+    const int64_t rows = plan.split_row(task.split + 1, pass) - plan.split_row(task.split, pass);
+    return task.pixels() * rows * pass.outer * plan.taps;
+  });
+}
+
+template <typename T>
+void expanded_planes_forward_partition(const Conv2dGeometry& g, int threads,
+                                       const Conv2dPhaseVisitor& visitor) {
+  visit_pixel_pass<acc_t<T>>(forward_pass(g), threads, visitor);
+}
+
+template <typename T>
+void expanded_planes_backward_input_partition(const Conv2dGeometry& g, int threads,
+                                              const Conv2dPhaseVisitor& visitor) {
+  visit_zeros_where_no_tap_reaches(g, visitor);
+  for_each_backward_pass(
+      g, [&](const PixelPass& pass) { visit_pixel_pass<acc_t<T>>(pass, threads, visitor); });
 }
 
 NNOPS_END_KERNELS

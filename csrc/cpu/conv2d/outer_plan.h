@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/conv2d/outer_tile.h"
+#include "cpu/conv2d/phases.h"
 #include "cpu/conv2d/tap_axis.h"
 
 NNOPS_BEGIN_KERNELS
@@ -32,6 +33,17 @@ enum class ColumnLayout {
               // consecutive numbers, so that 3 or 6 channels waste little (dilation 1 only)
   kUnfolded,  // the kernel rows are copied beside the channels too: kh * kw * channels in one run
 };
+
+// What one task adds up: blocks of pixels of one chunk, for one group, some of its output channels
+// and some of its channels.
+struct OuterShare {
+  int64_t chunk, group;
+  int64_t first_block, last_block;
+  int64_t filter0, filters, channel0, channels;
+};
+
+// The chunks' sums are added up a piece at a time, which stays in L1.
+constexpr int64_t kPieceVectors = 128;
 
 template <typename A>
 struct OuterPlan {
@@ -108,6 +120,26 @@ struct OuterPlan {
   }
 
   int64_t blocks() const { return image_blocks * vertical * horizontal; }
+  int64_t shares() const { return chunks * g.groups * filter_blocks * channel_blocks; }
+  OuterShare share(int64_t index) const {
+    const int64_t parts = filter_blocks * channel_blocks;
+    const int64_t part = index % parts;
+    OuterShare share{};
+    share.chunk = index / parts / g.groups;
+    share.group = index / parts % g.groups;
+    share.first_block = share.chunk * blocks() / chunks;
+    share.last_block = (share.chunk + 1) * blocks() / chunks;
+    share.filter0 = part / channel_blocks * filter_block;
+    share.filters = smaller(filter_block, group_oc - share.filter0);
+    share.channel0 = part % channel_blocks * channel_block;
+    share.channels = smaller(channel_block, group_c - share.channel0);
+    return share;
+  }
+  int64_t pieces() const { return divide_up(chunk_size, kPieceVectors * kLanes<A>); }
+  // Begin of a piece, or end of the one before.
+  int64_t piece_begin(int64_t piece) const {
+    return smaller(piece * kPieceVectors * kLanes<A>, chunk_size);
+  }
   // From a filter to the next, where gradients are planes: an odd number of cache lines.
   static int64_t gradients_pitch(int64_t pixels) {
     return (divide_up(pixels, kLanes<A>) | 1) * kLanes<A>;
@@ -245,8 +277,11 @@ struct OuterPlan {
     while (true) {
       filter_blocks = divide_up(group_oc, filter_block);
       channel_blocks = divide_up(group_c, channel_block);
-      if (chunks * g.groups * filter_blocks * channel_blocks >= int64_t{2} * threads) break;
-      const bool filters_divide = filter_block > 2 * filter_unit;
+      // Enough of them when each thread gets two, and none much more than the mean.
+      const int64_t tasks = shares();
+      const bool even = 4 * divide_up(tasks, threads) * threads <= 5 * tasks;
+      if (even && tasks >= int64_t{2} * threads) break;
+      const bool filters_divide = filter_block > (even ? 2 : 1) * filter_unit;
       const bool channels_divide = channel_block >= 2 * larger(least_channels, channel_unit);
       if (!filters_divide && !channels_divide) break;
       if (filters_divide &&

@@ -435,38 +435,35 @@ void outer_products_backward_weight(void* grad_weight, const void* grad_output, 
   const int64_t group_size = plan.chunk_size / g.groups;
   set_weight_places(weight_places, plan);
 
-  const int64_t parts = plan.filter_blocks * plan.channel_blocks;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     int64_t* places = reinterpret_cast<int64_t*>(per_thread + thread_index() * plan.thread_bytes());
     A* packed_input = reinterpret_cast<A*>(places + plan.places_size);
     A* packed_gradients = packed_input + plan.input_size;
 #pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < plan.chunks * g.groups * parts; ++i) {
-      const int64_t chunk = i / parts / g.groups;
-      const int64_t group = i / parts % g.groups;
-      const int64_t part = i % parts;
+    for (int64_t i = 0; i < plan.shares(); ++i) {
+      const OuterShare share = plan.share(i);
       OuterTask<T> task{};
-      task.sums = chunk_sums + chunk * plan.chunk_size + group * group_size;
-      task.grad_output = gy + group * plan.group_oc * g.output.c;
-      task.input = x + group * plan.group_c * g.input.c;
-      task.first_block = chunk * plan.blocks() / plan.chunks;
-      task.last_block = (chunk + 1) * plan.blocks() / plan.chunks;
-      task.filter0 = part / plan.channel_blocks * plan.filter_block;
-      task.filters = smaller(plan.filter_block, plan.group_oc - task.filter0);
-      task.channel0 = part % plan.channel_blocks * plan.channel_block;
-      task.channels = smaller(plan.channel_block, plan.group_c - task.channel0);
+      task.sums = chunk_sums + share.chunk * plan.chunk_size + share.group * group_size;
+      task.grad_output = gy + share.group * plan.group_oc * g.output.c;
+      task.input = x + share.group * plan.group_c * g.input.c;
+      task.first_block = share.first_block;
+      task.last_block = share.last_block;
+      task.filter0 = share.filter0;
+      task.filters = share.filters;
+      task.channel0 = share.channel0;
+      task.channels = share.channels;
       add_outer_products(task, plan, places, packed_input, packed_gradients);
     }
-    // Into the first chunk's sums, a piece that stays in L1 at a time.
-    constexpr int64_t kPieceSize = 128 * kLine;
+    // Into the first chunk's sums.
     if (plan.chunks > 1) {
 #pragma omp for schedule(static)
-      for (int64_t piece = 0; piece < divide_up(plan.chunk_size, kPieceSize); ++piece) {
-        const int64_t end = smaller((piece + 1) * kPieceSize, plan.chunk_size);
+      for (int64_t piece = 0; piece < plan.pieces(); ++piece) {
+        const int64_t begin = plan.piece_begin(piece);
+        const int64_t end = plan.piece_begin(piece + 1);
         for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) {
           const A* sums = chunk_sums + chunk * plan.chunk_size;
-          for (int64_t i = piece * kPieceSize; i < end; i += kLine) {
+          for (int64_t i = begin; i < end; i += kLine) {
             store(chunk_sums + i, load(chunk_sums + i) + load(sums + i));
           }
         }
@@ -494,6 +491,36 @@ void outer_products_backward_weight(void* grad_weight, const void* grad_output, 
 template <typename T>
 int64_t outer_products_workspace(const Conv2dGeometry& g, int threads) {
   return OuterPlan<acc_t<T>>(g, threads).workspace_bytes(threads);
+}
+
+template <typename T>
+void outer_products_partition(const Conv2dGeometry& geometry, int threads,
+                              const Conv2dPhaseVisitor& visitor) {
+  constexpr int64_t kLine = kLanes<acc_t<T>>;
+  const OuterPlan<acc_t<T>> plan(geometry, threads);
+  visit_products(visitor, Schedule::kDynamic, plan.shares(), [&](int64_t i) {
+    const OuterShare share = plan.share(i);
+    int64_t pixels = 0;
+    for (int64_t block = share.first_block; block < share.last_block; ++block) {
+      pixels += OuterBlock(plan, block).pixels();
+    }
+    // Merged groups stand side by side: all their channels in each task, of which the products with
+    // other groups do not count.
+    return pixels * share.filters * (share.channels / plan.merged) * plan.taps;
+  });
+  if (plan.chunks > 1) {
+    visit_copies(visitor, "sum of chunks", plan.pieces(), [&](int64_t piece) {
+      return (plan.piece_begin(piece + 1) - plan.piece_begin(piece)) * (plan.chunks - 1);
+    });
+  }
+  if (plan.filters_in_lanes) {
+    visit_copies(visitor, "weights", plan.g.groups * plan.vectors, [&](int64_t i) {
+      return smaller(kLine, plan.group_oc - i % plan.vectors * kLine) * plan.rows;
+    });
+  } else {
+    visit_copies(visitor, "weights", plan.g.oc,
+                 [&](int64_t) { return plan.group_c / plan.merged * plan.taps; });
+  }
 }
 
 NNOPS_END_KERNELS

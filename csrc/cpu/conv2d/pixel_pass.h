@@ -14,6 +14,7 @@
 // weight is infinite or NaN).
 #pragma once
 
+#include "cpu/conv2d/phases.h"
 #include "cpu/conv2d/tap_axis.h"
 
 NNOPS_BEGIN_KERNELS
@@ -107,6 +108,103 @@ NNOPS_INLINE void fill_offsets(int64_t* offsets, int64_t channels, const PixelPa
       for (int64_t s = 0; s < pass.x.taps; ++s) *offsets++ = place(c, r, s);
     }
   }
+}
+
+// One task of a pass whose grid a plan cuts into strips: some rows of one image, or several small
+// images, of one group, for one of `splits` parts of the written channels.
+struct StripTask {
+  int64_t image0, images, group;
+  int64_t y0, height, x0, width;
+  int64_t split;
+  int64_t pixels() const { return images * height * width; }
+};
+template <typename Plan>
+NNOPS_INLINE int64_t strip_tasks(const Plan& plan, const PixelPass& pass, int64_t splits) {
+  return plan.image_strips * pass.groups * plan.vertical * plan.horizontal * splits;
+}
+template <typename Plan>
+NNOPS_INLINE StripTask strip_task(const Plan& plan, const PixelPass& pass, int64_t splits,
+                                  int64_t index) {
+  const int64_t strips = plan.vertical * plan.horizontal;
+  const int64_t part = index / splits % strips;
+  StripTask task{};
+  task.split = index % splits;
+  task.group = index / splits / strips % pass.groups;
+  task.image0 = index / splits / strips / pass.groups * plan.images;
+  task.images = smaller(plan.images, pass.images - task.image0);
+  task.y0 = part / plan.horizontal * plan.height;
+  task.x0 = part % plan.horizontal * plan.width;
+  task.height = smaller(plan.height, pass.y.grid - task.y0);
+  task.width = smaller(plan.width, pass.x.grid - task.x0);
+  return task;
+}
+
+// How a pass is cut: images and rows of a strip, and parts of the written channels.
+struct SharedStrips {
+  int64_t images, height, splits;
+};
+// What a pixel of one outer channel costs, in quarters of a cycle, about: by one tap of one of the
+// parts (tiles or panels) of the written channels, and to be copied.
+struct StripCosts {
+  int64_t part, copy;
+};
+
+// The strips that suit the cache, `most`, cut so that all threads have about the same to do. Strips
+// of several images are whole images. Where strips are too few for the threads, they get fewer
+// rows, of which neighbours copy some twice, or the written channels are cut into splits, for each
+// of which all is copied again.
+NNOPS_INLINE SharedStrips share_strips(const PixelPass& pass, SharedStrips most, int64_t width,
+                                       int64_t parts, StripCosts costs, int threads) {
+  constexpr int64_t kLeastPixels = 8;
+  constexpr int64_t kWeightPixels = 8;  // what a task's weights cost to load
+  // Of any task, 2 us: what one thread wrote in the call before another one may write now.
+  constexpr int64_t kTaskCost = 24000;
+  const int64_t beside = pass.groups * divide_up(pass.x.grid, width);
+  // Images at first: as many strips as they ask for, and what is missing to a multiple of the
+  // threads.
+  const int64_t least_strips = divide_up(pass.images, larger(1, most.images));
+  const int64_t rounds = divide_up(least_strips * beside, threads);
+  const int64_t strips = larger(least_strips, rounds * threads / beside);
+  SharedStrips best = {divide_up(pass.images, smaller(strips, pass.images)), most.height, 1};
+  const auto tasks = [&](const SharedStrips& cut) {
+    return beside * cut.splits * divide_up(pass.images, cut.images) *
+           divide_up(pass.y.grid, cut.height);
+  };
+  if (threads == 1 || tasks(best) >= int64_t{4} * threads) return best;
+
+  // The least time of the thread with most to do, and a little for one that comes late.
+  const int64_t overlap = (pass.y.taps - 1) * pass.y.gap;
+  const int64_t tap_cost = costs.part * pass.y.taps * pass.x.taps;
+  const int64_t columns = smaller((width - 1) * pass.x.step + 1, width * pass.x.taps);
+  const int64_t task_cost = kTaskCost / pass.outer;
+  int64_t least_cost = INT64_MAX;
+  const auto consider = [&](const SharedStrips& cut) {
+    const int64_t pixels = cut.images * cut.height * width;
+    const int64_t read_rows =
+        smaller((cut.height - 1) * pass.y.step + overlap + 1, cut.height * pass.y.taps);
+    const int64_t task = (pixels + kWeightPixels) * tap_cost * divide_up(parts, cut.splits) +
+                         cut.images * read_rows * columns * costs.copy + task_cost;
+    const int64_t cost = task * (8 * divide_up(tasks(cut), threads) + 1);
+    if (cost < least_cost) {
+      best = cut;
+      least_cost = cost;
+    }
+  };
+  const int64_t least_height = smaller(most.height, divide_up(kLeastPixels, width));
+  const int64_t whole_images = best.images;
+  for (int64_t splits = 1; splits <= parts; splits *= 2) {
+    if (whole_images > 1) consider({whole_images, most.height, splits});
+    for (int64_t height = most.height; height >= least_height; height -= divide_up(height, 5)) {
+      consider({1, height, splits});
+    }
+  }
+  return best;
+}
+
+NNOPS_INLINE void visit_zeros_where_no_tap_reaches(const Conv2dGeometry& g,
+                                                   const Conv2dPhaseVisitor& visitor) {
+  if (for_each_backward_pass(g, [](const PixelPass&) {})) return;
+  visit_copies(visitor, "zeros", g.n * g.c, [&](int64_t) { return g.h * g.w; });
 }
 
 template <typename T>

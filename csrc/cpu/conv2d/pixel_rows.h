@@ -88,20 +88,16 @@ struct RowsPlan : PackedPanels {
     if (width > 2 * pixels) width = divide_up(width, divide_up(width, pixels));
     height = larger(1, smaller(pass.y.grid, pixels / width));
     height = larger(1, divide_up(pass.y.grid, divide_up(pass.y.grid, height)));
-    vertical = divide_up(pass.y.grid, height);
     horizontal = divide_up(pass.x.grid, width);
-    images = 1;
-    if (vertical * horizontal == 1) {
-      const int64_t wanted = divide_up(pass.images * pass.groups, threads);
-      images = larger(1, smaller(wanted, pixels / (width * height)));
-    }
+    const bool whole_images = height >= pass.y.grid && horizontal == 1;
+    const SharedStrips shared =
+        share_strips(pass, {whole_images ? pixels / (width * height) : 1, height, 1}, width, panels,
+                     {2 * kTileVectors, 4}, threads);
+    images = shared.images;
+    height = shared.height;
+    panel_splits = shared.splits;
     image_strips = divide_up(pass.images, images);
-    const int64_t tasks = image_strips * pass.groups * vertical * horizontal;
-    panel_splits = 1;
-    while (threads > 1 && tasks * panel_splits < int64_t{4} * threads &&
-           panel_splits * 4 <= panels) {
-      panel_splits *= 2;
-    }
+    vertical = divide_up(pass.y.grid, height);
 
     y = with_sequences(pass.y, height);
     // Where the taps read every column, the columns stay in their order whatever the stride.
@@ -140,6 +136,11 @@ struct RowsPlan : PackedPanels {
     if (writes_in_place) sums_size = planes_size = 0;
   }
 
+  int64_t first_panel(int64_t split) const { return split * panels / panel_splits; }
+  // The written channels [0, split_channel(split)) belong to the splits before this one.
+  int64_t split_channel(int64_t split, const PixelPass& pass) const {
+    return smaller(pass.rows, first_vector(first_panel(split)) * kLanes<A>);
+  }
   static PixelSteps written_steps(const PixelPass& pass) {
     return {pass.x.out_step * pass.written.w, pass.y.out_step * pass.written.h, pass.written.n};
   }
@@ -536,30 +537,25 @@ void run_pixel_rows(T* written, const T* read, const acc_t<T>* packed, const T* 
   const int64_t last_chain = pass.outer - (divide_up(pass.outer, plan.chain) - 1) * plan.chain;
   fill_offsets(offsets + plan.chain * plan.taps, last_chain, pass, place);
 
-  const int64_t strips = plan.vertical * plan.horizontal;
-  const int64_t tasks = plan.image_strips * pass.groups * strips * plan.panel_splits;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     A* buffers = per_thread + thread_index() * plan.thread_size();
 #pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < tasks; ++i) {
-      const int64_t split = i % plan.panel_splits;
-      const int64_t part = i / plan.panel_splits % strips;
-      const int64_t group = i / plan.panel_splits / strips % pass.groups;
-      const int64_t image0 = i / plan.panel_splits / strips / pass.groups * plan.images;
-      const int64_t first_row = group * pass.rows;
+    for (int64_t i = 0; i < strip_tasks(plan, pass, plan.panel_splits); ++i) {
+      const StripTask task = strip_task(plan, pass, plan.panel_splits, i);
+      const int64_t first_row = task.group * pass.rows;
       RowsStrip<T> strip{};
-      strip.written = written + image0 * pass.written.n + first_row * pass.written.c;
-      strip.read = read + image0 * pass.read.n + group * pass.outer * pass.read.c;
+      strip.written = written + task.image0 * pass.written.n + first_row * pass.written.c;
+      strip.read = read + task.image0 * pass.read.n + task.group * pass.outer * pass.read.c;
       strip.bias = bias != nullptr ? bias + first_row : nullptr;
-      strip.weights = packed + group * plan.packed_group;
-      strip.images = smaller(plan.images, pass.images - image0);
-      strip.y0 = part / plan.horizontal * plan.height;
-      strip.x0 = part % plan.horizontal * plan.width;
-      strip.height = smaller(plan.height, pass.y.grid - strip.y0);
-      strip.width = smaller(plan.width, pass.x.grid - strip.x0);
-      strip.first_panel = split * plan.panels / plan.panel_splits;
-      strip.last_panel = (split + 1) * plan.panels / plan.panel_splits;
+      strip.weights = packed + task.group * plan.packed_group;
+      strip.images = task.images;
+      strip.y0 = task.y0;
+      strip.x0 = task.x0;
+      strip.height = task.height;
+      strip.width = task.width;
+      strip.first_panel = plan.first_panel(task.split);
+      strip.last_panel = plan.first_panel(task.split + 1);
       compute_rows_strip(strip, pass, plan, offsets, buffers);
     }
   }
@@ -629,6 +625,32 @@ void pixel_rows_backward_input_pack(void* packed, const void* weight, const Conv
     pack_panels(reinterpret_cast<acc_t<T>*>(place), static_cast<const T*>(weight), pass, threads);
     place += packed_panels_bytes<T>(pass);
   });
+}
+
+template <typename T>
+void visit_pixel_rows(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
+  const RowsPlan<T> plan(pass, threads);
+  const int64_t tasks = strip_tasks(plan, pass, plan.panel_splits);
+  visit_products(visitor, Schedule::kDynamic, tasks, [&](int64_t i) {
+    const StripTask task = strip_task(plan, pass, plan.panel_splits, i);
+    const int64_t rows =
+        plan.split_channel(task.split + 1, pass) - plan.split_channel(task.split, pass);
+    return task.pixels() * rows * pass.outer * plan.taps;
+  });
+}
+
+template <typename T>
+void pixel_rows_forward_partition(const Conv2dGeometry& g, int threads,
+                                  const Conv2dPhaseVisitor& visitor) {
+  visit_pixel_rows<T>(forward_pass(g), threads, visitor);
+}
+
+template <typename T>
+void pixel_rows_backward_input_partition(const Conv2dGeometry& g, int threads,
+                                         const Conv2dPhaseVisitor& visitor) {
+  visit_zeros_where_no_tap_reaches(g, visitor);
+  for_each_backward_pass(
+      g, [&](const PixelPass& pass) { visit_pixel_rows<T>(pass, threads, visitor); });
 }
 
 NNOPS_END_KERNELS

@@ -6,8 +6,7 @@
 
 #include <type_traits>
 
-#include "cpu/simd.h"
-#include "ops/conv2d.h"
+#include "cpu/conv2d/pixel_pass.h"
 
 NNOPS_BEGIN_KERNELS
 
@@ -165,6 +164,29 @@ void reference_backward_weight(void* grad_weight, const void* grad_output, const
       }
     }
   }
+}
+
+template <typename T>
+void reference_forward_partition(const Conv2dGeometry& g, int, const Conv2dPhaseVisitor& visitor) {
+  visit_products(visitor, Schedule::kStatic, g.n * g.oc,
+                 [&](int64_t) { return g.oh * g.ow * (g.c / g.groups) * g.kh * g.kw; });
+}
+
+template <typename T>
+void reference_backward_input_partition(const Conv2dGeometry& g, int,
+                                        const Conv2dPhaseVisitor& visitor) {
+  int64_t products = 0;
+  for_each_backward_pass(g, [&](const PixelPass& pass) {
+    products += pass.outer * pass.y.grid * pass.y.taps * pass.x.grid * pass.x.taps;
+  });
+  visit_products(visitor, Schedule::kStatic, g.n * g.c, [&](int64_t) { return products; });
+}
+
+template <typename T>
+void reference_backward_weight_partition(const Conv2dGeometry& g, int,
+                                         const Conv2dPhaseVisitor& visitor) {
+  visit_products(visitor, Schedule::kStatic, g.oc * (g.c / g.groups),
+                 [&](int64_t) { return g.n * g.oh * g.ow * g.kh * g.kw; });
 }
 
 NNOPS_END_KERNELS

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from nnops.testing.opdb.conv2d_grid import GRID
-from nnops.testing.opdb.conv2d_layers import LAYERS, TINY
+from nnops.testing.opdb.conv2d_layers import LAYERS, TINY, Layer
 from nnops.testing.opdb.conv2d_nets import NETS
 from nnops.testing.samples import (
     DEFAULT_LIST,
@@ -151,9 +151,12 @@ def error_samples() -> Iterator[ErrorSample]:
     yield error("no weight", (x, None), "weight.*NoneType", TypeError)
 
 
+SHAPE_LISTS: dict[str, tuple[Layer, ...]] = {DEFAULT_LIST: LAYERS, **NETS, "grid": GRID}
+
+
 def benchmark_samples() -> Iterator[BenchmarkSample]:
     for layout in LAYOUTS:
-        for shape_list, layers in {DEFAULT_LIST: LAYERS, **NETS, "grid": GRID}.items():
+        for shape_list, layers in SHAPE_LISTS.items():
             for layer in layers:
                 build = partial(layer.build, layout=layout)
                 yield BenchmarkSample(layer.name, layer.kernel_class, build, layout, shape_list)

@@ -6,6 +6,9 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from nnops.testing.samples import Maker, Sample
 
 # Images of up to this many channels come from outside: they need no gradient.
@@ -100,13 +103,27 @@ class Layer:
             "groups": self.groups,
         }
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.batch, self.channels, *self.size_pair
+
+    @property
+    def filter_shape(self) -> tuple[int, ...]:
+        return self.channels // self.groups, *self.kernel_pair
+
+    def fake(self, dtype: torch.dtype, layout: str) -> tuple[Tensor, Tensor]:
+        """Input and weight as `build` lays them out, on the meta device."""
+        image = torch.empty(self.input_shape, dtype=dtype, device="meta")
+        if layout == "channels_last":
+            image = image.contiguous(memory_format=torch.channels_last)
+        weight = torch.empty((self.filters, *self.filter_shape), dtype=dtype, device="meta")
+        return image, weight
+
     def build(self, make: Maker, layout: str) -> Sample:
-        filter_shape = (self.channels // self.groups, *self.kernel_pair)
-        bound = math.sqrt(3 / math.prod(filter_shape))
-        image = (self.batch, self.channels, *self.size_pair)
+        bound = math.sqrt(3 / math.prod(self.filter_shape))
         tensors = (
-            make.image(*image, layout=layout, grad=not self.first),
-            make.tensor(self.filters, *filter_shape, low=-bound, high=bound),
+            make.image(*self.input_shape, layout=layout, grad=not self.first),
+            make.tensor(self.filters, *self.filter_shape, low=-bound, high=bound),
             make.tensor(self.filters) if self.bias else None,
         )
         return Sample(self.name, tensors, self.parameters)
