@@ -38,6 +38,9 @@ std::string floating_only(const Conv2dGeometry&, DType dtype) {
   return dtype <= DType::kFloat16 ? "" : "it computes floating dtypes only";
 }
 std::string everything(const Conv2dGeometry&, DType) { return ""; }
+std::string first_reason(const std::string& first, const std::string& second) {
+  return first.empty() ? second : first;
+}
 
 // pixel_rows and expanded_planes give the same bits: this is a matter of speed alone. Vectors along
 // `written` channels waste what is missing to a multiple of kLanes, vectors along pixels the same
@@ -54,6 +57,19 @@ std::string rows_pay(int64_t written, int64_t pixels, bool channels_last, int64_
   return padded * pixels * 8 < padded_pixels * written * allowance
              ? ""
              : "more of a vector along channels would be padding than of one along pixels";
+}
+
+// Sums of a single chain go straight to rows of row-major images, vectors along pixels; vectors
+// along channels would be transposed on the way out.
+std::string rows_pay_in_forward(const Conv2dGeometry& g, DType dtype) {
+  constexpr int64_t kMostTerms = 192;
+  constexpr int64_t kLanes = 16;
+  const int64_t width = (g.ow + kLanes - 1) / kLanes * kLanes;
+  if (dtype <= DType::kFloat64 && g.output.w == 1 && g.c / g.groups * g.kh * g.kw <= kMostTerms &&
+      width * 8 <= g.ow * 9) {
+    return "the sums of one chain go straight to rows of pixels";
+  }
+  return rows_pay(g.oc / g.groups, g.oh * g.ow, g.output.c == 1, g.kw);
 }
 
 // The depthwise algorithms of forward and backward_input give the same bits too, as their sums are
@@ -74,14 +90,28 @@ std::string stride_one_or_two(const Conv2dGeometry& g) {
 std::string channels_last_images(const Conv2dGeometry& g) {
   return g.input.c == 1 && g.output.c == 1 ? "" : "not both images are channels_last";
 }
+// Groups whose channels are spread out over the lanes of vectors; outer: channels a sum goes over.
+std::string can_spread_groups(const Conv2dGeometry& g, int64_t outer) {
+  constexpr int64_t kMostTerms = 192;
+  if (g.kh > kMostTerms || g.kw > kMostTerms || outer > kMostTerms ||
+      outer * g.kh * g.kw > kMostTerms) {
+    return "a sum is more than one chain";
+  }
+  if (g.dilation_h != 1 || g.dilation_w != 1) return "the kernel is dilated";
+  return first_reason(channels_last_images(g), stride_one_or_two(g));
+}
+std::string spreading_groups_pays(const Conv2dGeometry& g) {
+  constexpr int64_t kLanes = 16;
+  if (g.c < kLanes / 2 || g.oc < kLanes / 2) return "too few channels to have vectors along them";
+  return g.c / g.groups < kLanes && g.oc / g.groups < kLanes
+             ? ""
+             : "a group has enough channels for vectors of its own";
+}
 // Small images are computed with the channels side by side, in the cache.
 std::string fits_transposed(const Conv2dGeometry& g) {
   constexpr int64_t kMostPixels = 1024;
   if (g.c < 8) return "too few channels to have vectors along them";
   return g.h * g.w + g.oh * g.ow <= kMostPixels ? "" : "rows are long enough to go along them";
-}
-std::string first_reason(const std::string& first, const std::string& second) {
-  return first.empty() ? second : first;
 }
 
 const Candidate<Conv2dForward> kForward[] = {
@@ -101,10 +131,13 @@ const Candidate<Conv2dForward> kForward[] = {
        return g.output.w != 1 ? "the output is not row-major" : one_input_channel(g, dtype);
      },
      &Conv2dKernels::forward_depthwise_rows},
-    {"pixel_rows", floating_only, &Conv2dKernels::forward_pixel_rows,
-     [](const Conv2dGeometry& g, DType) {
-       return rows_pay(g.oc / g.groups, g.oh * g.ow, g.output.c == 1, g.kw);
-     }},
+    {"grouped_channels",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return first_reason(floating_only(g, dtype), can_spread_groups(g, g.c / g.groups));
+     },
+     &Conv2dKernels::forward_grouped_channels,
+     [](const Conv2dGeometry& g, DType) { return spreading_groups_pays(g); }},
+    {"pixel_rows", floating_only, &Conv2dKernels::forward_pixel_rows, rows_pay_in_forward},
     {"expanded_planes", floating_only, &Conv2dKernels::forward_expanded_planes},
     {"reference", everything, &Conv2dKernels::forward_reference},
 };
@@ -128,6 +161,12 @@ const Candidate<Conv2dBackwardInput> kBackwardInput[] = {
                              : first_reason(stride_one_or_two(g), one_channel_each_way(g, dtype));
      },
      &Conv2dKernels::backward_input_depthwise_rows},
+    {"grouped_channels",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return first_reason(floating_only(g, dtype), can_spread_groups(g, g.oc / g.groups));
+     },
+     &Conv2dKernels::backward_input_grouped_channels,
+     [](const Conv2dGeometry& g, DType) { return spreading_groups_pays(g); }},
     {"pixel_rows", floating_only, &Conv2dKernels::backward_input_pixel_rows,
      [](const Conv2dGeometry& g, DType) {
        return rows_pay(g.c / g.groups, g.h * g.w, g.input.c == 1, g.kw);

@@ -111,12 +111,14 @@ struct Conv2dKernels {
   Conv2dForward forward_depthwise_rows;
   Conv2dForward forward_depthwise_transposed;
   Conv2dForward forward_expanded_planes;
+  Conv2dForward forward_grouped_channels;
   Conv2dForward forward_pixel_rows;
   Conv2dForward forward_reference;
   Conv2dBackwardInput backward_input_depthwise_channels;
   Conv2dBackwardInput backward_input_depthwise_rows;
   Conv2dBackwardInput backward_input_depthwise_transposed;
   Conv2dBackwardInput backward_input_expanded_planes;
+  Conv2dBackwardInput backward_input_grouped_channels;
   Conv2dBackwardInput backward_input_pixel_rows;
   Conv2dBackwardInput backward_input_reference;
   Conv2dBackwardWeight backward_weight_depthwise_channel_dots;

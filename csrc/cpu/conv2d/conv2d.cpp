@@ -5,6 +5,7 @@
 #include "cpu/conv2d/depthwise_rows.h"
 #include "cpu/conv2d/depthwise_transposed.h"
 #include "cpu/conv2d/expanded_planes.h"
+#include "cpu/conv2d/grouped_channels.h"
 #include "cpu/conv2d/outer_products.h"
 #include "cpu/conv2d/pixel_rows.h"
 #include "cpu/conv2d/reference.h"
@@ -76,6 +77,9 @@ extern const Conv2dKernels conv2d_kernels = {
         NNOPS_FLOAT_DTYPES, depthwise_transposed_forward, depthwise_transposed_workspace,
         depthwise_transposed_forward_partition),
     .forward_expanded_planes = NNOPS_CONV2D_PACKING_ALGORITHM(expanded_planes_forward),
+    .forward_grouped_channels = NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, grouped_channels_forward,
+                                                       grouped_channels_forward_workspace,
+                                                       grouped_channels_forward_partition),
     .forward_pixel_rows = NNOPS_CONV2D_PACKING_ALGORITHM(pixel_rows_forward),
     .forward_reference = NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_forward,
                                                 reference_workspace, reference_forward_partition),
@@ -90,6 +94,9 @@ extern const Conv2dKernels conv2d_kernels = {
         depthwise_transposed_backward_input_partition),
     .backward_input_expanded_planes =
         NNOPS_CONV2D_PACKING_ALGORITHM(expanded_planes_backward_input),
+    .backward_input_grouped_channels = NNOPS_CONV2D_ALGORITHM(
+        NNOPS_FLOAT_DTYPES, grouped_channels_backward_input,
+        grouped_channels_backward_input_workspace, grouped_channels_backward_input_partition),
     .backward_input_pixel_rows = NNOPS_CONV2D_PACKING_ALGORITHM(pixel_rows_backward_input),
     .backward_input_reference =
         NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_backward_input, reference_workspace,

@@ -55,11 +55,11 @@ NNOPS_INLINE GridRange elements_that_see_all(const TapAxis& axis) {
 }
 
 // Pixels of one row, as the taps that they see find them.
-template <typename T>
+template <typename T, typename Read = T>
 struct ChannelsTask {
   T* written;
   int64_t written_step;  // from pixel to pixel
-  const T* read;         // of the first pixel and tap
+  const Read* read;      // of the first pixel and tap
   int64_t pixel, row;    // from pixel to pixel of the read image, and from tap row to tap row
   int64_t x_taps, x_gap;
   int64_t y_taps;
@@ -73,15 +73,15 @@ struct ChannelsTask {
 };
 
 // kPixels pixels that see all the kTaps taps of a kernel row, which lie next to each other.
-template <typename T, int kTaps, int kStep, int kPixels>
-void add_channels_tile(const ChannelsTask<T>& task) {
+template <typename T, typename Read, int kTaps, int kStep, int kPixels>
+void add_channels_tile(const ChannelsTask<T, Read>& task) {
   using A = acc_t<T>;
   constexpr int kReadPixels = (kPixels - 1) * kStep + kTaps;
   const int64_t pixel = task.pixel;
   for_channels<T>(task.channels, [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
     constexpr int kCount = decltype(lanes)::kCount;
     Lanes<A, kCount> total[kPixels] = {};
-    const T* row = task.read + channel;
+    const Read* row = task.read + channel;
     const A* weight_row = task.weights + channel;
     for (int64_t r = 0; r < task.y_taps; ++r, row += task.row, weight_row += task.weight_row) {
       Lanes<A, kCount> weights[kTaps];
@@ -89,7 +89,7 @@ void add_channels_tile(const ChannelsTask<T>& task) {
       for (int s = 0; s < kTaps; ++s) {
         weights[s] = load_lanes<kCount>(weight_row + s * task.weight_column);
       }
-      const T* pixels = row;
+      const Read* pixels = row;
 #pragma GCC unroll 32
       for (int i = 0; i < kReadPixels; ++i, pixels += pixel) {
         const Lanes<A, kCount> value = load_lanes<kCount>(pixels);
@@ -100,7 +100,7 @@ void add_channels_tile(const ChannelsTask<T>& task) {
         }
       }
     }
-    const T* next = task.read + channel + task.ahead;
+    const Read* next = task.read + channel + task.ahead;
     for (int64_t r = 0; r < task.ahead_rows; ++r, next += task.ahead_step) {
 #pragma GCC unroll 16
       for (int i = 0; i < kPixels * kStep; ++i) __builtin_prefetch(next + i * pixel, 0, 2);
@@ -115,13 +115,13 @@ void add_channels_tile(const ChannelsTask<T>& task) {
 }
 
 // One pixel, and any number of taps.
-template <typename T>
-void add_channels_pixel(const ChannelsTask<T>& task) {
+template <typename T, typename Read>
+void add_channels_pixel(const ChannelsTask<T, Read>& task) {
   using A = acc_t<T>;
   for_channels<T>(task.channels, [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
     constexpr int kCount = decltype(lanes)::kCount;
     Lanes<A, kCount> total = {};
-    const T* row = task.read + channel;
+    const Read* row = task.read + channel;
     const A* weight_row = task.weights + channel;
     for (int64_t r = 0; r < task.y_taps; ++r, row += task.row, weight_row += task.weight_row) {
       for (int64_t s = 0; s < task.x_taps; ++s) {
@@ -133,42 +133,42 @@ void add_channels_pixel(const ChannelsTask<T>& task) {
   });
 }
 
-template <typename T>
-using ChannelsFunction = void (*)(const ChannelsTask<T>& task);
+template <typename T, typename Read = T>
+using ChannelsFunction = void (*)(const ChannelsTask<T, Read>& task);
 
 // For a tile, for half a tile, for a single pixel.
-template <typename T>
+template <typename T, typename Read = T>
 struct ChannelsFunctions {
-  ChannelsFunction<T> tile, half;
+  ChannelsFunction<T, Read> tile, half;
 };
-template <typename T, int kTaps, int kStep>
-constexpr ChannelsFunctions<T> channels_functions() {
-  return {add_channels_tile<T, kTaps, kStep, kTilePixels>,
-          add_channels_tile<T, kTaps, kStep, kTilePixels / 2>};
+template <typename T, typename Read, int kTaps, int kStep>
+constexpr ChannelsFunctions<T, Read> channels_functions() {
+  return {add_channels_tile<T, Read, kTaps, kStep, kTilePixels>,
+          add_channels_tile<T, Read, kTaps, kStep, kTilePixels / 2>};
 }
-template <typename T>
-ChannelsFunctions<T> channels_functions_of(const TapAxis& x) {
+template <typename T, typename Read = T>
+ChannelsFunctions<T, Read> channels_functions_of(const TapAxis& x) {
   if (x.gap == 1 && x.step == 1) {
-    if (x.taps == 1) return channels_functions<T, 1, 1>();
-    if (x.taps == 2) return channels_functions<T, 2, 1>();
-    if (x.taps == 3) return channels_functions<T, 3, 1>();
-    if (x.taps == 4) return channels_functions<T, 4, 1>();
-    if (x.taps == 5) return channels_functions<T, 5, 1>();
-    if (x.taps == 7) return channels_functions<T, 7, 1>();
+    if (x.taps == 1) return channels_functions<T, Read, 1, 1>();
+    if (x.taps == 2) return channels_functions<T, Read, 2, 1>();
+    if (x.taps == 3) return channels_functions<T, Read, 3, 1>();
+    if (x.taps == 4) return channels_functions<T, Read, 4, 1>();
+    if (x.taps == 5) return channels_functions<T, Read, 5, 1>();
+    if (x.taps == 7) return channels_functions<T, Read, 7, 1>();
   }
   if (x.gap == 1 && x.step == 2) {
-    if (x.taps == 3) return channels_functions<T, 3, 2>();
-    if (x.taps == 5) return channels_functions<T, 5, 2>();
-    if (x.taps == 7) return channels_functions<T, 7, 2>();
+    if (x.taps == 3) return channels_functions<T, Read, 3, 2>();
+    if (x.taps == 5) return channels_functions<T, Read, 5, 2>();
+    if (x.taps == 7) return channels_functions<T, Read, 7, 2>();
   }
   return {nullptr, nullptr};
 }
 
 // Every pixel of one row of one pass, for some channels.
-template <typename T>
-void add_channels_row(ChannelsTask<T> task, const TapAxis& x, GridRange inside,
-                      const ChannelsFunctions<T>& functions) {
-  const T* read = task.read;
+template <typename T, typename Read>
+void add_channels_row(ChannelsTask<T, Read> task, const TapAxis& x, GridRange inside,
+                      const ChannelsFunctions<T, Read>& functions) {
+  const Read* read = task.read;
   const acc_t<T>* weights = task.weights;
   T* written = task.written;
   const int64_t position_step = task.pixel;
@@ -181,7 +181,7 @@ void add_channels_row(ChannelsTask<T> task, const TapAxis& x, GridRange inside,
     task.weights = weights + seen.first * task.weight_column;
     add_channels_pixel(task);
   };
-  const auto tiles = [&](int64_t begin, int64_t count, ChannelsFunction<T> function) {
+  const auto tiles = [&](int64_t begin, int64_t count, ChannelsFunction<T, Read> function) {
     task.x_taps = x.taps;
     task.weights = weights;
     for (int64_t element = begin; element < inside.end; element += count) {
