@@ -247,6 +247,13 @@ NNOPS_INLINE void prefetch_span(const T* source, int64_t n) {
   for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(source + i, 0, 2);
 }
 
+// The same for what will be written.
+template <typename T>
+NNOPS_INLINE void prefetch_written_span(const T* target, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(target + i, 1, 2);
+}
+
 // target[i] = source[i] in arithmetic's type, for i in [0, n). Short spans are many in images: the
 // last, partial vector is a whole one that overlaps the one before it.
 template <typename T>

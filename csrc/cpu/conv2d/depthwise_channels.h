@@ -164,9 +164,10 @@ ChannelsFunctions<T, Read> channels_functions_of(const TapAxis& x) {
   return {nullptr, nullptr};
 }
 
-// Every pixel of one row of one pass, for some channels.
+// Every pixel of one row of one pass, for some channels. The task is changed on the way: a copy of
+// what has just been written would wait for all stores before it.
 template <typename T, typename Read>
-void add_channels_row(ChannelsTask<T, Read> task, const TapAxis& x, GridRange inside,
+void add_channels_row(ChannelsTask<T, Read>& task, const TapAxis& x, GridRange inside,
                       const ChannelsFunctions<T, Read>& functions) {
   const Read* read = task.read;
   const acc_t<T>* weights = task.weights;
@@ -290,7 +291,6 @@ struct ChannelsRows {
     task.pixel = read_at.w;
     task.row = y.gap * read_at.h;
     task.y_taps = seen.last - seen.first;
-    task.read = task.y_taps > 0 ? read + position * read_at.h : read;
     task.ahead_step = read_at.h;
     task.ahead_rows = y.step;
     task.ahead = ((task.y_taps - 1) * y.gap + 1) * read_at.h;
@@ -300,6 +300,7 @@ struct ChannelsRows {
     const int64_t kernel_row = y.kernel_first + seen.first * y.kernel_step;
     for (int64_t p = 0; p < passes.x_count; ++p) {
       const TapAxis& x = passes.x[p];
+      task.read = task.y_taps > 0 ? read + position * read_at.h : read;
       task.written = written + row * written_at.h + x.out_first * written_at.w;
       task.written_step = x.out_step * written_at.w;
       task.weight_column = x.kernel_step * all_channels;

@@ -21,27 +21,25 @@ NNOPS_BEGIN_KERNELS
 constexpr int64_t kSpreadBytes = int64_t{192} << 10;  // of a strip, about
 constexpr int64_t kSpreadColumns = 256;               // of the grid, at most
 
-// result[lane] = source[index[lane]], all of which lie within the first N.
+// result[lane] = source[order[lane]]
 template <int N, typename A>
-NNOPS_INLINE Lanes<A, N> permute_lanes(Lanes<A, N> source, const int32_t* index) {
-  Lanes<A, N> result;
+NNOPS_INLINE Lanes<A, N> permute_lanes(Lanes<A, N> source, LaneMask<A, N> order) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<A, float> && N == 16) {
-    const __m512 permuted =
-        _mm512_permutexvar_ps(_mm512_loadu_si512(index), reinterpret_cast<__m512>(source));
-    std::memcpy(&result, &permuted, sizeof(result));
-    return result;
+  if constexpr (N == 16) {
+    return reinterpret_cast<Lanes<A, N>>(
+        _mm512_permutexvar_ps(reinterpret_cast<__m512i>(order), reinterpret_cast<__m512>(source)));
+  } else if constexpr (N == 8) {
+    return reinterpret_cast<Lanes<A, N>>(
+        _mm512_permutexvar_pd(reinterpret_cast<__m512i>(order), reinterpret_cast<__m512d>(source)));
   }
 #elif defined(__AVX2__)
-  if constexpr (std::is_same_v<A, float> && N == 8) {
-    const __m256 permuted =
-        _mm256_permutevar8x32_ps(reinterpret_cast<__m256>(source),
-                                 _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)));
-    std::memcpy(&result, &permuted, sizeof(result));
-    return result;
+  if constexpr (N == 8) {
+    return reinterpret_cast<Lanes<A, N>>(_mm256_permutevar8x32_ps(
+        reinterpret_cast<__m256>(source), reinterpret_cast<__m256i>(order)));
   }
 #endif
-  for (int i = 0; i < N; ++i) result[i] = source[index[i]];
+  Lanes<A, N> result{};
+  for (int i = 0; i < N; ++i) result[i] = source[order[i]];
   return result;
 }
 
@@ -124,45 +122,70 @@ void pack_grouped_block(acc_t<T>* packed, const T* weight, const T* bias, int64_
   }
 }
 
-// One row of the read image for the kCount lanes from `lane` on: spread[column][lane].
-template <int kCount, typename T>
-NNOPS_INLINE void spread_row(acc_t<T>* spread, const T* row, int64_t lane, int64_t outer,
+// Where the lanes of a block find an outer channel: kCount lanes read what lies together.
+constexpr int64_t kMostSpreadTerms = 192;
+template <typename A>
+struct LaneSources {
+  static constexpr int64_t kBlock = kLanes<A>;
+  static constexpr int kCount = kMostLanes<A>;
+  using LaneInt = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+  int64_t base[kBlock / kCount];  // the first channel that the lanes read
+  bool whole[kBlock / kCount];    // a vector from there on has all that they read
+  LaneInt index[kMostSpreadTerms][kBlock];
+
+  void find(int64_t block, const PixelPass& pass, const GroupedPlan<A>& plan) {
+    for (int64_t part = 0; part < kBlock / kCount; ++part) {
+      const int64_t lane = part * kCount;
+      const auto first_channel = [&](int64_t i) {
+        // Lanes beyond the last channel repeat it.
+        return smaller(block * kBlock + lane + i, plan.channels - 1) / pass.rows * pass.outer;
+      };
+      base[part] = first_channel(0);
+      const int64_t span = first_channel(kCount - 1) + pass.outer - base[part];
+      whole[part] = span <= kCount && base[part] + kCount <= pass.groups * pass.outer;
+      for (int64_t c = 0; c < pass.outer; ++c) {
+        for (int64_t i = 0; i < kCount; ++i) {
+          index[c][lane + i] = static_cast<LaneInt>(first_channel(i) + c - base[part]);
+        }
+      }
+    }
+  }
+};
+
+// One row of the read image, or null for a row of padding: spread[outer][column][lane].
+template <typename T>
+NNOPS_INLINE void spread_row(acc_t<T>* spread, const T* row, const LaneSources<acc_t<T>>& lanes,
                              const GroupedStrip& strip, const PixelPass& pass,
                              const GroupedPlan<acc_t<T>>& plan) {
   using A = acc_t<T>;
   constexpr int64_t kBlock = kLanes<A>;
+  constexpr int kCount = kMostLanes<A>;
   const int64_t position = strip.x0 * pass.x.step + pass.x.first;  // of column 0
   const int64_t columns = (strip.width - 1) * pass.x.step + (pass.x.taps - 1) * pass.x.gap + 1;
   const int64_t limit = row != nullptr ? pass.x.limit : 0;
   const int64_t begin = smaller(columns, larger(0, -position));
   const int64_t end = larger(begin, smaller(columns, limit - position));
-  const int64_t channel0 = strip.block * kBlock + lane;
-  const int64_t base = channel0 / pass.rows * pass.outer;
-  int32_t index[kCount];
-  int64_t last = 0;
-  for (int64_t i = 0; i < kCount; ++i) {
-    // Lanes beyond the last channel repeat it.
-    const int64_t channel = smaller(channel0 + i, plan.channels - 1);
-    last = channel / pass.rows * pass.outer + outer - base;
-    index[i] = static_cast<int32_t>(last);
-  }
-  A* target = spread + lane;
-  for (int64_t i = 0; i < begin; ++i) store_lanes<kCount>(target + i * kBlock, Lanes<A, kCount>{});
-  if (begin < end) {
-    const T* source = row + (position + begin) * pass.read.w + base;
-    if (last < kCount && base + kCount <= pass.groups * pass.outer) {
-      for (int64_t i = begin; i < end; ++i, source += pass.read.w) {
-        store_lanes<kCount>(target + i * kBlock,
-                            permute_lanes<kCount, A>(load_lanes<kCount>(source), index));
-      }
-    } else {
-      for (int64_t i = begin; i < end; ++i, source += pass.read.w) {
-        for (int64_t k = 0; k < kCount; ++k) target[i * kBlock + k] = to_acc(source[index[k]]);
+  const int64_t pixel = pass.read.w;
+  const T* first = begin < end ? row + (position + begin) * pixel : row;
+  for (int64_t c = 0; c < pass.outer; ++c, spread += plan.read_columns * kBlock) {
+    for (int64_t i = 0; i < begin * kBlock; ++i) spread[i] = 0;
+    for (int64_t part = 0; part < kBlock / kCount; ++part) {
+      const T* source = first + lanes.base[part];
+      const auto* index = lanes.index[c] + part * kCount;
+      A* target = spread + part * kCount + begin * kBlock;
+      if (lanes.whole[part]) {
+        LaneMask<A, kCount> order;
+        std::memcpy(&order, index, sizeof(order));
+        for (int64_t i = begin; i < end; ++i, source += pixel, target += kBlock) {
+          store_lanes<kCount>(target, permute_lanes<kCount, A>(load_lanes<kCount>(source), order));
+        }
+      } else {
+        for (int64_t i = begin; i < end; ++i, source += pixel, target += kBlock) {
+          for (int64_t k = 0; k < kCount; ++k) target[k] = to_acc(source[index[k]]);
+        }
       }
     }
-  }
-  for (int64_t i = end; i < columns; ++i) {
-    store_lanes<kCount>(target + i * kBlock, Lanes<A, kCount>{});
+    for (int64_t i = end * kBlock; i < columns * kBlock; ++i) spread[i] = 0;
   }
 }
 
@@ -171,7 +194,6 @@ void run_grouped_pass(T* written, const T* read, const T* weight, const T* bias,
                       const PixelPass& pass, void* workspace, int threads) {
   using A = acc_t<T>;
   constexpr int64_t kBlock = kLanes<A>;
-  constexpr int kCount = kMostLanes<A>;
   const GroupedPlan<A> plan(pass, threads);
   A* packed = static_cast<A*>(workspace);
   A* per_thread = packed + plan.packed_size();
@@ -182,24 +204,33 @@ void run_grouped_pass(T* written, const T* read, const T* weight, const T* bias,
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     A* spread = per_thread + thread_index() * plan.spread_size;
+    LaneSources<A> lanes;
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < plan.blocks; ++block) {
       pack_grouped_block(packed + block * plan.packed_block, weight, bias, block, pass, plan);
     }
-#pragma omp for schedule(dynamic)
+    // A thread gets blocks of the same strip and strips below each other.
+#pragma omp for schedule(static)
     for (int64_t i = 0; i < plan.tasks(); ++i) {
       const GroupedStrip strip = plan.strip(i, pass);
+      lanes.find(strip.block, pass, plan);
       const T* image = read + strip.image * pass.read.n;
+      // A block reads and writes a line here and there. What the strip below reads and writes anew
+      // is fetched in one piece, a part with each block.
+      const int64_t below = strip.y0 + strip.height;
+      const int64_t read_part = divide_up(strip.height * pass.y.step * pass.read.h, plan.blocks);
+      const int64_t read_row = below * pass.y.step + pass.y.first + (pass.y.taps - 1) * pass.y.gap;
+      prefetch_span(image + read_row * pass.read.h + strip.block * read_part, read_part);
+      const int64_t written_row = pass.y.out_step * pass.written.h;
+      const int64_t written_part = divide_up(strip.height * written_row, plan.blocks);
+      prefetch_written_span(written + strip.image * pass.written.n + below * written_row +
+                                strip.block * written_part,
+                            written_part);
       const int64_t rows = (strip.height - 1) * pass.y.step + (pass.y.taps - 1) * pass.y.gap + 1;
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t h = strip.y0 * pass.y.step + pass.y.first + r;
         const T* row = h >= 0 && h < pass.y.limit ? image + h * pass.read.h : nullptr;
-        for (int64_t c = 0; c < pass.outer; ++c) {
-          A* target = spread + (r * pass.outer + c) * spread_row_size;
-          for (int64_t lane = 0; lane < kBlock; lane += kCount) {
-            spread_row<kCount>(target, row, lane, c, strip, pass, plan);
-          }
-        }
+        spread_row(spread + r * pass.outer * spread_row_size, row, lanes, strip, pass, plan);
       }
 
       ChannelsTask<T, A> task{};
@@ -263,7 +294,7 @@ template <typename A>
 void visit_grouped_pass(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
   const GroupedPlan<A> plan(pass, threads);
   visit_copies(visitor, "weights", plan.blocks, [&](int64_t) { return plan.packed_block; });
-  visit_products(visitor, Schedule::kDynamic, plan.tasks(), [&](int64_t i) {
+  visit_products(visitor, Schedule::kStatic, plan.tasks(), [&](int64_t i) {
     const GroupedStrip strip = plan.strip(i, pass);
     return strip.height * strip.width * plan.block_channels(strip.block) * plan.terms;
   });
