@@ -13,6 +13,7 @@
 #include "core/dispatch.h"
 #include "core/huge_pages.h"
 #include "core/isa.h"
+#include "core/workspace.h"
 #include "ops/conv2d_partition.h"
 #include "ops/packed_weights.h"
 
@@ -82,6 +83,9 @@ PYBIND11_MODULE(_C, module) {
              "Whether large outputs ask the system for huge pages.");
   module.def("set_huge_pages", &nnops::set_huge_pages_enabled, py::arg("enabled"),
              "Switches that for the whole process.");
+  module.def("kept_workspace_bytes", &nnops::kept_workspace_bytes,
+             "Bytes of scratch memory that the calling thread keeps for its next calls.");
+  module.attr("most_kept_workspace_bytes") = nnops::kMostKeptWorkspaceBytes;
   module.def("packed_weights_limit", &nnops::packed_weights_limit,
              "Bytes that conv2d's packed weights may take; 0 keeps none.");
   module.def("set_packed_weights_limit", &nnops::set_packed_weights_limit, py::arg("bytes"),

@@ -48,7 +48,7 @@ def test_explain_names_every_candidate_with_its_reason(isa: str) -> None:
     for part in ("conv2d", "2x32x9x8", "runs", "after pixel_rows", isa):
         assert part in text
 
-    (call,) = nnops.explain(F.conv2d, torch.randn(1, 3, 9, 9), torch.randn(8, 3, 3, 3))
+    (call,) = nnops.explain(F.conv2d, torch.randn(1, 30, 9, 9), torch.randn(8, 30, 3, 3))
     assert call.algorithm == "expanded_planes"
     reasons = {each.algorithm: each.reason for each in call.candidates}
     assert "too few channels" in reasons["pixel_rows"]

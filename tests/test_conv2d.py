@@ -87,6 +87,14 @@ AWKWARD = (
     ),
     ("dilation beyond the map", (2, 17, 9, 9), (18, 17, 3, 3), {"padding": 12, "dilation": 12}),
     ("groups", (2, 54, 9, 9), (51, 18, 3, 3), {"groups": 3, "padding": 1}),
+    ("small groups", (2, 24, 11, 37), (36, 4, 3, 3), {"groups": 6, "padding": 1}),
+    (
+        "small groups, strided",
+        (2, 10, 9, 12),
+        (15, 2, 5, 4),
+        {"groups": 5, "padding": 2, "stride": 2},
+    ),
+    ("small groups, wide rows", (1, 8, 5, 530), (8, 4, 3, 3), {"groups": 2, "padding": (0, 1)}),
     ("depthwise", (2, 37, 15, 14), (74, 1, 3, 3), {"groups": 37, "padding": 1}),
     ("depthwise, one each", (2, 37, 15, 14), (37, 1, 3, 3), {"groups": 37, "padding": 1}),
     ("depthwise, bands", (1, 5, 130, 61), (5, 1, 5, 5), {"groups": 5, "padding": 2}),
@@ -213,15 +221,21 @@ def test_infinities_stay_where_they_are_multiplied(algorithm: str, isa: str) -> 
     assert computed
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("operator", ["conv2d", "conv2d_backward_input"])
-def test_vectors_along_pixels_and_along_channels_give_the_same_bits(operator: str) -> None:
-    for name, args, parameters in awkward_problems("both"):
-        results = []
-        for algorithm in ("expanded_planes", "pixel_rows"):
+def test_the_algorithms_of_a_pass_give_the_same_bits(operator: str, channels_last: bool) -> None:
+    """All but the reference, which sums in another order."""
+    for name, args, parameters in awkward_problems("any", channels_last=channels_last):
+        results = {}
+        for algorithm in _C.algorithms()[operator]:
             with forced_algorithm(operator, algorithm):
-                results.append(forward_and_gradients(F.conv2d, args, parameters))
-        for index, (a, b) in enumerate(zip(*results, strict=True)):
-            assert torch.equal(a, b), f"{name} {index}"
+                if algorithm != "reference" and computable(args, parameters):
+                    results[algorithm] = forward_and_gradients(F.conv2d, args, parameters)
+        expected = results.pop("expanded_planes")
+        assert "pixel_rows" in results
+        for algorithm, actual in results.items():
+            for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
+                assert torch.equal(a, b), f"{name} {algorithm} {index}"
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32], ids=str)
@@ -263,17 +277,19 @@ def test_gradients_have_the_same_bits_on_any_number_of_threads() -> None:
 
 
 @pytest.mark.skipif("avx512" not in _C.available_isas(), reason="this CPU has no AVX-512")
-def test_avx2_and_avx512_give_the_same_bits() -> None:
-    args = [torch.randn(3, 37, 15, 14), torch.randn(19, 37, 3, 3), torch.randn(19)]
-    results = []
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_avx2_and_avx512_give_the_same_bits(algorithm: str, channels_last: bool) -> None:
     before = _C.active_isa()
-    try:
-        for level in ("avx2", "avx512"):
-            _C.set_active_isa(level)
-            results.append(forward_and_gradients(F.conv2d, args, {"padding": 1}))
-    finally:
-        _C.set_active_isa(before)
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    for name, args, parameters in awkward_problems(algorithm, channels_last=channels_last):
+        results = []
+        try:
+            for level in ("avx2", "avx512"):
+                _C.set_active_isa(level)
+                results.append(forward_and_gradients(F.conv2d, args, parameters))
+        finally:
+            _C.set_active_isa(before)
+        for index, (a, b) in enumerate(zip(*results, strict=True)):
+            assert torch.equal(a, b), f"{name} {index}"
 
 
 def test_saves_only_what_the_wanted_gradients_need() -> None:

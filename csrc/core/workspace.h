@@ -1,27 +1,31 @@
 // Scratch memory that csrc/ops hands to kernels: uninitialised, aligned to a cache line.
+//
+// Each thread keeps the blocks that it gives back for its next calls, a few and of bounded size:
+// fresh memory comes page by page from the system, which for a small convolution takes longer than
+// to compute it. A forked child has its own copy of what its thread kept.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-#include <new>
 
 namespace nnops {
 
-inline constexpr std::align_val_t kWorkspaceAlignment{64};
-
 class Workspace {
  public:
-  explicit Workspace(int64_t bytes)
-      : data_(bytes > 0 ? ::operator new(static_cast<size_t>(bytes), kWorkspaceAlignment)
-                        : nullptr) {}
-  ~Workspace() { ::operator delete(data_, kWorkspaceAlignment); }
+  explicit Workspace(int64_t bytes);
+  ~Workspace();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
   void* data() const { return data_; }
+  int64_t bytes() const { return capacity_; }  // at least those asked for
 
  private:
   void* data_;
+  int64_t capacity_;
 };
+
+// What the calling thread keeps now, and the most that it ever keeps.
+int64_t kept_workspace_bytes();
+inline constexpr int64_t kMostKeptWorkspaceBytes = int64_t{32} << 20;
 
 }  // namespace nnops

@@ -59,17 +59,22 @@ std::string rows_pay(int64_t written, int64_t pixels, bool channels_last, int64_
              : "more of a vector along channels would be padding than of one along pixels";
 }
 
-// Sums of a single chain go straight to rows of row-major images, vectors along pixels; vectors
-// along channels would be transposed on the way out.
+// Sums of a single chain go straight to row-major images where vectors go along pixels, and would
+// be transposed on the way out where they go along channels. Worth it for rows of nearly whole
+// vectors, or else, if planes can be expanded cheaply, for short sums or few channels.
 std::string rows_pay_in_forward(const Conv2dGeometry& g, DType dtype) {
   constexpr int64_t kMostTerms = 192;
+  constexpr int64_t kShort = 80;
   constexpr int64_t kLanes = 16;
+  const int64_t written = g.oc / g.groups;
+  const int64_t terms = g.c / g.groups * g.kh * g.kw;
   const int64_t width = (g.ow + kLanes - 1) / kLanes * kLanes;
-  if (dtype <= DType::kFloat64 && g.output.w == 1 && g.c / g.groups * g.kh * g.kw <= kMostTerms &&
-      width * 8 <= g.ow * 9) {
+  const bool whole = g.ow >= 2 * kLanes && width * 8 <= g.ow * 9;
+  const bool cheap = g.stride_w == 1 && (terms <= kShort || written <= kLanes);
+  if (dtype <= DType::kFloat64 && g.output.w == 1 && terms <= kMostTerms && (whole || cheap)) {
     return "the sums of one chain go straight to rows of pixels";
   }
-  return rows_pay(g.oc / g.groups, g.oh * g.ow, g.output.c == 1, g.kw);
+  return rows_pay(written, g.oh * g.ow, g.output.c == 1, g.kw);
 }
 
 // The depthwise algorithms of forward and backward_input give the same bits too, as their sums are

@@ -163,7 +163,7 @@ std::shared_ptr<const Workspace> packed_weights(const PackingRequest& request) {
   const auto fingerprint_bytes =
       static_cast<int64_t>(sizeof(Entry) + bytes_seen.size() * sizeof(bytes_seen[0]));
   if (seen) {
-    cache.keep({key, std::move(bytes_seen), packed, fingerprint_bytes + request.packed_bytes});
+    cache.keep({key, std::move(bytes_seen), packed, fingerprint_bytes + packed->bytes()});
   } else {
     cache.keep({key, std::move(bytes_seen), nullptr, fingerprint_bytes});
   }

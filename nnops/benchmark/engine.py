@@ -101,12 +101,21 @@ def row_count(plan: Plan) -> int:
 def run(plan: Plan, limits: dict[int, Limits]) -> Iterator[Row]:
     """Yields each row as soon as it is measured; leaves ISA and threads as they were."""
     isa, threads = _C.active_isa(), torch.get_num_threads()
+    _settle_malloc()
     try:
         for subject in subjects(plan):
             yield from _rows_of(subject, plan, limits)
     finally:
         _C.set_active_isa(isa)
         torch.set_num_threads(threads)
+
+
+def _settle_malloc() -> None:
+    """Lets glibc keep freed memory of up to this size from now on, as it does in every process that
+    has freed a tensor as large; else it depends on the rows before whether an output of some
+    megabytes is the same memory again and again or fresh pages from the system at every call."""
+    largest = 31 << 20
+    torch.empty(largest, dtype=torch.uint8)
 
 
 def _rows_of(subject: Subject, plan: Plan, limits: dict[int, Limits]) -> Iterator[Row]:

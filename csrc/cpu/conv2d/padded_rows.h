@@ -13,51 +13,6 @@
 
 NNOPS_BEGIN_KERNELS
 
-// Lanes 0, 2, 4, ... of `low`, then lanes 1, 3, 5, ... of `high`.
-template <typename V>
-NNOPS_INLINE V even_then_odd(V low, V high) {
-  constexpr int kCount = sizeof(V) / sizeof(low[0]);
-  if constexpr (kCount == 1) {
-    return low;
-  } else if constexpr (kCount == 2) {
-    return __builtin_shufflevector(low, high, 0, 3);
-  } else if constexpr (kCount == 4) {
-    return __builtin_shufflevector(low, high, 0, 2, 5, 7);
-  } else if constexpr (kCount == 8) {
-    return __builtin_shufflevector(low, high, 0, 2, 4, 6, 9, 11, 13, 15);
-  } else {
-    return __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29,
-                                   31);
-  }
-}
-
-// target[i] = source[i step] for i in [0, n); nothing else is read or written.
-template <typename T>
-NNOPS_INLINE void copy_steps(acc_t<T>* target, const T* source, int64_t step, int64_t n) {
-  const auto single = [&](int64_t i) { target[i] = to_acc(source[i * step]); };
-  if (step == 1) {
-    for_lanes<T>(
-        0, n,
-        [&](auto lanes, int64_t i) {
-          constexpr int kCount = decltype(lanes)::kCount;
-          store_lanes<kCount>(target + i, load_lanes<kCount>(source + i));
-        },
-        single);
-  } else if (step == 2) {
-    for_lanes<T>(
-        0, n,
-        [&](auto lanes, int64_t i) {
-          constexpr int kCount = decltype(lanes)::kCount;
-          const T* from = source + 2 * i;
-          store_lanes<kCount>(target + i, even_then_odd(load_lanes<kCount>(from),
-                                                        load_lanes<kCount>(from + kCount - 1)));
-        },
-        single);
-  } else {
-    for (int64_t i = 0; i < n; ++i) single(i);
-  }
-}
-
 template <typename A>
 NNOPS_INLINE void write_zeros(A* target, int64_t n) {
   constexpr int kCount = kMostLanes<A>;
@@ -106,8 +61,8 @@ struct PaddedRows {
     for (int64_t cls = 0; cls < classes; ++cls, row += length) {
       const Span& span = spans_[cls];
       write_zeros(row, span.begin);
-      copy_steps(row + span.begin, source + span.position * stride, x.step * stride,
-                 span.end - span.begin);
+      copy_strided(row + span.begin, source + span.position * stride, x.step * stride,
+                   span.end - span.begin);
       write_zeros(row + span.end, length - span.end);
     }
   }
