@@ -223,9 +223,9 @@ void run_grouped_pass(T* written, const T* read, const T* weight, const T* bias,
       prefetch_span(image + read_row * pass.read.h + strip.block * read_part, read_part);
       const int64_t written_row = pass.y.out_step * pass.written.h;
       const int64_t written_part = divide_up(strip.height * written_row, plan.blocks);
-      prefetch_written_span(written + strip.image * pass.written.n + below * written_row +
-                                strip.block * written_part,
-                            written_part);
+      prefetch_written_span(
+          written + strip.image * pass.written.n + below * written_row + strip.block * written_part,
+          written_part);
       const int64_t rows = (strip.height - 1) * pass.y.step + (pass.y.taps - 1) * pass.y.gap + 1;
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t h = strip.y0 * pass.y.step + pass.y.first + r;
