@@ -108,7 +108,9 @@ std::string can_spread_groups(const Conv2dGeometry& g, int64_t outer) {
 std::string spreading_groups_pays(const Conv2dGeometry& g) {
   constexpr int64_t kLanes = 16;
   if (g.c < kLanes / 2 || g.oc < kLanes / 2) return "too few channels to have vectors along them";
-  return g.c / g.groups < kLanes && g.oc / g.groups < kLanes
+  // At stride 2 most of what is spread out is read by few outputs.
+  const int64_t most = std::max(g.c, g.oc) / g.groups;
+  return most < (g.stride_h == 1 ? kLanes : kLanes / 2)
              ? ""
              : "a group has enough channels for vectors of its own";
 }

@@ -201,20 +201,37 @@ NNOPS_INLINE SharedStrips share_strips(const PixelPass& pass, SharedStrips most,
   return best;
 }
 
+// Images are cleared by rows of pixels where their channels are neighbours, else by planes.
+NNOPS_INLINE bool clears_rows_of_pixels(const Conv2dGeometry& g) {
+  return g.input.c == 1 && g.input.w == g.c;
+}
+
 NNOPS_INLINE void visit_zeros_where_no_tap_reaches(const Conv2dGeometry& g,
                                                    const Conv2dPhaseVisitor& visitor) {
   if (for_each_backward_pass(g, [](const PixelPass&) {})) return;
-  visit_copies(visitor, "zeros", g.n * g.c, [&](int64_t) { return g.h * g.w; });
+  const bool rows = clears_rows_of_pixels(g);
+  visit_copies(visitor, "zeros", g.n * (rows ? g.h : g.c),
+               [&](int64_t) { return g.w * (rows ? g.c : g.h); });
 }
 
 template <typename T>
 void write_zeros_where_no_tap_reaches(T* grad_input, const Conv2dGeometry& g, int threads) {
   if (for_each_backward_pass(g, [](const PixelPass&) {})) return;
+  const bool rows = clears_rows_of_pixels(g);
+  const int64_t parts = rows ? g.h : g.c;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < g.n * g.c; ++i) {
-    T* channel = grad_input + i / g.c * g.input.n + i % g.c * g.input.c;
-    for (int64_t h = 0; h < g.h; ++h) {
-      for (int64_t w = 0; w < g.w; ++w) channel[h * g.input.h + w * g.input.w] = T{};
+  for (int64_t i = 0; i < g.n * parts; ++i) {
+    T* part = grad_input + i / parts * g.input.n + i % parts * (rows ? g.input.h : g.input.c);
+    if (rows) {
+      std::memset(static_cast<void*>(part), 0, static_cast<size_t>(g.w * g.c) * sizeof(T));
+      continue;
+    }
+    for (int64_t h = 0; h < g.h; ++h, part += g.input.h) {
+      if (g.input.w == 1) {
+        std::memset(static_cast<void*>(part), 0, static_cast<size_t>(g.w) * sizeof(T));
+      } else {
+        for (int64_t w = 0; w < g.w; ++w) part[w * g.input.w] = T{};
+      }
     }
   }
 }
