@@ -42,11 +42,13 @@ std::string first_reason(const std::string& first, const std::string& second) {
   return first.empty() ? second : first;
 }
 
+// Of a float vector in the kernels, on every ISA.
+constexpr int64_t kLanes = 16;
+
 // pixel_rows and expanded_planes give the same bits: this is a matter of speed alone. Vectors along
 // `written` channels waste what is missing to a multiple of kLanes, vectors along pixels the same
 // at an image's end; images in channels_last order need no transposition along channels.
 std::string rows_pay(int64_t written, int64_t pixels, bool channels_last, int64_t kernel_width) {
-  constexpr int64_t kLanes = 16;
   if (channels_last && written >= kLanes / 2) return "";
   if (written < kLanes) return "too few channels to have vectors along them";
   // With one kernel column the planes are copied as they are, which is cheaper than to transpose
@@ -59,19 +61,24 @@ std::string rows_pay(int64_t written, int64_t pixels, bool channels_last, int64_
              : "more of a vector along channels would be padding than of one along pixels";
 }
 
+// Whether sums over `outer` channels are one chain.
+bool is_one_chain(const Conv2dGeometry& g, int64_t outer) {
+  constexpr int64_t kMost = kConv2dLongestChain;
+  return g.kh <= kMost && g.kw <= kMost && outer <= kMost && outer * g.kh * g.kw <= kMost;
+}
+
 // Sums of a single chain go straight to row-major images where vectors go along pixels, and would
 // be transposed on the way out where they go along channels. Worth it for rows of nearly whole
 // vectors, or else, if planes can be expanded cheaply, for short sums or few channels.
 std::string rows_pay_in_forward(const Conv2dGeometry& g, DType dtype) {
-  constexpr int64_t kMostTerms = 192;
   constexpr int64_t kShort = 80;
-  constexpr int64_t kLanes = 16;
   const int64_t written = g.oc / g.groups;
   const int64_t terms = g.c / g.groups * g.kh * g.kw;
   const int64_t width = (g.ow + kLanes - 1) / kLanes * kLanes;
   const bool whole = g.ow >= 2 * kLanes && width * 8 <= g.ow * 9;
   const bool cheap = g.stride_w == 1 && (terms <= kShort || written <= kLanes);
-  if (dtype <= DType::kFloat64 && g.output.w == 1 && terms <= kMostTerms && (whole || cheap)) {
+  if (dtype <= DType::kFloat64 && g.output.w == 1 && is_one_chain(g, g.c / g.groups) &&
+      (whole || cheap)) {
     return "the sums of one chain go straight to rows of pixels";
   }
   return rows_pay(written, g.oh * g.ow, g.output.c == 1, g.kw);
@@ -80,9 +87,8 @@ std::string rows_pay_in_forward(const Conv2dGeometry& g, DType dtype) {
 // The depthwise algorithms of forward and backward_input give the same bits too, as their sums are
 // one chain.
 std::string one_input_channel(const Conv2dGeometry& g, DType dtype) {
-  constexpr int64_t kMostTaps = 192;
   if (g.c != g.groups) return "more than one input channel a group";
-  if (g.kh > kMostTaps || g.kw > kMostTaps || g.kh * g.kw > kMostTaps) return "too many taps";
+  if (!is_one_chain(g, 1)) return "too many taps";
   return floating_only(g, dtype);
 }
 std::string one_channel_each_way(const Conv2dGeometry& g, DType dtype) {
@@ -97,16 +103,11 @@ std::string channels_last_images(const Conv2dGeometry& g) {
 }
 // Groups whose channels are spread out over the lanes of vectors; outer: channels a sum goes over.
 std::string can_spread_groups(const Conv2dGeometry& g, int64_t outer) {
-  constexpr int64_t kMostTerms = 192;
-  if (g.kh > kMostTerms || g.kw > kMostTerms || outer > kMostTerms ||
-      outer * g.kh * g.kw > kMostTerms) {
-    return "a sum is more than one chain";
-  }
+  if (!is_one_chain(g, outer)) return "a sum is more than one chain";
   if (g.dilation_h != 1 || g.dilation_w != 1) return "the kernel is dilated";
   return first_reason(channels_last_images(g), stride_one_or_two(g));
 }
 std::string spreading_groups_pays(const Conv2dGeometry& g) {
-  constexpr int64_t kLanes = 16;
   if (g.c < kLanes / 2 || g.oc < kLanes / 2) return "too few channels to have vectors along them";
   // At stride 2 most of what is spread out is read by few outputs.
   const int64_t most = std::max(g.c, g.oc) / g.groups;

@@ -25,6 +25,9 @@ struct Conv2dGeometry {
   Strides4 input, weight, output;
 };
 
+// Sums of up to so many terms are added up in one chain; longer ones in several.
+inline constexpr int64_t kConv2dLongestChain = 192;
+
 // What the order of packed weights may depend on, everything else zero. In the forward pass that is
 // the weight alone; in backward_input also which taps meet which residue of the input position
 // modulo the stride.

@@ -76,11 +76,11 @@ extern const Conv2dKernels conv2d_kernels = {
     .forward_depthwise_transposed = NNOPS_CONV2D_ALGORITHM(
         NNOPS_FLOAT_DTYPES, depthwise_transposed_forward, depthwise_transposed_workspace,
         depthwise_transposed_forward_partition),
-    .forward_expanded_planes = NNOPS_CONV2D_PACKING_ALGORITHM(expanded_planes_forward),
-    .forward_grouped_channels = NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, grouped_channels_forward,
-                                                       grouped_channels_forward_workspace,
-                                                       grouped_channels_forward_partition),
-    .forward_pixel_rows = NNOPS_CONV2D_PACKING_ALGORITHM(pixel_rows_forward),
+    .forward_expanded_planes = NNOPS_CONV2D_PACKING_ALGORITHM(ByPasses<ExpandedPlanes>::forward),
+    .forward_grouped_channels = NNOPS_CONV2D_ALGORITHM(
+        NNOPS_FLOAT_DTYPES, ByPasses<GroupedChannels>::forward,
+        ByPasses<GroupedChannels>::forward_workspace, ByPasses<GroupedChannels>::forward_partition),
+    .forward_pixel_rows = NNOPS_CONV2D_PACKING_ALGORITHM(ByPasses<PixelRows>::forward),
     .forward_reference = NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_forward,
                                                 reference_workspace, reference_forward_partition),
     .backward_input_depthwise_channels = NNOPS_CONV2D_ALGORITHM(
@@ -93,11 +93,13 @@ extern const Conv2dKernels conv2d_kernels = {
         NNOPS_FLOAT_DTYPES, depthwise_transposed_backward_input, depthwise_transposed_workspace,
         depthwise_transposed_backward_input_partition),
     .backward_input_expanded_planes =
-        NNOPS_CONV2D_PACKING_ALGORITHM(expanded_planes_backward_input),
-    .backward_input_grouped_channels = NNOPS_CONV2D_ALGORITHM(
-        NNOPS_FLOAT_DTYPES, grouped_channels_backward_input,
-        grouped_channels_backward_input_workspace, grouped_channels_backward_input_partition),
-    .backward_input_pixel_rows = NNOPS_CONV2D_PACKING_ALGORITHM(pixel_rows_backward_input),
+        NNOPS_CONV2D_PACKING_ALGORITHM(ByPasses<ExpandedPlanes>::backward_input),
+    .backward_input_grouped_channels =
+        NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, ByPasses<GroupedChannels>::backward_input,
+                               ByPasses<GroupedChannels>::backward_input_workspace,
+                               ByPasses<GroupedChannels>::backward_input_partition),
+    .backward_input_pixel_rows =
+        NNOPS_CONV2D_PACKING_ALGORITHM(ByPasses<PixelRows>::backward_input),
     .backward_input_reference =
         NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_backward_input, reference_workspace,
                                reference_backward_input_partition),

@@ -24,7 +24,6 @@ NNOPS_BEGIN_KERNELS
 
 constexpr int64_t kBandBytes = int64_t{20} << 10;  // of the copied rows of a band
 constexpr int64_t kLeastBandRows = 4;
-static_assert(kMostTaps == 2 * kChain, "more would be several chains");
 
 // Some rows of the grid of the planes [first, last).
 struct Band {
@@ -254,7 +253,7 @@ void run_depthwise_rows(T* written, const T* read, const T* weight, const T* bia
   const DepthwiseRowsPlan<A> plan(pass, threads);
   const BandPlan& bands = plan.bands;
   const DepthwiseRowsFunction<T> add = depthwise_rows_function<T>(pass.y, pass.x);
-  int64_t columns[kMostTaps];
+  int64_t columns[kConv2dLongestChain];
   for (int64_t s = 0; s < pass.x.taps; ++s) columns[s] = plan.padded.column_of_tap(s);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t run = 0; run < bands.runs; ++run) {
@@ -272,7 +271,7 @@ void run_depthwise_rows(T* written, const T* read, const T* weight, const T* bia
              (plane % pass.groups * pass.rows + row) * pass.written.c + y0 * pass.written.h;
     };
     T* const last_band = band_of(last - 1, pass.rows - 1);
-    A taps[kMostTaps];
+    A taps[kConv2dLongestChain];
     DepthwiseRows<T> task{};
     task.written_pitch = pass.written.h;
     task.width = pass.x.grid;
@@ -439,7 +438,7 @@ void run_depthwise_pairs(T* grad_input, const T* grad_output, const T* weight,
   const TapAxis& odd = plan.x.parity[1];
   const int64_t row_taps = even.taps + odd.taps;
   const PairedRowFunction<T> add = paired_row_function<T>(even.taps, odd.taps);
-  int64_t columns[kMostTaps];
+  int64_t columns[kConv2dLongestChain];
   for (int64_t s = 0; s < even.taps; ++s) columns[s] = even.first + s * even.gap - plan.x.lowest;
   for (int64_t s = 0; s < odd.taps; ++s) {
     columns[even.taps + s] = odd.first + s * odd.gap - plan.x.lowest;
@@ -453,7 +452,7 @@ void run_depthwise_pairs(T* grad_input, const T* grad_output, const T* weight,
                 grad_output + plane / g.c * g.output.n + plane % g.c * g.output.c,
                 y0 + plan.y.lowest, pairs + plan.y.reach - 1, g.oh, g.output, plan.padded);
     }
-    A taps[kMostTaps];
+    A taps[kConv2dLongestChain];
     PairedRow<T> row{};
     row.width = g.w;
     row.columns = columns;

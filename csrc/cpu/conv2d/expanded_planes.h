@@ -226,20 +226,10 @@ void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel,
   }
 }
 
-// One strip: `tiles` tiles of rows from tile `first_tile` on.
 template <typename T>
-struct Strip {
-  T* written;  // of the first image and row of the group
-  const T* read;
-  const T* bias;            // of the first row of the group, or null
-  const acc_t<T>* weights;  // packed, of the group
-  int64_t images, y0, x0, height, width;
-  int64_t first_tile, last_tile;
-};
-
-template <typename T>
-void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan<acc_t<T>>& plan,
-                   const int64_t* offsets, const int64_t* column_starts, acc_t<T>* buffers) {
+void compute_strip(const PassStrip<T>& strip, const PixelPass& pass,
+                   const StripPlan<acc_t<T>>& plan, const int64_t* offsets,
+                   const int64_t* column_starts, acc_t<T>* buffers) {
   using A = acc_t<T>;
   constexpr int64_t kWidth = kLanes<A>;
   constexpr bool kCanBeDirect = std::is_same_v<T, A>;
@@ -256,8 +246,10 @@ void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan
   const int64_t padded_pixels = (strip.height - 1) * plan.pitch + strip.width;
   const int64_t image_vectors = divide_up(padded_pixels, kWidth);
 
-  for (int64_t tile0 = strip.first_tile; tile0 < strip.last_tile; tile0 += plan.resident_tiles) {
-    const int64_t tiles = smaller(plan.resident_tiles, strip.last_tile - tile0);
+  const int64_t first_tile = plan.first_tile(strip.split);
+  const int64_t last_tile = plan.first_tile(strip.split + 1);
+  for (int64_t tile0 = first_tile; tile0 < last_tile; tile0 += plan.resident_tiles) {
+    const int64_t tiles = smaller(plan.resident_tiles, last_tile - tile0);
     const bool direct = may_be_direct && (tile0 + tiles) * plan.tile_rows <= pass.rows;
     const int64_t runs = direct && !joined ? strip.height : 1;
     const int64_t run_length = !direct ? padded_pixels : joined ? image_pixels : strip.width;
@@ -267,7 +259,7 @@ void compute_strip(const Strip<T>& strip, const PixelPass& pass, const StripPlan
     for (int64_t block = 0; block < plan.channel_blocks; ++block) {
       const int64_t channel0 = block * plan.block_channels;
       const int64_t channels = smaller(plan.block_channels, pass.outer - channel0);
-      if (plan.channel_blocks > 1 || tile0 == strip.first_tile) {
+      if (plan.channel_blocks > 1 || tile0 == first_tile) {
         for (int64_t c = 0; c < channels; ++c) {
           A* channel_planes = planes + c * plan.copies * plan.plane_size;
           for (int64_t image = 0; image < strip.images; ++image) {
@@ -382,88 +374,11 @@ void run_pixel_pass(T* written, const T* read, const acc_t<T>* packed, const T* 
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < strip_tasks(plan, pass, plan.row_splits); ++i) {
       const StripTask task = strip_task(plan, pass, plan.row_splits, i);
-      const int64_t first_row = task.group * pass.rows;
-      Strip<T> strip{};
-      strip.written = written + task.image0 * pass.written.n + first_row * pass.written.c;
-      strip.read = read + task.image0 * pass.read.n + task.group * pass.outer * pass.read.c;
-      strip.bias = bias != nullptr ? bias + first_row : nullptr;
-      strip.weights = packed + task.group * plan.packed_group;
-      strip.images = task.images;
-      strip.y0 = task.y0;
-      strip.x0 = task.x0;
-      strip.height = task.height;
-      strip.width = task.width;
-      strip.first_tile = plan.first_tile(task.split);
-      strip.last_tile = plan.first_tile(task.split + 1);
+      const PassStrip<T> strip =
+          pass_strip(task, written, read, packed, plan.packed_group, bias, pass);
       compute_strip(strip, pass, plan, offsets, column_starts, buffers);
     }
   }
-}
-
-template <typename T>
-void expanded_planes_forward(void* output, const void* input, const void* packed, const void* bias,
-                             const Conv2dGeometry& g, void* workspace, int threads) {
-  run_pixel_pass(static_cast<T*>(output), static_cast<const T*>(input),
-                 static_cast<const acc_t<T>*>(packed), static_cast<const T*>(bias), forward_pass(g),
-                 workspace, threads);
-}
-
-template <typename T>
-void expanded_planes_backward_input(void* grad_input, const void* grad_output, const void* packed,
-                                    const Conv2dGeometry& g, void* workspace, int threads) {
-  T* gx = static_cast<T*>(grad_input);
-  const char* weights = static_cast<const char*>(packed);
-  write_zeros_where_no_tap_reaches(gx, g, threads);
-  for_each_backward_pass(g, [&](const PixelPass& pass) {
-    run_pixel_pass(gx, static_cast<const T*>(grad_output),
-                   reinterpret_cast<const acc_t<T>*>(weights), static_cast<const T*>(nullptr), pass,
-                   workspace, threads);
-    weights += packed_tiles_bytes<T>(pass);
-  });
-}
-
-template <typename T>
-int64_t expanded_planes_forward_workspace(const Conv2dGeometry& g, int threads) {
-  return StripPlan<acc_t<T>>(forward_pass(g), threads).workspace_bytes(threads);
-}
-
-template <typename T>
-int64_t expanded_planes_backward_input_workspace(const Conv2dGeometry& g, int threads) {
-  int64_t most = 0;
-  for_each_backward_pass(g, [&](const PixelPass& pass) {
-    most = larger(most, StripPlan<acc_t<T>>(pass, threads).workspace_bytes(threads));
-  });
-  return most;
-}
-
-template <typename T>
-int64_t expanded_planes_forward_packed(const Conv2dGeometry& g) {
-  return packed_tiles_bytes<T>(forward_pass(g));
-}
-
-template <typename T>
-int64_t expanded_planes_backward_input_packed(const Conv2dGeometry& g) {
-  int64_t bytes = 0;
-  for_each_backward_pass(g, [&](const PixelPass& pass) { bytes += packed_tiles_bytes<T>(pass); });
-  return bytes;
-}
-
-template <typename T>
-void expanded_planes_forward_pack(void* packed, const void* weight, const Conv2dGeometry& g,
-                                  int threads) {
-  pack_tiles(static_cast<acc_t<T>*>(packed), static_cast<const T*>(weight), forward_pass(g),
-             threads);
-}
-
-// The passes one behind the other.
-template <typename T>
-void expanded_planes_backward_input_pack(void* packed, const void* weight, const Conv2dGeometry& g,
-                                         int threads) {
-  char* place = static_cast<char*>(packed);
-  for_each_backward_pass(g, [&](const PixelPass& pass) {
-    pack_tiles(reinterpret_cast<acc_t<T>*>(place), static_cast<const T*>(weight), pass, threads);
-    place += packed_tiles_bytes<T>(pass);
-  });
 }
 
 template <typename A>
@@ -477,18 +392,29 @@ void visit_pixel_pass(const PixelPass& pass, int threads, const Conv2dPhaseVisit
   });
 }
 
-template <typename T>
-void expanded_planes_forward_partition(const Conv2dGeometry& g, int threads,
-                                       const Conv2dPhaseVisitor& visitor) {
-  visit_pixel_pass<acc_t<T>>(forward_pass(g), threads, visitor);
-}
-
-template <typename T>
-void expanded_planes_backward_input_partition(const Conv2dGeometry& g, int threads,
-                                              const Conv2dPhaseVisitor& visitor) {
-  visit_zeros_where_no_tap_reaches(g, visitor);
-  for_each_backward_pass(
-      g, [&](const PixelPass& pass) { visit_pixel_pass<acc_t<T>>(pass, threads, visitor); });
-}
+struct ExpandedPlanes {
+  template <typename T>
+  static void run(T* written, const T* read, const void* weights, const T* bias,
+                  const PixelPass& pass, void* workspace, int threads) {
+    run_pixel_pass(written, read, static_cast<const acc_t<T>*>(weights), bias, pass, workspace,
+                   threads);
+  }
+  template <typename T>
+  static int64_t workspace_bytes(const PixelPass& pass, int threads) {
+    return StripPlan<acc_t<T>>(pass, threads).workspace_bytes(threads);
+  }
+  template <typename T>
+  static int64_t packed_bytes(const PixelPass& pass) {
+    return packed_tiles_bytes<T>(pass);
+  }
+  template <typename T>
+  static void pack(acc_t<T>* packed, const T* weight, const PixelPass& pass, int threads) {
+    pack_tiles(packed, weight, pass, threads);
+  }
+  template <typename T>
+  static void visit(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
+    visit_pixel_pass<acc_t<T>>(pass, threads, visitor);
+  }
+};
 
 NNOPS_END_KERNELS

@@ -123,7 +123,6 @@ void pack_grouped_block(acc_t<T>* packed, const T* weight, const T* bias, int64_
 }
 
 // Where the lanes of a block find an outer channel: kCount lanes read what lies together.
-constexpr int64_t kMostSpreadTerms = 192;
 template <typename A>
 struct LaneSources {
   static constexpr int64_t kBlock = kLanes<A>;
@@ -131,7 +130,7 @@ struct LaneSources {
   using LaneInt = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
   int64_t base[kBlock / kCount];  // the first channel that the lanes read
   bool whole[kBlock / kCount];    // a vector from there on has all that they read
-  LaneInt index[kMostSpreadTerms][kBlock];
+  LaneInt index[kConv2dLongestChain][kBlock];
 
   void find(int64_t block, const PixelPass& pass, const GroupedPlan<A>& plan) {
     for (int64_t part = 0; part < kBlock / kCount; ++part) {
@@ -257,39 +256,6 @@ void run_grouped_pass(T* written, const T* read, const T* weight, const T* bias,
   }
 }
 
-template <typename T>
-void grouped_channels_forward(void* output, const void* input, const void* weight, const void* bias,
-                              const Conv2dGeometry& g, void* workspace, int threads) {
-  run_grouped_pass(static_cast<T*>(output), static_cast<const T*>(input),
-                   static_cast<const T*>(weight), static_cast<const T*>(bias), forward_pass(g),
-                   workspace, threads);
-}
-
-template <typename T>
-void grouped_channels_backward_input(void* grad_input, const void* grad_output, const void* weight,
-                                     const Conv2dGeometry& g, void* workspace, int threads) {
-  T* gx = static_cast<T*>(grad_input);
-  write_zeros_where_no_tap_reaches(gx, g, threads);
-  for_each_backward_pass(g, [&](const PixelPass& pass) {
-    run_grouped_pass(gx, static_cast<const T*>(grad_output), static_cast<const T*>(weight),
-                     static_cast<const T*>(nullptr), pass, workspace, threads);
-  });
-}
-
-template <typename T>
-int64_t grouped_channels_forward_workspace(const Conv2dGeometry& g, int threads) {
-  return GroupedPlan<acc_t<T>>(forward_pass(g), threads).workspace_bytes(threads);
-}
-
-template <typename T>
-int64_t grouped_channels_backward_input_workspace(const Conv2dGeometry& g, int threads) {
-  int64_t most = 0;
-  for_each_backward_pass(g, [&](const PixelPass& pass) {
-    most = larger(most, GroupedPlan<acc_t<T>>(pass, threads).workspace_bytes(threads));
-  });
-  return most;
-}
-
 template <typename A>
 void visit_grouped_pass(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
   const GroupedPlan<A> plan(pass, threads);
@@ -300,18 +266,24 @@ void visit_grouped_pass(const PixelPass& pass, int threads, const Conv2dPhaseVis
   });
 }
 
-template <typename T>
-void grouped_channels_forward_partition(const Conv2dGeometry& g, int threads,
-                                        const Conv2dPhaseVisitor& visitor) {
-  visit_grouped_pass<acc_t<T>>(forward_pass(g), threads, visitor);
-}
-
-template <typename T>
-void grouped_channels_backward_input_partition(const Conv2dGeometry& g, int threads,
-                                               const Conv2dPhaseVisitor& visitor) {
-  visit_zeros_where_no_tap_reaches(g, visitor);
-  for_each_backward_pass(
-      g, [&](const PixelPass& pass) { visit_grouped_pass<acc_t<T>>(pass, threads, visitor); });
-}
+struct GroupedChannels {
+  template <typename T>
+  static void run(T* written, const T* read, const void* weights, const T* bias,
+                  const PixelPass& pass, void* workspace, int threads) {
+    run_grouped_pass(written, read, static_cast<const T*>(weights), bias, pass, workspace, threads);
+  }
+  template <typename T>
+  static int64_t workspace_bytes(const PixelPass& pass, int threads) {
+    return GroupedPlan<acc_t<T>>(pass, threads).workspace_bytes(threads);
+  }
+  template <typename T>
+  static int64_t packed_bytes(const PixelPass&) {
+    return 0;
+  }
+  template <typename T>
+  static void visit(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
+    visit_grouped_pass<acc_t<T>>(pass, threads, visitor);
+  }
+};
 
 NNOPS_END_KERNELS

@@ -19,9 +19,6 @@ NNOPS_INLINE void write_zeros(A* target, int64_t n) {
   for (int64_t i = 0; i < n; i += kCount) store_lanes<kCount>(target + i, Lanes<A, kCount>{});
 }
 
-// Kernels of more columns than this are left to others.
-constexpr int64_t kMostTaps = 192;
-
 struct PaddedRows {
   TapAxis x;
   int64_t classes;
@@ -72,7 +69,7 @@ struct PaddedRows {
   struct Span {
     int64_t begin, end, position;
   };
-  Span spans_[kMostTaps];
+  Span spans_[kConv2dLongestChain];
 };
 
 NNOPS_END_KERNELS

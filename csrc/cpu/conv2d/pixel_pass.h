@@ -21,6 +21,7 @@ NNOPS_BEGIN_KERNELS
 
 // How many terms one chain of additions has, about: the error grows with the number of chains.
 constexpr int64_t kChain = 96;
+static_assert(kConv2dLongestChain == 2 * kChain);
 
 struct PixelPass {
   int64_t images, groups;
@@ -71,7 +72,7 @@ NNOPS_INLINE PixelPass backward_pass(const Conv2dGeometry& g, int64_t phase_h, i
 // single channel has very many taps is cut into pieces of equal length.
 NNOPS_INLINE int64_t chain_channels(const PixelPass& pass) {
   const int64_t terms = pass.outer * pass.y.taps * pass.x.taps;
-  if (terms <= 2 * kChain) return pass.outer;
+  if (terms <= kConv2dLongestChain) return pass.outer;
   return divide_up(pass.outer, smaller(pass.outer, (terms + kChain / 2) / kChain));
 }
 // What a chain of several channels has at most: those on which chain_channels divides a longer sum
@@ -137,6 +138,24 @@ NNOPS_INLINE StripTask strip_task(const Plan& plan, const PixelPass& pass, int64
   task.height = smaller(plan.height, pass.y.grid - task.y0);
   task.width = smaller(plan.width, pass.x.grid - task.x0);
   return task;
+}
+
+// One strip, and what it is computed of and to.
+template <typename T>
+struct PassStrip : StripTask {
+  T* written;  // of the first image and channel of the group
+  const T* read;
+  const T* bias;            // of the first channel of the group, or null
+  const acc_t<T>* weights;  // packed, of the group
+};
+template <typename T>
+NNOPS_INLINE PassStrip<T> pass_strip(const StripTask& task, T* written, const T* read,
+                                     const acc_t<T>* packed, int64_t packed_group, const T* bias,
+                                     const PixelPass& pass) {
+  const int64_t first_row = task.group * pass.rows;
+  return {task, written + task.image0 * pass.written.n + first_row * pass.written.c,
+          read + task.image0 * pass.read.n + task.group * pass.outer * pass.read.c,
+          bias != nullptr ? bias + first_row : nullptr, packed + task.group * packed_group};
 }
 
 // How a pass is cut: images and rows of a strip, and parts of the written channels.
@@ -256,5 +275,85 @@ void write_channel(T* channel, const acc_t<T>* sums, acc_t<T> bias, int64_t y0, 
     }
   }
 }
+
+// The entry points of an algorithm that computes a pass at a time. Of `Algorithm` they want
+//   run<T>(written, read, weights, bias, pass, workspace, threads)
+//   workspace_bytes<T>(pass, threads)
+//   visit<T>(pass, threads, visitor)                 how run shares its work
+//   packed_bytes<T>(pass)                            0 if it reads the weight itself
+//   pack<T>(packed, weight, pass, threads)           if it does not
+// The packed weights of backward_input's passes stand one behind the other.
+template <typename Algorithm>
+struct ByPasses {
+  template <typename T>
+  static void forward(void* output, const void* input, const void* weights, const void* bias,
+                      const Conv2dGeometry& g, void* workspace, int threads) {
+    Algorithm::template run<T>(static_cast<T*>(output), static_cast<const T*>(input), weights,
+                               static_cast<const T*>(bias), forward_pass(g), workspace, threads);
+  }
+  template <typename T>
+  static int64_t forward_workspace(const Conv2dGeometry& g, int threads) {
+    return Algorithm::template workspace_bytes<T>(forward_pass(g), threads);
+  }
+  template <typename T>
+  static int64_t forward_packed(const Conv2dGeometry& g) {
+    return Algorithm::template packed_bytes<T>(forward_pass(g));
+  }
+  template <typename T>
+  static void forward_pack(void* packed, const void* weight, const Conv2dGeometry& g, int threads) {
+    Algorithm::template pack<T>(static_cast<acc_t<T>*>(packed), static_cast<const T*>(weight),
+                                forward_pass(g), threads);
+  }
+  template <typename T>
+  static void forward_partition(const Conv2dGeometry& g, int threads,
+                                const Conv2dPhaseVisitor& visitor) {
+    Algorithm::template visit<T>(forward_pass(g), threads, visitor);
+  }
+
+  template <typename T>
+  static void backward_input(void* grad_input, const void* grad_output, const void* weights,
+                             const Conv2dGeometry& g, void* workspace, int threads) {
+    T* gx = static_cast<T*>(grad_input);
+    const char* place = static_cast<const char*>(weights);
+    write_zeros_where_no_tap_reaches(gx, g, threads);
+    for_each_backward_pass(g, [&](const PixelPass& pass) {
+      Algorithm::template run<T>(gx, static_cast<const T*>(grad_output), place, nullptr, pass,
+                                 workspace, threads);
+      place += Algorithm::template packed_bytes<T>(pass);
+    });
+  }
+  template <typename T>
+  static int64_t backward_input_workspace(const Conv2dGeometry& g, int threads) {
+    int64_t most = 0;
+    for_each_backward_pass(g, [&](const PixelPass& pass) {
+      most = larger(most, Algorithm::template workspace_bytes<T>(pass, threads));
+    });
+    return most;
+  }
+  template <typename T>
+  static int64_t backward_input_packed(const Conv2dGeometry& g) {
+    int64_t bytes = 0;
+    for_each_backward_pass(
+        g, [&](const PixelPass& pass) { bytes += Algorithm::template packed_bytes<T>(pass); });
+    return bytes;
+  }
+  template <typename T>
+  static void backward_input_pack(void* packed, const void* weight, const Conv2dGeometry& g,
+                                  int threads) {
+    char* place = static_cast<char*>(packed);
+    for_each_backward_pass(g, [&](const PixelPass& pass) {
+      Algorithm::template pack<T>(reinterpret_cast<acc_t<T>*>(place), static_cast<const T*>(weight),
+                                  pass, threads);
+      place += Algorithm::template packed_bytes<T>(pass);
+    });
+  }
+  template <typename T>
+  static void backward_input_partition(const Conv2dGeometry& g, int threads,
+                                       const Conv2dPhaseVisitor& visitor) {
+    visit_zeros_where_no_tap_reaches(g, visitor);
+    for_each_backward_pass(
+        g, [&](const PixelPass& pass) { Algorithm::template visit<T>(pass, threads, visitor); });
+  }
+};
 
 NNOPS_END_KERNELS

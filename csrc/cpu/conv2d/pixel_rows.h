@@ -240,17 +240,6 @@ void pack_panels(acc_t<T>* packed, const T* weight, const PixelPass& pass, int t
   }
 }
 
-// One strip: the panels [first_panel, last_panel) of written channels.
-template <typename T>
-struct RowsStrip {
-  T* written;  // of the first image and channel of the group
-  const T* read;
-  const T* bias;            // of the first channel of the group, or null
-  const acc_t<T>* weights;  // packed, of the group
-  int64_t images, y0, x0, height, width;
-  int64_t first_panel, last_panel;
-};
-
 // One row of one channel, or of all channels where they are neighbours; outside of the image it is
 // a row without any position inside.
 template <typename T>
@@ -274,7 +263,7 @@ NNOPS_INLINE void copy_row(acc_t<T>* row, const T* source, int64_t h, int64_t x0
 
 // The outer channels [channel0, channel0 + channels) of a strip.
 template <typename T>
-void gather_rows(acc_t<T>* rows, const RowsStrip<T>& strip, int64_t channel0, int64_t channels,
+void gather_rows(acc_t<T>* rows, const PassStrip<T>& strip, int64_t channel0, int64_t channels,
                  const PixelPass& pass, const RowsPlan<T>& plan) {
   for (int64_t c = 0; c < (plan.planar ? channels : 1); ++c) {
     for (int64_t image = 0; image < strip.images; ++image) {
@@ -292,7 +281,7 @@ void gather_rows(acc_t<T>* rows, const RowsStrip<T>& strip, int64_t channel0, in
 
 // The sums of a strip plus the bias, for the written channels [channel0, channel0 + channels).
 template <typename T>
-void write_rows(const RowsStrip<T>& strip, const acc_t<T>* sums, acc_t<T>* planes, int64_t channel0,
+void write_rows(const PassStrip<T>& strip, const acc_t<T>* sums, acc_t<T>* planes, int64_t channel0,
                 int64_t channels, const PixelPass& pass, const RowsPlan<T>& plan) {
   using A = acc_t<T>;
   const int64_t step_h = pass.y.out_step * pass.written.h;
@@ -326,7 +315,7 @@ void write_rows(const RowsStrip<T>& strip, const acc_t<T>* sums, acc_t<T>* plane
 
 // The same where channels stand next to each other: nothing to transpose.
 template <typename T>
-void write_rows_channels_last(const RowsStrip<T>& strip, const acc_t<T>* sums, int64_t channel0,
+void write_rows_channels_last(const PassStrip<T>& strip, const acc_t<T>* sums, int64_t channel0,
                               int64_t channels, const PixelPass& pass, const RowsPlan<T>& plan) {
   using A = acc_t<T>;
   const T* bias = strip.bias != nullptr ? strip.bias + channel0 : nullptr;
@@ -380,7 +369,7 @@ NNOPS_INLINE void multiply_terms(ChannelTile<A>& tile, int64_t pixels, const Row
 
 // Tiles are parts of a row of the grid, and leave out the kernel rows that see only padding.
 template <typename T>
-void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& strip,
+void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const PassStrip<T>& strip,
                       const PixelPass& pass, const RowsPlan<T>& plan) {
   using A = acc_t<T>;
   const TapAxis& axis = pass.y;
@@ -426,7 +415,7 @@ void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& stri
 
 // Tiles run over the ends of rows and images.
 template <typename T>
-void multiply_flat(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& strip,
+void multiply_flat(const RowsChain<acc_t<T>>& chain, const PassStrip<T>& strip,
                    const RowsPlan<T>& plan) {
   using A = acc_t<T>;
   ChannelTile<A> tile{};
@@ -451,7 +440,7 @@ void multiply_flat(const RowsChain<acc_t<T>>& chain, const RowsStrip<T>& strip,
 }
 
 template <typename T>
-void compute_rows_strip(const RowsStrip<T>& strip, const PixelPass& pass, const RowsPlan<T>& plan,
+void compute_rows_strip(const PassStrip<T>& strip, const PixelPass& pass, const RowsPlan<T>& plan,
                         const int64_t* offsets, acc_t<T>* buffers) {
   using A = acc_t<T>;
   constexpr int64_t kLine = kLanes<A>;
@@ -474,13 +463,14 @@ void compute_rows_strip(const RowsStrip<T>& strip, const PixelPass& pass, const 
     }
   }
 
-  for (int64_t panel0 = strip.first_panel; panel0 < strip.last_panel;
-       panel0 += plan.resident_panels) {
-    const int64_t panel1 = smaller(panel0 + plan.resident_panels, strip.last_panel);
+  const int64_t first_panel = plan.first_panel(strip.split);
+  const int64_t last_panel = plan.first_panel(strip.split + 1);
+  for (int64_t panel0 = first_panel; panel0 < last_panel; panel0 += plan.resident_panels) {
+    const int64_t panel1 = smaller(panel0 + plan.resident_panels, last_panel);
     const int64_t vector0 = plan.first_vector(panel0);
     for (int64_t channel0 = 0; channel0 < pass.outer; channel0 += plan.channels) {
       const int64_t channels = smaller(plan.channels, pass.outer - channel0);
-      if (!plan.reads_in_place && (plan.channels < pass.outer || panel0 == strip.first_panel)) {
+      if (!plan.reads_in_place && (plan.channels < pass.outer || panel0 == first_panel)) {
         gather_rows(buffers, strip, channel0, channels, pass, plan);
       }
       for (int64_t panel = panel0; panel < panel1; ++panel) {
@@ -543,88 +533,11 @@ void run_pixel_rows(T* written, const T* read, const acc_t<T>* packed, const T* 
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < strip_tasks(plan, pass, plan.panel_splits); ++i) {
       const StripTask task = strip_task(plan, pass, plan.panel_splits, i);
-      const int64_t first_row = task.group * pass.rows;
-      RowsStrip<T> strip{};
-      strip.written = written + task.image0 * pass.written.n + first_row * pass.written.c;
-      strip.read = read + task.image0 * pass.read.n + task.group * pass.outer * pass.read.c;
-      strip.bias = bias != nullptr ? bias + first_row : nullptr;
-      strip.weights = packed + task.group * plan.packed_group;
-      strip.images = task.images;
-      strip.y0 = task.y0;
-      strip.x0 = task.x0;
-      strip.height = task.height;
-      strip.width = task.width;
-      strip.first_panel = plan.first_panel(task.split);
-      strip.last_panel = plan.first_panel(task.split + 1);
+      const PassStrip<T> strip =
+          pass_strip(task, written, read, packed, plan.packed_group, bias, pass);
       compute_rows_strip(strip, pass, plan, offsets, buffers);
     }
   }
-}
-
-template <typename T>
-void pixel_rows_forward(void* output, const void* input, const void* packed, const void* bias,
-                        const Conv2dGeometry& g, void* workspace, int threads) {
-  run_pixel_rows(static_cast<T*>(output), static_cast<const T*>(input),
-                 static_cast<const acc_t<T>*>(packed), static_cast<const T*>(bias), forward_pass(g),
-                 workspace, threads);
-}
-
-template <typename T>
-void pixel_rows_backward_input(void* grad_input, const void* grad_output, const void* packed,
-                               const Conv2dGeometry& g, void* workspace, int threads) {
-  T* gx = static_cast<T*>(grad_input);
-  const char* weights = static_cast<const char*>(packed);
-  write_zeros_where_no_tap_reaches(gx, g, threads);
-  for_each_backward_pass(g, [&](const PixelPass& pass) {
-    run_pixel_rows(gx, static_cast<const T*>(grad_output),
-                   reinterpret_cast<const acc_t<T>*>(weights), static_cast<const T*>(nullptr), pass,
-                   workspace, threads);
-    weights += packed_panels_bytes<T>(pass);
-  });
-}
-
-template <typename T>
-int64_t pixel_rows_forward_workspace(const Conv2dGeometry& g, int threads) {
-  return RowsPlan<T>(forward_pass(g), threads).workspace_bytes(threads);
-}
-
-template <typename T>
-int64_t pixel_rows_backward_input_workspace(const Conv2dGeometry& g, int threads) {
-  int64_t most = 0;
-  for_each_backward_pass(g, [&](const PixelPass& pass) {
-    most = larger(most, RowsPlan<T>(pass, threads).workspace_bytes(threads));
-  });
-  return most;
-}
-
-template <typename T>
-int64_t pixel_rows_forward_packed(const Conv2dGeometry& g) {
-  return packed_panels_bytes<T>(forward_pass(g));
-}
-
-template <typename T>
-int64_t pixel_rows_backward_input_packed(const Conv2dGeometry& g) {
-  int64_t bytes = 0;
-  for_each_backward_pass(g, [&](const PixelPass& pass) { bytes += packed_panels_bytes<T>(pass); });
-  return bytes;
-}
-
-template <typename T>
-void pixel_rows_forward_pack(void* packed, const void* weight, const Conv2dGeometry& g,
-                             int threads) {
-  pack_panels(static_cast<acc_t<T>*>(packed), static_cast<const T*>(weight), forward_pass(g),
-              threads);
-}
-
-// The passes one behind the other.
-template <typename T>
-void pixel_rows_backward_input_pack(void* packed, const void* weight, const Conv2dGeometry& g,
-                                    int threads) {
-  char* place = static_cast<char*>(packed);
-  for_each_backward_pass(g, [&](const PixelPass& pass) {
-    pack_panels(reinterpret_cast<acc_t<T>*>(place), static_cast<const T*>(weight), pass, threads);
-    place += packed_panels_bytes<T>(pass);
-  });
 }
 
 template <typename T>
@@ -639,18 +552,29 @@ void visit_pixel_rows(const PixelPass& pass, int threads, const Conv2dPhaseVisit
   });
 }
 
-template <typename T>
-void pixel_rows_forward_partition(const Conv2dGeometry& g, int threads,
-                                  const Conv2dPhaseVisitor& visitor) {
-  visit_pixel_rows<T>(forward_pass(g), threads, visitor);
-}
-
-template <typename T>
-void pixel_rows_backward_input_partition(const Conv2dGeometry& g, int threads,
-                                         const Conv2dPhaseVisitor& visitor) {
-  visit_zeros_where_no_tap_reaches(g, visitor);
-  for_each_backward_pass(
-      g, [&](const PixelPass& pass) { visit_pixel_rows<T>(pass, threads, visitor); });
-}
+struct PixelRows {
+  template <typename T>
+  static void run(T* written, const T* read, const void* weights, const T* bias,
+                  const PixelPass& pass, void* workspace, int threads) {
+    run_pixel_rows(written, read, static_cast<const acc_t<T>*>(weights), bias, pass, workspace,
+                   threads);
+  }
+  template <typename T>
+  static int64_t workspace_bytes(const PixelPass& pass, int threads) {
+    return RowsPlan<T>(pass, threads).workspace_bytes(threads);
+  }
+  template <typename T>
+  static int64_t packed_bytes(const PixelPass& pass) {
+    return packed_panels_bytes<T>(pass);
+  }
+  template <typename T>
+  static void pack(acc_t<T>* packed, const T* weight, const PixelPass& pass, int threads) {
+    pack_panels(packed, weight, pass, threads);
+  }
+  template <typename T>
+  static void visit(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
+    visit_pixel_rows<T>(pass, threads, visitor);
+  }
+};
 
 NNOPS_END_KERNELS
