@@ -135,16 +135,18 @@ struct LaneSources {
   void find(int64_t block, const PixelPass& pass, const GroupedPlan<A>& plan) {
     for (int64_t part = 0; part < kBlock / kCount; ++part) {
       const int64_t lane = part * kCount;
-      const auto first_channel = [&](int64_t i) {
+      int64_t first[kCount];  // of each lane's group
+      for (int64_t i = 0; i < kCount; ++i) {
         // Lanes beyond the last channel repeat it.
-        return smaller(block * kBlock + lane + i, plan.channels - 1) / pass.rows * pass.outer;
-      };
-      base[part] = first_channel(0);
-      const int64_t span = first_channel(kCount - 1) + pass.outer - base[part];
+        const int64_t channel = smaller(block * kBlock + lane + i, plan.channels - 1);
+        first[i] = channel / pass.rows * pass.outer;
+      }
+      base[part] = first[0];
+      const int64_t span = first[kCount - 1] + pass.outer - base[part];
       whole[part] = span <= kCount && base[part] + kCount <= pass.groups * pass.outer;
       for (int64_t c = 0; c < pass.outer; ++c) {
         for (int64_t i = 0; i < kCount; ++i) {
-          index[c][lane + i] = static_cast<LaneInt>(first_channel(i) + c - base[part]);
+          index[c][lane + i] = static_cast<LaneInt>(first[i] + c - base[part]);
         }
       }
     }
