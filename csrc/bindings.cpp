@@ -15,6 +15,7 @@
 #include "core/isa.h"
 #include "core/workspace.h"
 #include "ops/conv2d_partition.h"
+#include "ops/conv2d_precision.h"
 #include "ops/packed_weights.h"
 
 namespace py = pybind11;
@@ -79,6 +80,11 @@ PYBIND11_MODULE(_C, module) {
       },
       "The calls since start_trace: (operator, dtype, ISA, threads, [(algorithm, reason why not, "
       "empty for the one that ran)]).");
+  module.def(
+      "conv_precision", [] { return nnops::precision_name(nnops::conv_precision()); },
+      "How exact conv2d's sums must be: 'highest' or 'high'.");
+  module.def("set_conv_precision", &nnops::set_conv_precision, py::arg("name"),
+             "Switches that for the whole process; ValueError for another name.");
   module.def("huge_pages", &nnops::huge_pages_enabled,
              "Whether large outputs ask the system for huge pages.");
   module.def("set_huge_pages", &nnops::set_huge_pages_enabled, py::arg("enabled"),

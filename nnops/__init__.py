@@ -13,15 +13,18 @@ from nnops.packed_weights import (
     packed_weight_cache,
     set_packed_weight_cache,
 )
+from nnops.precision import conv_precision, set_conv_precision
 
 __version__ = _library._C.build_info()["version"]
 __all__ = [
     "clear_packed_weight_cache",
     "conv_algorithm",
+    "conv_precision",
     "convert",
     "explain",
     "nn",
     "packed_weight_cache",
     "revert",
+    "set_conv_precision",
     "set_packed_weight_cache",
 ]

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 
 #include "core/check.h"
 #include "core/dispatch.h"
@@ -16,6 +17,7 @@
 #include "core/threads.h"
 #include "core/workspace.h"
 #include "ops/conv2d_partition.h"
+#include "ops/conv2d_precision.h"
 #include "ops/packed_weights.h"
 
 namespace nnops {
@@ -122,6 +124,82 @@ std::string fits_transposed(const Conv2dGeometry& g) {
   return g.h * g.w + g.oh * g.ow <= kMostPixels ? "" : "rows are long enough to go along them";
 }
 
+// Winograd's F(m x m, r x r), of m + r - 1 points an axis.
+struct WinogradForm {
+  int64_t outputs, taps;
+  int64_t points() const { return outputs + taps - 1; }
+};
+constexpr WinogradForm k2x2Of3x3{2, 3};
+constexpr WinogradForm k2x2Of5x5{2, 5};
+constexpr WinogradForm k4x4Of3x3{4, 3};
+
+// A pass as Winograd's algorithms see it: sums over `outer` channels for `written` ones, of images
+// of height x width pixels.
+struct WinogradProblem {
+  int64_t outer, written, height, width;
+};
+WinogradProblem winograd_forward(const Conv2dGeometry& g) {
+  return {g.c / g.groups, g.oc / g.groups, g.oh, g.ow};
+}
+WinogradProblem winograd_backward_input(const Conv2dGeometry& g) {
+  return {g.oc / g.groups, g.c / g.groups, g.h, g.w};
+}
+
+std::string has_form(const WinogradForm& form, const Conv2dGeometry& g, DType dtype,
+                     const WinogradProblem& problem) {
+  // For longer sums the bound on the error was not shown.
+  constexpr int64_t kMostChannels = 2048;
+  if (dtype == DType::kFloat64) return "float64 is computed directly";
+  if (g.kh != form.taps || g.kw != form.taps) {
+    return concat("the kernel is not ", form.taps, "x", form.taps);
+  }
+  if (g.stride_h != 1 || g.stride_w != 1) return "the stride is not 1";
+  if (g.dilation_h != 1 || g.dilation_w != 1) return "the kernel is dilated";
+  if (problem.height < 4 || problem.width < 4) return "the image is smaller than a tile";
+  if (problem.outer > kMostChannels) return "a sum goes over more than 2048 channels";
+  return floating_only(g, dtype);
+}
+
+// Costs of one image, in multiply-adds. A tile costs its products, and its transforms for every
+// channel that is read and written, measured in multiply-adds; weights are transformed, and n^2
+// numbers for r^2 fetched from memory, once for all the tiles of a call, which may be one image.
+std::string form_pays(const WinogradForm& form, const WinogradProblem& problem) {
+  if (form.points() == 6 && conv_precision() == ConvPrecision::kHighest) {
+    return "the precision is 'highest'";
+  }
+  constexpr int64_t kWeightTiles = 36;
+  const auto [outer, written, height, width] = problem;
+  const int64_t places = form.points() * form.points();
+  const auto tiles = [&](int64_t size) { return (size + form.outputs - 1) / form.outputs; };
+  const auto padded = [](int64_t channels) { return (channels + kLanes - 1) / kLanes * kLanes; };
+  const double products = static_cast<double>(outer) * static_cast<double>(padded(written));
+  const double direct = products * static_cast<double>(form.taps * form.taps) *
+                        (static_cast<double>(height) * static_cast<double>(width) + kWeightTiles);
+  const double transforms = 9.0 * static_cast<double>(padded(outer) + padded(written));
+  const double winograd =
+      static_cast<double>(places) * ((products + transforms) * static_cast<double>(tiles(height)) *
+                                         static_cast<double>(tiles(width)) +
+                                     products * kWeightTiles);
+  return winograd < 0.95 * direct ? "" : "a direct sum costs less";
+}
+
+template <const WinogradForm& kForm>
+std::string is_winograd_forward(const Conv2dGeometry& g, DType dtype) {
+  return has_form(kForm, g, dtype, winograd_forward(g));
+}
+template <const WinogradForm& kForm>
+std::string winograd_forward_pays(const Conv2dGeometry& g, DType) {
+  return form_pays(kForm, winograd_forward(g));
+}
+template <const WinogradForm& kForm>
+std::string is_winograd_backward_input(const Conv2dGeometry& g, DType dtype) {
+  return has_form(kForm, g, dtype, winograd_backward_input(g));
+}
+template <const WinogradForm& kForm>
+std::string winograd_backward_input_pays(const Conv2dGeometry& g, DType) {
+  return form_pays(kForm, winograd_backward_input(g));
+}
+
 const Candidate<Conv2dForward> kForward[] = {
     {"depthwise_channels",
      [](const Conv2dGeometry& g, DType dtype) {
@@ -145,6 +223,12 @@ const Candidate<Conv2dForward> kForward[] = {
      },
      &Conv2dKernels::forward_grouped_channels,
      [](const Conv2dGeometry& g, DType) { return spreading_groups_pays(g); }},
+    {"winograd_4x4_3x3", is_winograd_forward<k4x4Of3x3>, &Conv2dKernels::forward_winograd_4x4_3x3,
+     winograd_forward_pays<k4x4Of3x3>},
+    {"winograd_2x2_5x5", is_winograd_forward<k2x2Of5x5>, &Conv2dKernels::forward_winograd_2x2_5x5,
+     winograd_forward_pays<k2x2Of5x5>},
+    {"winograd_2x2_3x3", is_winograd_forward<k2x2Of3x3>, &Conv2dKernels::forward_winograd_2x2_3x3,
+     winograd_forward_pays<k2x2Of3x3>},
     {"pixel_rows", floating_only, &Conv2dKernels::forward_pixel_rows, rows_pay_in_forward},
     {"expanded_planes", floating_only, &Conv2dKernels::forward_expanded_planes},
     {"reference", everything, &Conv2dKernels::forward_reference},
@@ -175,6 +259,12 @@ const Candidate<Conv2dBackwardInput> kBackwardInput[] = {
      },
      &Conv2dKernels::backward_input_grouped_channels,
      [](const Conv2dGeometry& g, DType) { return spreading_groups_pays(g); }},
+    {"winograd_4x4_3x3", is_winograd_backward_input<k4x4Of3x3>,
+     &Conv2dKernels::backward_input_winograd_4x4_3x3, winograd_backward_input_pays<k4x4Of3x3>},
+    {"winograd_2x2_5x5", is_winograd_backward_input<k2x2Of5x5>,
+     &Conv2dKernels::backward_input_winograd_2x2_5x5, winograd_backward_input_pays<k2x2Of5x5>},
+    {"winograd_2x2_3x3", is_winograd_backward_input<k2x2Of3x3>,
+     &Conv2dKernels::backward_input_winograd_2x2_3x3, winograd_backward_input_pays<k2x2Of3x3>},
     {"pixel_rows", floating_only, &Conv2dKernels::backward_input_pixel_rows,
      [](const Conv2dGeometry& g, DType) {
        return rows_pay(g.c / g.groups, g.h * g.w, g.input.c == 1, g.kw);
@@ -329,16 +419,53 @@ int64_t conv_grains(const Conv2dGeometry& g) {
                   pixels / kGrainElements);
 }
 
-// Chooses the algorithm, gives it its workspace and calls it.
-template <typename List, typename Call>
-void run(const char* op, const List& list, const Conv2dGeometry& g, DType dtype, Call call) {
-  const auto& choice = choose_algorithm(op, list, g, dtype);
-  const auto& algorithm = active_kernels(kTable).*choice.entry;
+// How an algorithm is called: on the images from `first_image` on, as many as the geometry has.
+template <typename Algorithm>
+struct AlgorithmCall {
+  const Algorithm& algorithm;
+  const Conv2dGeometry& g;
+  int64_t first_image;
+  void* workspace;
+  int threads;
+};
+
+template <typename Kernels, typename Algorithm, typename Call>
+void run_algorithm(const char* op, const Candidate<Algorithm>& choice, const Kernels& kernels,
+                   const Conv2dGeometry& g, DType dtype, int64_t first_image, const Call& call,
+                   std::vector<int64_t>* left_out) {
+  const Algorithm& algorithm = kernels.*choice.entry;
   const auto kernel = kernel_for(op, choice.name, algorithm.run, dtype);
   if (g.n == 0) return;
   const int threads = thread_count(conv_grains(g), 1);
   const Workspace workspace(algorithm.workspace_bytes.entries[static_cast<int>(dtype)](g, threads));
-  call(kernel, algorithm, workspace.data(), threads);
+  call(kernel, AlgorithmCall<Algorithm>{algorithm, g, first_image, workspace.data(), threads});
+  if (!algorithm.flags_images) return;
+  const auto* flags = static_cast<const uint8_t*>(workspace.data());
+  for (int64_t n = 0; n < g.n; ++n) {
+    if (flags[n] != 0) left_out->push_back(n);
+  }
+}
+
+// Chooses the algorithm, gives it its workspace and calls it; then, for each image that it left
+// out, the first algorithm that leaves out none.
+template <typename Algorithm, size_t kSize, typename Call>
+void run(const char* op, const Candidate<Algorithm> (&list)[kSize], const Conv2dGeometry& g,
+         DType dtype, const Call& call) {
+  const Conv2dKernels& kernels = active_kernels(kTable);
+  std::vector<int64_t> left_out;
+  run_algorithm(op, choose_algorithm(op, list, g, dtype), kernels, g, dtype, 0, call, &left_out);
+  if (left_out.empty()) return;
+  Conv2dGeometry image = g;
+  image.n = 1;
+  for (const auto& candidate : list) {
+    const bool takes_all = !(kernels.*candidate.entry).flags_images;
+    if (!takes_all || !candidate.supports(image, dtype).empty()) continue;
+    if (candidate.pays != nullptr && !candidate.pays(image, dtype).empty()) continue;
+    for (const int64_t n : left_out) {
+      run_algorithm(op, candidate, kernels, image, dtype, n, call, nullptr);
+    }
+    return;
+  }
 }
 
 // As `run`, but asks the algorithm how it would share its work.
@@ -368,6 +495,13 @@ Partition partition(const char* op, const List& list, const Conv2dGeometry& g, D
     phase.work = shared_work(phase.work, phase.dynamic, result.threads);
   }
   return result;
+}
+
+// The images of a tensor from number `n` on.
+template <typename Pointer>
+Pointer* from_image(Pointer* data, int64_t n, const Strides4& strides, DType dtype) {
+  using Byte = std::conditional_t<std::is_const_v<Pointer>, const char, char>;
+  return static_cast<Byte*>(data) + n * strides.n * element_size(dtype);
 }
 
 // The weight in the order that the algorithm wants; alive as long as `keeper`.
@@ -413,14 +547,14 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   g.input = strides_of(input);
   g.weight = strides_of(weight);
   g.output = strides_of(output);
-  run(kOp, kForward, g, dtype,
-      [&](auto kernel, const auto& algorithm, void* workspace, int threads) {
-        std::shared_ptr<const Workspace> keeper;
-        const void* ordered =
-            weight_for(algorithm, weight, dtype, g, forward_packing_geometry(g), &keeper);
-        kernel(output.mutable_data_ptr(), input.const_data_ptr(), ordered,
-               shift ? shift->const_data_ptr() : nullptr, g, workspace, threads);
-      });
+  run(kOp, kForward, g, dtype, [&](auto kernel, const auto& run) {
+    std::shared_ptr<const Workspace> keeper;
+    const void* ordered =
+        weight_for(run.algorithm, weight, dtype, g, forward_packing_geometry(g), &keeper);
+    kernel(from_image(output.mutable_data_ptr(), run.first_image, g.output, dtype),
+           from_image(input.const_data_ptr(), run.first_image, g.input, dtype), ordered,
+           shift ? shift->const_data_ptr() : nullptr, run.g, run.workspace, run.threads);
+  });
   return output;
 }
 
@@ -447,14 +581,14 @@ Tensor conv2d_backward_input(const Tensor& grad_output, const Tensor& weight,
   g.input = strides_of(grad_input);
   g.weight = strides_of(weight);
   g.output = strides_of(grad_output);
-  run(kOp, kBackwardInput, g, dtype,
-      [&](auto kernel, const auto& algorithm, void* workspace, int threads) {
-        std::shared_ptr<const Workspace> keeper;
-        const void* ordered =
-            weight_for(algorithm, weight, dtype, g, backward_input_packing_geometry(g), &keeper);
-        kernel(grad_input.mutable_data_ptr(), grad_output.const_data_ptr(), ordered, g, workspace,
-               threads);
-      });
+  run(kOp, kBackwardInput, g, dtype, [&](auto kernel, const auto& run) {
+    std::shared_ptr<const Workspace> keeper;
+    const void* ordered =
+        weight_for(run.algorithm, weight, dtype, g, backward_input_packing_geometry(g), &keeper);
+    kernel(from_image(grad_input.mutable_data_ptr(), run.first_image, g.input, dtype),
+           from_image(grad_output.const_data_ptr(), run.first_image, g.output, dtype), ordered,
+           run.g, run.workspace, run.threads);
+  });
   return grad_input;
 }
 
@@ -482,9 +616,9 @@ Tensor conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
   g.weight = strides_of(grad_weight);
   g.output = strides_of(grad_output);
   if (g.n == 0) torch::stable::zero_(grad_weight);
-  run(kOp, kBackwardWeight, g, dtype, [&](auto kernel, const auto&, void* workspace, int threads) {
+  run(kOp, kBackwardWeight, g, dtype, [&](auto kernel, const auto& run) {
     kernel(grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(), input.const_data_ptr(), g,
-           workspace, threads);
+           run.workspace, run.threads);
   });
   return grad_weight;
 }

@@ -93,6 +93,9 @@ struct Conv2dAlgorithm {
   PerDType<PackedBytes> packed_bytes;
   PerDType<Pack> pack;
   PerDType<Partition> partition;
+  // Whether `run` leaves out images with numbers that it cannot work on: the workspace begins with a
+  // byte for each image, which `run` sets where the image is to be computed by another algorithm.
+  bool flags_images = false;
 };
 
 // bias: (oc,) contiguous, or null
@@ -117,6 +120,9 @@ struct Conv2dKernels {
   Conv2dForward forward_grouped_channels;
   Conv2dForward forward_pixel_rows;
   Conv2dForward forward_reference;
+  Conv2dForward forward_winograd_2x2_3x3;
+  Conv2dForward forward_winograd_2x2_5x5;
+  Conv2dForward forward_winograd_4x4_3x3;
   Conv2dBackwardInput backward_input_depthwise_channels;
   Conv2dBackwardInput backward_input_depthwise_rows;
   Conv2dBackwardInput backward_input_depthwise_transposed;
@@ -124,6 +130,9 @@ struct Conv2dKernels {
   Conv2dBackwardInput backward_input_grouped_channels;
   Conv2dBackwardInput backward_input_pixel_rows;
   Conv2dBackwardInput backward_input_reference;
+  Conv2dBackwardInput backward_input_winograd_2x2_3x3;
+  Conv2dBackwardInput backward_input_winograd_2x2_5x5;
+  Conv2dBackwardInput backward_input_winograd_4x4_3x3;
   Conv2dBackwardWeight backward_weight_depthwise_channel_dots;
   Conv2dBackwardWeight backward_weight_depthwise_dots;
   Conv2dBackwardWeight backward_weight_depthwise_transposed;

@@ -9,6 +9,7 @@
 #include "cpu/conv2d/outer_products.h"
 #include "cpu/conv2d/pixel_rows.h"
 #include "cpu/conv2d/reference.h"
+#include "cpu/conv2d/winograd.h"
 
 NNOPS_BEGIN_KERNELS
 
@@ -66,6 +67,21 @@ void backward_bias(void* grad_bias, const void* grad_output, const Conv2dGeometr
    NNOPS_FLOAT_DTYPES(name##_packed), NNOPS_FLOAT_DTYPES(name##_pack), \
    NNOPS_FLOAT_DTYPES(name##_partition)}
 
+// Not of double, whose sums are always direct.
+#define NNOPS_WINOGRAD_DTYPES(function)                               \
+  {                                                                   \
+    {                                                                 \
+      function<float>, nullptr, function<bfloat16>, function<float16> \
+    }                                                                 \
+  }
+#define NNOPS_CONV2D_WINOGRAD(name)                                             \
+  {NNOPS_WINOGRAD_DTYPES(name##_workspace), NNOPS_WINOGRAD_DTYPES(name),        \
+   NNOPS_WINOGRAD_DTYPES(name##_packed),    NNOPS_WINOGRAD_DTYPES(name##_pack), \
+   NNOPS_WINOGRAD_DTYPES(name##_partition), true}
+using Winograd2x2Of3x3 = ByPasses<Winograd<WinogradForm<2, 3>>>;
+using Winograd2x2Of5x5 = ByPasses<Winograd<WinogradForm<2, 5>>>;
+using Winograd4x4Of3x3 = ByPasses<Winograd<WinogradForm<4, 3>>>;
+
 extern const Conv2dKernels conv2d_kernels = {
     .forward_depthwise_channels =
         NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, depthwise_channels_forward,
@@ -83,6 +99,9 @@ extern const Conv2dKernels conv2d_kernels = {
     .forward_pixel_rows = NNOPS_CONV2D_PACKING_ALGORITHM(ByPasses<PixelRows>::forward),
     .forward_reference = NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_forward,
                                                 reference_workspace, reference_forward_partition),
+    .forward_winograd_2x2_3x3 = NNOPS_CONV2D_WINOGRAD(Winograd2x2Of3x3::forward),
+    .forward_winograd_2x2_5x5 = NNOPS_CONV2D_WINOGRAD(Winograd2x2Of5x5::forward),
+    .forward_winograd_4x4_3x3 = NNOPS_CONV2D_WINOGRAD(Winograd4x4Of3x3::forward),
     .backward_input_depthwise_channels = NNOPS_CONV2D_ALGORITHM(
         NNOPS_FLOAT_DTYPES, depthwise_channels_backward_input, depthwise_channels_workspace,
         depthwise_channels_backward_input_partition),
@@ -103,6 +122,9 @@ extern const Conv2dKernels conv2d_kernels = {
     .backward_input_reference =
         NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_backward_input, reference_workspace,
                                reference_backward_input_partition),
+    .backward_input_winograd_2x2_3x3 = NNOPS_CONV2D_WINOGRAD(Winograd2x2Of3x3::backward_input),
+    .backward_input_winograd_2x2_5x5 = NNOPS_CONV2D_WINOGRAD(Winograd2x2Of5x5::backward_input),
+    .backward_input_winograd_4x4_3x3 = NNOPS_CONV2D_WINOGRAD(Winograd4x4Of3x3::backward_input),
     .backward_weight_depthwise_channel_dots =
         NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, depthwise_channel_dots_backward_weight,
                                depthwise_channel_dots_workspace, depthwise_channel_dots_partition),

@@ -19,6 +19,8 @@ NNOPS_BEGIN_KERNELS
 // Accumulators at a time.
 #if defined(__AVX512F__)
 constexpr int kDotTaps = 16;
+#elif defined(__AVX2__)
+constexpr int kDotTaps = 6;
 #else
 constexpr int kDotTaps = 4;
 #endif
@@ -80,10 +82,12 @@ void add_dots(A* sums, const DotRows<A>& part, const int64_t* offsets) {
     }
     if (whole < part.width) {
       const Vec<A> gradient = load(gradients + whole);
-      // What stands behind a row may be infinite: zero gradients alone would not hide it.
+      // What stands behind a row may be infinite: zero gradients alone would not hide it. (Bits and
+      // not a selection, which GCC does lane by lane where registers are shorter than a vector.)
 #pragma GCC unroll 16
       for (int t = 0; t < kTaps; ++t) {
-        total[t] += gradient * (tail ? load(row + offsets[t] + whole) : Vec<A>{});
+        const auto bits = reinterpret_cast<Mask<A>>(load(row + offsets[t] + whole));
+        total[t] += gradient * reinterpret_cast<Vec<A>>(bits & tail);
       }
     }
   }

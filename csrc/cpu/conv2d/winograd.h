@@ -1,0 +1,481 @@
+// conv2d forward and backward_input by Winograd's minimal filtering: F(m x m, r x r).
+//
+// The output is cut into tiles of m x m pixels, each of which reads n x n, n = m + r - 1. With the
+// transforms of winograd_transforms.h along both axes,
+//
+//   V[q][tile][c] = B^T d B,    U[q][c][k] = G w G^T,    M[q][tile][k] = sum over c of V U,
+//   y = A^T M A        for the n^2 places q of a tile
+//
+// so that a pixel costs n^2 / m^2 products a channel instead of r^2: 2.25 instead of 9 for
+// F(4x4, 3x3). Vectors run along channels in all three steps: tiles of any row or image stand side
+// by side, and small maps waste nothing but what their last tiles hang over.
+//
+// A strip is some rows of tiles of an image, or several small images. Its rows are copied with
+// their padding, [row][column][channel], kStagedChannels at a time, and transformed to V, which
+// stays in the cache, with M of some panels of the written channels and, a row of tiles at a time,
+// the pixels that come of it. The sums over c are cut into chains of at most kWinogradChain terms.
+//
+// Weights are packed as U[group][q][panel of channels][c][channel], transformed in double.
+//
+// A number that is not finite, or too large to be transformed, spreads over its tile, where a sum
+// of products would keep it to the pixels that read it. Such a tile has an output that is not
+// finite. The workspace begins with a byte for each image, which is then set: the caller computes
+// that image by another algorithm (ops/conv2d.h).
+//
+// Parallel over strips and, where those are few, ranges of panels.
+#pragma once
+
+#include "cpu/conv2d/channel_tile.h"
+#include "cpu/conv2d/pixel_pass.h"
+#include "cpu/conv2d/pixel_rows.h"
+#include "cpu/conv2d/transpose.h"
+#include "cpu/conv2d/winograd_transforms.h"
+
+NNOPS_BEGIN_KERNELS
+
+constexpr int64_t kWinogradChain = 128;
+constexpr int64_t kStagedChannels = 32;                  // a multiple of all vectors
+constexpr int64_t kTransformedBytes = int64_t{3} << 19;  // of V, about
+constexpr int64_t kLeastTiles = 32, kMostTiles = 96;     // of a strip
+constexpr int64_t kProductBytes = int64_t{320} << 10;    // of M, about
+
+template <int kOutputSize, int kKernelSize>
+struct WinogradForm {
+  static constexpr int kOutputs = kOutputSize;                    // m
+  static constexpr int kTaps = kKernelSize;                       // r
+  static constexpr int kPoints = kOutputSize + kKernelSize - 1;   // n
+  static constexpr int64_t kPlaces = int64_t{kPoints} * kPoints;  // n^2
+};
+
+// How the weights of a pass are packed. Sizes are in elements.
+template <typename A, typename Form>
+struct PackedWinograd {
+  int64_t vectors, panels;  // of the written channels
+  int64_t packed_place, packed_group;
+
+  explicit PackedWinograd(const PixelPass& pass) {
+    vectors = divide_up(pass.rows, kLanes<A>);
+    panels = divide_up(vectors, kTileVectors);
+    // An odd number of cache lines: all places are written in turn, and their sets differ.
+    packed_place = (vectors * pass.outer | 1) * kLanes<A>;
+    packed_group = Form::kPlaces * packed_place;
+  }
+  int64_t first_vector(int64_t panel) const { return panel * vectors / panels; }
+};
+
+template <typename A, typename Form>
+struct WinogradPlan : PackedWinograd<A, Form> {
+  using PackedWinograd<A, Form>::panels;
+  int64_t chain;                               // terms
+  PixelPass tiles;                             // the pass with tiles for pixels
+  int64_t height, width, images;               // of a strip, in tiles
+  int64_t vertical, horizontal, image_strips;  // numbers of strips
+  int64_t panel_splits, resident_panels;
+  int64_t rows, columns;                        // of pixels that a strip's image reads
+  int64_t staged_pixel, staged_size;            // strides and sizes, in elements
+  int64_t transformed_tile, transformed_place;  // of V
+  int64_t transformed_size, product_tile, product_place, product_size;  // and M
+  int64_t pixels_size;
+
+  WinogradPlan(const PixelPass& pass, int threads) : PackedWinograd<A, Form>(pass) {
+    constexpr int64_t kLine = kLanes<A>;
+    constexpr int64_t kM = Form::kOutputs;
+    constexpr auto kSize = static_cast<int64_t>(sizeof(A));
+    chain = divide_up(pass.outer, divide_up(pass.outer, kWinogradChain));
+    tiles = pass;
+    for (TapAxis* axis : {&tiles.y, &tiles.x}) {
+      axis->grid = divide_up(axis->grid, kM);
+      axis->step = kM;
+      axis->taps = Form::kPoints;
+    }
+    // An odd number of cache lines from tile to tile and place to place: their sets differ.
+    transformed_tile = odd_lines(pass.outer);
+    const int64_t fitting = kTransformedBytes / (Form::kPlaces * transformed_tile * kSize);
+    const int64_t most = smaller(kMostTiles, larger(kLeastTiles, fitting));
+    width = smaller(tiles.x.grid, most);
+    width = divide_up(tiles.x.grid, divide_up(tiles.x.grid, width));
+    horizontal = divide_up(tiles.x.grid, width);
+    height = smaller(tiles.y.grid, larger(1, most / width));
+    height = divide_up(tiles.y.grid, divide_up(tiles.y.grid, height));
+    const bool whole_images = height >= tiles.y.grid && horizontal == 1;
+    const SharedStrips shared =
+        share_strips(tiles, {whole_images ? larger(1, most / (width * height)) : 1, height, 1},
+                     width, panels, {2 * kTileVectors, 16}, threads);
+    images = shared.images;
+    height = shared.height;
+    panel_splits = shared.splits;
+    image_strips = divide_up(pass.images, images);
+    vertical = divide_up(tiles.y.grid, height);
+
+    rows = height * kM + Form::kTaps - 1;
+    columns = width * kM + Form::kTaps - 1;
+    staged_pixel = smaller(round_up(pass.outer, kLine), kStagedChannels);
+    staged_size = images * rows * columns * staged_pixel;
+    const int64_t strip_tiles = images * height * width;
+    transformed_place = odd_lines(strip_tiles * transformed_tile);
+    transformed_size = Form::kPlaces * transformed_place;
+    const int64_t panel_bytes = Form::kPlaces * strip_tiles * kTileVectors * kLine * kSize;
+    resident_panels =
+        smaller(divide_up(panels, panel_splits), larger(1, kProductBytes / panel_bytes));
+    product_tile = odd_lines(resident_panels * kTileVectors * kLine);
+    product_place = odd_lines(strip_tiles * product_tile);
+    product_size = Form::kPlaces * product_place;
+    pixels_size = kM * width * kM * product_tile;
+  }
+
+  static int64_t odd_lines(int64_t count) {
+    constexpr int64_t kLine = kLanes<A>;
+    return (divide_up(count, kLine) | 1) * kLine;
+  }
+  int64_t first_panel(int64_t split) const { return split * panels / panel_splits; }
+  int64_t flags_bytes() const { return round_up(tiles.images, 64); }
+  // 0, 1, 2, ..: where the channels of a chain stand.
+  int64_t offsets_size() const { return round_up(chain, 8); }
+  int64_t thread_size() const {
+    return staged_size + transformed_size + product_size + pixels_size;
+  }
+  int64_t workspace_bytes(int threads) const {
+    return flags_bytes() + offsets_size() * 8 +
+           threads * thread_size() * static_cast<int64_t>(sizeof(A));
+  }
+};
+
+// --- weights ------------------------------------------------------------------------------------
+
+template <typename A>
+NNOPS_INLINE auto widen(Register<A> value) {
+  typedef double Wider __attribute__((vector_size(2 * kRegisterBytes)));
+  return __builtin_convertvector(value, Wider);
+}
+
+// U of one vector of channels, of the taps [kh][kw] that stand tap_strides apart.
+template <typename Form, typename A>
+NNOPS_INLINE void transform_weights(A* packed, int64_t place_stride, const A* taps,
+                                    int64_t stride_h, int64_t stride_w) {
+  constexpr int kR = Form::kTaps;
+  constexpr int kN = Form::kPoints;
+  using Wider = decltype(widen<A>(Register<A>{}));
+  Wider columns[kN][kR];
+  for (int s = 0; s < kR; ++s) {
+    Wider w[kR];
+    Wider u[kN];
+    for (int r = 0; r < kR; ++r) w[r] = widen<A>(load_register(taps + r * stride_h + s * stride_w));
+    transform_weight(w, u);
+    for (int i = 0; i < kN; ++i) columns[i][s] = u[i];
+  }
+  for (int i = 0; i < kN; ++i) {
+    Wider u[kN];
+    transform_weight(columns[i], u);
+    for (int j = 0; j < kN; ++j) {
+      store_register(packed + (i * kN + j) * place_stride,
+                     __builtin_convertvector(u[j], Register<A>));
+    }
+  }
+}
+
+template <typename Form, typename T>
+void pack_winograd_panels(acc_t<T>* packed, const T* weight, const PixelPass& pass, int threads) {
+  using A = acc_t<T>;
+  constexpr int64_t kLine = kLanes<A>;
+  constexpr int64_t kChannels = 8;  // at a time
+  constexpr int64_t kTaps = int64_t{Form::kTaps} * Form::kTaps;
+  const PackedWinograd<A, Form> plan(pass);
+  const int64_t blocks = divide_up(pass.outer, kChannels);
+  const int64_t panels = pass.groups * plan.panels;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < panels * blocks; ++i) {
+    const int64_t panel = i / blocks % plan.panels;
+    const int64_t group = i / blocks / plan.panels;
+    const int64_t c0 = i % blocks * kChannels;
+    const int64_t first = plan.first_vector(panel) * kLine;
+    const int64_t width = plan.first_vector(panel + 1) * kLine - first;
+    PixelPass block = pass;
+    block.outer = smaller(kChannels, pass.outer - c0);
+    // [kh][channel][kw][written channel]
+    A taps[kTaps * kChannels * kTileVectors * kLine];
+    pack_weight_panel(
+        taps, weight + group * pass.weight_group + first * pass.weight_row + c0 * pass.weight_outer,
+        smaller(width, pass.rows - first), width, block.outer, block);
+    A* target = packed + group * plan.packed_group + first * pass.outer + c0 * width;
+    for (int64_t c = 0; c < block.outer; ++c) {
+      for (int64_t k = 0; k < width; k += kRegisterLanes<A>) {
+        transform_weights<Form>(target + c * width + k, plan.packed_place,
+                                taps + c * Form::kTaps * width + k,
+                                block.outer * Form::kTaps * width, width);
+      }
+    }
+  }
+}
+
+// --- input --------------------------------------------------------------------------------------
+
+// The rows of a strip, some channels of them, with their padding: [image][row][column][channel].
+template <typename Form, typename T>
+void stage_rows(acc_t<T>* staged, const PassStrip<T>& strip, int64_t channel0, int64_t channels,
+                const PixelPass& pass, const WinogradPlan<acc_t<T>, Form>& plan) {
+  constexpr int64_t kM = Form::kOutputs;
+  const int64_t padded = round_up(channels, kLanes<acc_t<T>>);
+  const int64_t rows = strip.height * kM + Form::kTaps - 1;
+  const int64_t columns = strip.width * kM + Form::kTaps - 1;
+  for (int64_t image = 0; image < strip.images; ++image) {
+    const T* source = strip.read + image * pass.read.n + channel0 * pass.read.c;
+    acc_t<T>* row = staged + image * plan.rows * plan.columns * plan.staged_pixel;
+    for (int64_t i = 0; i < rows; ++i, row += plan.columns * plan.staged_pixel) {
+      const int64_t h = pass.y.first + strip.y0 * kM + i;
+      const bool inside = h >= 0 && h < pass.y.limit;
+      transpose_positions(row, plan.staged_pixel, source + (inside ? h * pass.read.h : 0),
+                          pass.read.c, pass.read.w, pass.x.first + strip.x0 * kM, 1, columns,
+                          inside ? pass.x.limit : 0, channels, padded);
+    }
+  }
+}
+
+// V of one tile and one register of channels, whose first pixel is `pixels`.
+template <typename Form, typename A>
+NNOPS_INLINE void transform_tile(A* transformed, int64_t place_stride, const A* pixels,
+                                 int64_t row_stride, int64_t pixel_stride) {
+  constexpr int kN = Form::kPoints;
+  using V = Register<A>;
+  V rows[kN][kN];
+  for (int i = 0; i < kN; ++i) {
+    V d[kN];
+    for (int j = 0; j < kN; ++j) d[j] = load_register(pixels + i * row_stride + j * pixel_stride);
+    V t[kN];
+    transform_input(d, t);
+    for (int j = 0; j < kN; ++j) rows[j][i] = t[j];
+  }
+  for (int j = 0; j < kN; ++j) {
+    V t[kN];
+    transform_input(rows[j], t);
+    for (int i = 0; i < kN; ++i) {
+      store_register(transformed + (i * kN + j) * place_stride, t[i]);
+    }
+  }
+}
+
+// V of a strip.
+template <typename Form, typename T>
+void transform_strip(acc_t<T>* transformed, acc_t<T>* staged, const PassStrip<T>& strip,
+                     const PixelPass& pass, const WinogradPlan<acc_t<T>, Form>& plan) {
+  using A = acc_t<T>;
+  constexpr int64_t kM = Form::kOutputs;
+  for (int64_t channel0 = 0; channel0 < pass.outer; channel0 += plan.staged_pixel) {
+    const int64_t channels = smaller(plan.staged_pixel, pass.outer - channel0);
+    stage_rows<Form>(staged, strip, channel0, channels, pass, plan);
+    A* tile = transformed + channel0;
+    for (int64_t image = 0; image < strip.images; ++image) {
+      for (int64_t y = 0; y < strip.height; ++y) {
+        const A* pixels = staged + (image * plan.rows + y * kM) * plan.columns * plan.staged_pixel;
+        for (int64_t x = 0; x < strip.width; ++x, tile += plan.transformed_tile) {
+          for (int64_t c = 0; c < channels; c += kRegisterLanes<A>) {
+            transform_tile<Form>(tile + c, plan.transformed_place, pixels + c,
+                                 plan.columns * plan.staged_pixel, plan.staged_pixel);
+          }
+          pixels += kM * plan.staged_pixel;
+        }
+      }
+    }
+  }
+}
+
+// --- products -----------------------------------------------------------------------------------
+
+// M of a strip of `tiles` for the panels [panel0, panel1).
+template <typename Form, typename A>
+void multiply_strip(A* products, const A* transformed, const A* weights, const int64_t* offsets,
+                    int64_t tiles, int64_t panel0, int64_t panel1, const PixelPass& pass,
+                    const WinogradPlan<A, Form>& plan) {
+  constexpr int64_t kLine = kLanes<A>;
+  const int64_t groups = divide_up(tiles, kTileRows);
+  const int64_t vector0 = plan.first_vector(panel0);
+  ChannelTile<A> tile{};
+  tile.sum_stride = plan.product_tile;
+  tile.offsets = offsets;
+  for (int64_t place = 0; place < Form::kPlaces; ++place) {
+    for (int64_t c0 = 0; c0 < pass.outer; c0 += plan.chain) {
+      tile.depth = smaller(plan.chain, pass.outer - c0);
+      tile.first = c0 == 0;
+      for (int64_t panel = panel0; panel < panel1; ++panel) {
+        const int64_t vector = plan.first_vector(panel);
+        const int64_t count = plan.first_vector(panel + 1) - vector;
+        tile.weights =
+            weights + place * plan.packed_place + vector * kLine * pass.outer + c0 * count * kLine;
+        A* sums = products + place * plan.product_place + (vector - vector0) * kLine;
+        const A* pixels = transformed + place * plan.transformed_place + c0;
+        // Groups differ by at most one tile.
+        for (int64_t i = 0; i < groups; ++i) {
+          const int64_t first = i * tiles / groups;
+          const int64_t size = (i + 1) * tiles / groups - first;
+          tile.sums = sums + first * plan.product_tile;
+          for (int64_t p = 0; p < size; ++p) {
+            tile.pixels[p] = pixels + (first + p) * plan.transformed_tile;
+          }
+          channel_tile_function<A>(size, count)(tile);
+        }
+      }
+    }
+  }
+}
+
+// --- output -------------------------------------------------------------------------------------
+
+// The pixels of one tile and one register of channels. `spread` becomes NaN where one of them is
+// not finite: each product is part of one of the four that are looked at.
+template <typename Form, typename A>
+NNOPS_INLINE void transform_products(A* pixels, int64_t row_stride, int64_t pixel_stride,
+                                     const A* products, int64_t place_stride, Register<A>* spread) {
+  constexpr int kN = Form::kPoints;
+  constexpr int kM = Form::kOutputs;
+  using V = Register<A>;
+  V columns[kM][kN];
+  for (int j = 0; j < kN; ++j) {
+    V m[kN];
+    for (int i = 0; i < kN; ++i) m[i] = load_register(products + (i * kN + j) * place_stride);
+    V y[kM];
+    transform_output(m, y);
+    for (int i = 0; i < kM; ++i) columns[i][j] = y[i];
+  }
+  V corners = {};
+  for (int i = 0; i < kM; ++i) {
+    V y[kM];
+    transform_output(columns[i], y);
+    for (int j = 0; j < kM; ++j) store_register(pixels + i * row_stride + j * pixel_stride, y[j]);
+    if (i == 0 || i == kM - 1) corners += y[0] + y[kM - 1];
+  }
+  *spread += corners * A{0};
+}
+
+// The sums of `height` rows of pixels plus the bias, for channels [channel0, channel0 + channels).
+template <typename T>
+void write_winograd_rows(T* corner, const acc_t<T>* pixels, int64_t row_stride,
+                         int64_t pixel_stride, int64_t height, int64_t width, const T* bias,
+                         int64_t channels, const PixelPass& pass) {
+  using A = acc_t<T>;
+  for (int64_t i = 0; i < height; ++i, corner += pass.written.h, pixels += row_stride) {
+    if (pass.written.c == 1) {
+      for (int64_t k = 0; k < width; ++k) {
+        T* target = corner + k * pass.written.w;
+        const A* sums = pixels + k * pixel_stride;
+        if (bias != nullptr) {
+          map_vectors(
+              target, channels, [](Vec<A> sum, Vec<A> shift) { return sum + shift; }, sums, bias);
+        } else {
+          add_to_span(target, sums, A{0}, channels);
+        }
+      }
+      continue;
+    }
+    for (int64_t c = 0; c < channels; c += kLanes<A>) {
+      write_planes(corner + c * pass.written.c, pass.written.c, pixels + c, pixel_stride, width,
+                   bias != nullptr ? bias + c : nullptr, smaller(kLanes<A>, channels - c));
+    }
+  }
+}
+
+// The output of a strip for the panels [panel0, panel1); `flags` are those of the strip's images.
+template <typename Form, typename T>
+void write_strip(const PassStrip<T>& strip, const acc_t<T>* products, acc_t<T>* pixels,
+                 int64_t panel0, int64_t panel1, uint8_t* flags, const PixelPass& pass,
+                 const WinogradPlan<acc_t<T>, Form>& plan) {
+  using A = acc_t<T>;
+  constexpr int64_t kM = Form::kOutputs;
+  const int64_t channel0 = plan.first_vector(panel0) * kLanes<A>;
+  const int64_t padded = plan.first_vector(panel1) * kLanes<A> - channel0;
+  const int64_t channels = smaller(padded, pass.rows - channel0);
+  const int64_t row_stride = plan.width * kM * plan.product_tile;
+  const A* tile = products;
+  for (int64_t image = 0; image < strip.images; ++image) {
+    Register<A> spread = {};
+    for (int64_t y = 0; y < strip.height; ++y) {
+      for (int64_t x = 0; x < strip.width; ++x, tile += plan.product_tile) {
+        for (int64_t c = 0; c < channels; c += kRegisterLanes<A>) {
+          transform_products<Form>(pixels + x * kM * plan.product_tile + c, row_stride,
+                                   plan.product_tile, tile + c, plan.product_place, &spread);
+        }
+      }
+      const int64_t y0 = (strip.y0 + y) * kM;
+      const int64_t x0 = strip.x0 * kM;
+      write_winograd_rows(strip.written + image * pass.written.n + channel0 * pass.written.c +
+                              y0 * pass.written.h + x0 * pass.written.w,
+                          pixels, row_stride, plan.product_tile, smaller(kM, pass.y.grid - y0),
+                          smaller(strip.width * kM, pass.x.grid - x0),
+                          strip.bias != nullptr ? strip.bias + channel0 : nullptr, channels, pass);
+    }
+    for (int64_t i = 0; i < kRegisterLanes<A>; ++i) {
+      if (spread[i] != spread[i]) flags[image] = 1;
+    }
+  }
+}
+
+// --- the pass -----------------------------------------------------------------------------------
+
+template <typename Form, typename T>
+void run_winograd(T* written, const T* read, const acc_t<T>* packed, const T* bias,
+                  const PixelPass& pass, void* workspace, int threads) {
+  using A = acc_t<T>;
+  const WinogradPlan<A, Form> plan(pass, threads);
+  uint8_t* flags = static_cast<uint8_t*>(workspace);
+  int64_t* offsets = reinterpret_cast<int64_t*>(flags + plan.flags_bytes());
+  A* per_thread = reinterpret_cast<A*>(offsets + plan.offsets_size());
+  std::memset(flags, 0, static_cast<size_t>(pass.images));
+  for (int64_t c = 0; c < plan.chain; ++c) offsets[c] = c;
+
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    A* staged = per_thread + thread_index() * plan.thread_size();
+    A* transformed = staged + plan.staged_size;
+    A* products = transformed + plan.transformed_size;
+    A* pixels = products + plan.product_size;
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < strip_tasks(plan, plan.tiles, plan.panel_splits); ++i) {
+      const StripTask task = strip_task(plan, plan.tiles, plan.panel_splits, i);
+      const PassStrip<T> strip =
+          pass_strip(task, written, read, packed, plan.packed_group, bias, pass);
+      transform_strip<Form>(transformed, staged, strip, pass, plan);
+      const int64_t last = plan.first_panel(task.split + 1);
+      for (int64_t panel = plan.first_panel(task.split); panel < last;) {
+        const int64_t next = smaller(panel + plan.resident_panels, last);
+        multiply_strip<Form>(products, transformed, strip.weights, offsets, task.pixels(), panel,
+                             next, pass, plan);
+        write_strip<Form>(strip, products, pixels, panel, next, flags + task.image0, pass, plan);
+        panel = next;
+      }
+    }
+  }
+}
+
+template <typename Form>
+struct Winograd {
+  template <typename T>
+  static void run(T* written, const T* read, const void* weights, const T* bias,
+                  const PixelPass& pass, void* workspace, int threads) {
+    run_winograd<Form>(written, read, static_cast<const acc_t<T>*>(weights), bias, pass, workspace,
+                       threads);
+  }
+  template <typename T>
+  static int64_t workspace_bytes(const PixelPass& pass, int threads) {
+    return WinogradPlan<acc_t<T>, Form>(pass, threads).workspace_bytes(threads);
+  }
+  template <typename T>
+  static int64_t packed_bytes(const PixelPass& pass) {
+    return pass.groups * PackedWinograd<acc_t<T>, Form>(pass).packed_group *
+           static_cast<int64_t>(sizeof(acc_t<T>));
+  }
+  template <typename T>
+  static void pack(acc_t<T>* packed, const T* weight, const PixelPass& pass, int threads) {
+    pack_winograd_panels<Form>(packed, weight, pass, threads);
+  }
+  template <typename T>
+  static void visit(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
+    const WinogradPlan<acc_t<T>, Form> plan(pass, threads);
+    const int64_t tasks = strip_tasks(plan, plan.tiles, plan.panel_splits);
+    visit_products(visitor, Schedule::kDynamic, tasks, [&](int64_t i) {
+      const StripTask task = strip_task(plan, plan.tiles, plan.panel_splits, i);
+      const int64_t last = plan.first_vector(plan.first_panel(task.split + 1));
+      const int64_t vectors = last - plan.first_vector(plan.first_panel(task.split));
+      return task.pixels() * Form::kPlaces * pass.outer * vectors * kLanes<acc_t<T>>;
+    });
+  }
+};
+
+NNOPS_END_KERNELS

@@ -1,0 +1,113 @@
+// The transforms of Winograd's minimal filtering along one axis: F(m, r), m outputs of r taps.
+//
+//   y[i] = sum over j of w[j] d[i + j]  =  A^T ((G w) * (B^T d))     n = m + r - 1 products
+//
+// n - 1 interpolation points and infinity (Cook-Toom; Lavin and Gray, arXiv:1509.09308): row p of
+// B^T has the coefficients of M_p(x) = product over the other points q of (x - q), row p of G is
+// (1, p, p^2, ...) / M_p(p), column p of A^T is (1, p, p^2, ...). Infinity has the coefficients of
+// the product over all points, and picks the last tap and the last output.
+//
+//   n = 4   points 0, 1, -1                F(2, 3), as exact as a direct sum
+//   n = 6   points 0, a, -a, b, -b         F(4, 3) and F(2, 5)
+//
+// with a = 5/8, b = 3/2: errors are about a quarter of those of the textbook's 1 and 2 (the powers
+// stay nearer to 1), at the same number of operations, and every constant of B^T and A^T is exact
+// in float. Two axes apply one after the other. The number of points, taps and outputs is that of
+// the arrays.
+#pragma once
+
+#include "cpu/simd.h"
+
+NNOPS_BEGIN_KERNELS
+
+constexpr float kPointA = 0.625f;
+constexpr float kPointB = 1.5f;
+constexpr float kSquareA = kPointA * kPointA;
+constexpr float kSquareB = kPointB * kPointB;
+
+template <typename V>
+NNOPS_INLINE void transform_input(const V (&d)[4], V (&t)[4]) {
+  t[0] = d[0] - d[2];
+  t[1] = d[1] + d[2];
+  t[2] = d[2] - d[1];
+  t[3] = d[3] - d[1];
+}
+template <typename V>
+NNOPS_INLINE void transform_input(const V (&d)[6], V (&t)[6]) {
+  const V even_a = d[4] - kSquareB * d[2];
+  const V even_b = d[4] - kSquareA * d[2];
+  const V odd_a = d[3] - kSquareB * d[1];
+  const V odd_b = d[3] - kSquareA * d[1];
+  t[0] = (d[4] - (kSquareA + kSquareB) * d[2]) + kSquareA * kSquareB * d[0];
+  t[1] = even_a + kPointA * odd_a;
+  t[2] = even_a - kPointA * odd_a;
+  t[3] = even_b + kPointB * odd_b;
+  t[4] = even_b - kPointB * odd_b;
+  t[5] = (d[5] - (kSquareA + kSquareB) * d[3]) + kSquareA * kSquareB * d[1];
+}
+
+// In double, and rounded once at the end: weights are transformed once for many tiles.
+template <typename V>
+NNOPS_INLINE void transform_weight(const V (&w)[3], V (&u)[4]) {
+  const V even = 0.5 * (w[0] + w[2]);
+  const V odd = 0.5 * w[1];
+  u[0] = w[0];
+  u[1] = even + odd;
+  u[2] = even - odd;
+  u[3] = w[2];
+}
+
+// 1 / M_p(p) of 0, of +-a and of +-b.
+constexpr double kScale0 = 1.0 / (double{kSquareA} * double{kSquareB});
+constexpr double kScaleA = 0.5 / (double{kSquareA} * (double{kSquareA} - double{kSquareB}));
+constexpr double kScaleB = 0.5 / (double{kSquareB} * (double{kSquareB} - double{kSquareA}));
+
+template <typename V>
+NNOPS_INLINE void transform_weight_by_parity(V first, V last, V even_a, V odd_a, V even_b, V odd_b,
+                                             V (&u)[6]) {
+  u[0] = kScale0 * first;
+  u[1] = kScaleA * (even_a + odd_a);
+  u[2] = kScaleA * (even_a - odd_a);
+  u[3] = kScaleB * (even_b + odd_b);
+  u[4] = kScaleB * (even_b - odd_b);
+  u[5] = last;
+}
+template <typename V>
+NNOPS_INLINE void transform_weight(const V (&w)[3], V (&u)[6]) {
+  constexpr double kA = kPointA;
+  constexpr double kB = kPointB;
+  transform_weight_by_parity<V>(w[0], w[2], w[0] + kA * kA * w[2], kA * w[1], w[0] + kB * kB * w[2],
+                                kB * w[1], u);
+}
+template <typename V>
+NNOPS_INLINE void transform_weight(const V (&w)[5], V (&u)[6]) {
+  constexpr double kA = kPointA;
+  constexpr double kB = kPointB;
+  transform_weight_by_parity<V>(
+      w[0], w[4], w[0] + kA * kA * (w[2] + kA * kA * w[4]), kA * (w[1] + kA * kA * w[3]),
+      w[0] + kB * kB * (w[2] + kB * kB * w[4]), kB * (w[1] + kB * kB * w[3]), u);
+}
+
+template <typename V>
+NNOPS_INLINE void transform_output(const V (&m)[4], V (&y)[2]) {
+  y[0] = m[0] + (m[1] + m[2]);
+  y[1] = m[3] + (m[1] - m[2]);
+}
+template <typename V>
+NNOPS_INLINE void transform_output(const V (&m)[6], V (&y)[2]) {
+  y[0] = m[0] + ((m[1] + m[2]) + (m[3] + m[4]));
+  y[1] = (m[5] + kPointA * (m[1] - m[2])) + kPointB * (m[3] - m[4]);
+}
+template <typename V>
+NNOPS_INLINE void transform_output(const V (&m)[6], V (&y)[4]) {
+  const V even_a = m[1] + m[2];
+  const V even_b = m[3] + m[4];
+  const V odd_a = kPointA * (m[1] - m[2]);
+  const V odd_b = m[3] - m[4];
+  y[0] = m[0] + (even_a + even_b);
+  y[1] = odd_a + kPointB * odd_b;
+  y[2] = kSquareA * even_a + (kSquareB * even_b);
+  y[3] = (m[5] + kSquareA * odd_a) + kSquareB * kPointB * odd_b;
+}
+
+NNOPS_END_KERNELS
