@@ -48,9 +48,16 @@ def products(
     dilation: object = 1,
     groups: int = 1,
     conv_pass: str,
+    algorithm: str,
 ) -> int:
     n, c, *size = input.shape
     oc, _, *kernel = weight.shape
+    if algorithm.startswith("winograd"):
+        outputs, taps = (int(each.split("x")[0]) for each in algorithm.split("_")[1:])
+        if conv_pass != "backward_input":
+            size = [x + 2 * p - taps + 1 for x, p in zip(size, pair(padding), strict=True)]
+        tiles = (-(-size[0] // outputs)) * (-(-size[1] // outputs))
+        return n * oc * c // groups * tiles * (outputs + taps - 1) ** 2
     along = [
         terms_along(axis, size[axis], kernel[axis], *numbers, conv_pass)
         for axis, numbers in enumerate(
@@ -91,10 +98,15 @@ def layers(shape_list: str) -> list[Layer]:
 def test_no_work_is_lost(shape_list: str, layout: str, conv_pass: str) -> None:
     for layer in layers(shape_list):
         tensors = layer.fake(torch.float32, layout)
-        expected = products(*tensors, **layer.parameters, conv_pass=conv_pass)
         for threads in THREADS:
             partition = conv2d_partition(
                 *tensors, **layer.parameters, conv_pass=conv_pass, threads=threads
+            )
+            expected = products(
+                *tensors,
+                **layer.parameters,
+                conv_pass=conv_pass,
+                algorithm=partition.algorithm,
             )
             check(partition, expected)
 
@@ -114,7 +126,7 @@ def test_every_algorithm_tells_all_its_work(
                 memory_format=layout
             )
             weight = torch.empty(weight_size, dtype=dtype, device="meta")
-            expected = products(input, weight, **parameters, conv_pass=conv_pass)
+            expected = products(input, weight, **parameters, conv_pass=conv_pass, algorithm=name)
             for threads in range(1, 129, 9):
                 with forced_algorithm(CONV_PASSES[conv_pass], name):
                     try:

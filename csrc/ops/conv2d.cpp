@@ -160,29 +160,83 @@ std::string has_form(const WinogradForm& form, const Conv2dGeometry& g, DType dt
   return floating_only(g, dtype);
 }
 
-// Costs of one image, in multiply-adds. A tile costs its products, and its transforms for every
-// channel that is read and written, measured in multiply-adds; weights are transformed, and n^2
-// numbers for r^2 fetched from memory, once for all the tiles of a call, which may be one image.
-std::string form_pays(const WinogradForm& form, const WinogradProblem& problem) {
-  if (form.points() == 6 && conv_precision() == ConvPrecision::kHighest) {
-    return "the precision is 'highest'";
-  }
-  constexpr int64_t kWeightTiles = 36;
-  const auto [outer, written, height, width] = problem;
-  const int64_t places = form.points() * form.points();
+// Of a channel that is read or written, in a tile: what its transforms cost, in products.
+constexpr double kTransformCost = 9;
+// A sum of products costs less than this share of a direct sum where it is chosen: the rest is room
+// for what the model does not know.
+constexpr double kLargestShare = 0.9;
+
+std::string six_points_allowed(const WinogradForm& form) {
+  return form.points() == 6 && conv_precision() == ConvPrecision::kHighest
+             ? "the precision is 'highest'"
+             : "";
+}
+double tiles_of(const WinogradForm& form, int64_t height, int64_t width) {
   const auto tiles = [&](int64_t size) { return (size + form.outputs - 1) / form.outputs; };
-  const auto padded = [](int64_t channels) { return (channels + kLanes - 1) / kLanes * kLanes; };
-  const double products = static_cast<double>(outer) * static_cast<double>(padded(written));
-  const double direct = products * static_cast<double>(form.taps * form.taps) *
-                        (static_cast<double>(height) * static_cast<double>(width) + kWeightTiles);
-  const double transforms = 9.0 * static_cast<double>(padded(outer) + padded(written));
-  const double winograd =
-      static_cast<double>(places) * ((products + transforms) * static_cast<double>(tiles(height)) *
-                                         static_cast<double>(tiles(width)) +
-                                     products * kWeightTiles);
-  return winograd < 0.95 * direct ? "" : "a direct sum costs less";
+  return static_cast<double>(tiles(height)) * static_cast<double>(tiles(width));
+}
+double places_of(const WinogradForm& form) {
+  return static_cast<double>(form.points() * form.points());
+}
+double padded(int64_t channels) {
+  return static_cast<double>((channels + kLanes - 1) / kLanes * kLanes);
+}
+std::string costs_less(double winograd, double direct) {
+  return winograd < kLargestShare * direct ? "" : "a direct sum costs less";
 }
 
+// Costs of one image, in multiply-adds. A tile costs its products and its transforms; weights are
+// transformed, and n^2 numbers for r^2 fetched from memory, once for the tiles of a call, which may
+// be a single image.
+std::string form_pays(const WinogradForm& form, const WinogradProblem& problem) {
+  constexpr double kWeightTiles = 16;
+  const auto [outer, written, height, width] = problem;
+  const double products = static_cast<double>(outer) * padded(written);
+  const double pixels = static_cast<double>(height) * static_cast<double>(width);
+  const double transforms = kTransformCost * (padded(outer) + padded(written));
+  const double direct =
+      products * static_cast<double>(form.taps * form.taps) * (pixels + kWeightTiles);
+  const double winograd =
+      places_of(form) *
+      ((products + transforms) * tiles_of(form, height, width) + products * kWeightTiles);
+  return first_reason(six_points_allowed(form), costs_less(winograd, direct));
+}
+
+// Sums over the batch have no image that is to be as in any batch: here the choice may depend on
+// it. The sums of all tiles are written, read and transformed once a call.
+std::string has_form_for_weight(const WinogradForm& form, const Conv2dGeometry& g, DType dtype) {
+  constexpr int64_t kMostWidth = 1024;  // a row of tiles is the least that is transformed at a time
+  if (g.ow > kMostWidth) return "a row has more than 1024 pixels";
+  return has_form(form, g, dtype, {1, 1, g.oh, g.ow});
+}
+std::string form_pays_for_weight(const WinogradForm& form, const Conv2dGeometry& g) {
+  constexpr double kSumTiles = 100;
+  constexpr int64_t kBlock = 128;  // channels whose products are computed together
+  const auto blocks = [](int64_t channels) {
+    return static_cast<double>((channels + kBlock - 1) / kBlock);
+  };
+  const int64_t outer = g.c / g.groups;
+  const int64_t written = g.oc / g.groups;
+  const double products = static_cast<double>(written) * padded(outer);
+  const double images = static_cast<double>(g.n);
+  const double pixels = static_cast<double>(g.oh) * static_cast<double>(g.ow);
+  const double transforms =
+      kTransformCost * (padded(outer) * blocks(written) + padded(written) * blocks(outer));
+  const double direct = products * static_cast<double>(form.taps * form.taps) * images * pixels;
+  const double winograd =
+      places_of(form) *
+      ((products + transforms) * images * tiles_of(form, g.oh, g.ow) + products * kSumTiles);
+  return first_reason(six_points_allowed(form), costs_less(winograd, direct));
+}
+
+template <const WinogradForm& kForm>
+std::string is_winograd_backward_weight(const Conv2dGeometry& g, DType dtype) {
+  return has_form_for_weight(kForm, g, dtype);
+}
+template <const WinogradForm& kForm>
+std::string winograd_backward_weight_pays(const Conv2dGeometry& g, DType) {
+  return form_pays_for_weight(kForm, g);
+}
 template <const WinogradForm& kForm>
 std::string is_winograd_forward(const Conv2dGeometry& g, DType dtype) {
   return has_form(kForm, g, dtype, winograd_forward(g));
@@ -289,6 +343,12 @@ const Candidate<Conv2dBackwardWeight> kBackwardWeight[] = {
      [](const Conv2dGeometry& g, DType) -> std::string {
        return g.oc / g.groups > 4 ? "enough output channels share an input channel" : "";
      }},
+    {"winograd_4x4_3x3", is_winograd_backward_weight<k4x4Of3x3>,
+     &Conv2dKernels::backward_weight_winograd_4x4_3x3, winograd_backward_weight_pays<k4x4Of3x3>},
+    {"winograd_2x2_5x5", is_winograd_backward_weight<k2x2Of5x5>,
+     &Conv2dKernels::backward_weight_winograd_2x2_5x5, winograd_backward_weight_pays<k2x2Of5x5>},
+    {"winograd_2x2_3x3", is_winograd_backward_weight<k2x2Of3x3>,
+     &Conv2dKernels::backward_weight_winograd_2x2_3x3, winograd_backward_weight_pays<k2x2Of3x3>},
     {"outer_products", floating_only, &Conv2dKernels::backward_weight_outer_products},
     {"reference", everything, &Conv2dKernels::backward_weight_reference},
 };
@@ -429,6 +489,9 @@ struct AlgorithmCall {
   int threads;
 };
 
+template <typename Algorithm>
+constexpr bool kAddsImages = std::is_same_v<Algorithm, Conv2dBackwardWeight>;
+
 template <typename Kernels, typename Algorithm, typename Call>
 void run_algorithm(const char* op, const Candidate<Algorithm>& choice, const Kernels& kernels,
                    const Conv2dGeometry& g, DType dtype, int64_t first_image, const Call& call,
@@ -441,7 +504,7 @@ void run_algorithm(const char* op, const Candidate<Algorithm>& choice, const Ker
   call(kernel, AlgorithmCall<Algorithm>{algorithm, g, first_image, workspace.data(), threads});
   if (!algorithm.flags_images) return;
   const auto* flags = static_cast<const uint8_t*>(workspace.data());
-  for (int64_t n = 0; n < g.n; ++n) {
+  for (int64_t n = 0; n < (kAddsImages<Algorithm> ? 1 : g.n); ++n) {
     if (flags[n] != 0) left_out->push_back(n);
   }
 }
@@ -456,7 +519,7 @@ void run(const char* op, const Candidate<Algorithm> (&list)[kSize], const Conv2d
   run_algorithm(op, choose_algorithm(op, list, g, dtype), kernels, g, dtype, 0, call, &left_out);
   if (left_out.empty()) return;
   Conv2dGeometry image = g;
-  image.n = 1;
+  if (!kAddsImages<Algorithm>) image.n = 1;
   for (const auto& candidate : list) {
     const bool takes_all = !(kernels.*candidate.entry).flags_images;
     if (!takes_all || !candidate.supports(image, dtype).empty()) continue;

@@ -93,8 +93,9 @@ struct Conv2dAlgorithm {
   PerDType<PackedBytes> packed_bytes;
   PerDType<Pack> pack;
   PerDType<Partition> partition;
-  // Whether `run` leaves out images with numbers that it cannot work on: the workspace begins with a
-  // byte for each image, which `run` sets where the image is to be computed by another algorithm.
+  // Whether `run` leaves out images with numbers that it cannot work on: the workspace begins with
+  // a byte for each image, which `run` sets where the image is to be computed by another algorithm.
+  // In backward_weight, which adds the images up, a single byte stands for the whole result.
   bool flags_images = false;
 };
 
@@ -138,6 +139,9 @@ struct Conv2dKernels {
   Conv2dBackwardWeight backward_weight_depthwise_transposed;
   Conv2dBackwardWeight backward_weight_outer_products;
   Conv2dBackwardWeight backward_weight_reference;
+  Conv2dBackwardWeight backward_weight_winograd_2x2_3x3;
+  Conv2dBackwardWeight backward_weight_winograd_2x2_5x5;
+  Conv2dBackwardWeight backward_weight_winograd_4x4_3x3;
   PerDType<BackwardBias> backward_bias;
 };
 NNOPS_DECLARE_KERNELS(Conv2dKernels, conv2d_kernels)

@@ -10,6 +10,7 @@
 #include "cpu/conv2d/pixel_rows.h"
 #include "cpu/conv2d/reference.h"
 #include "cpu/conv2d/winograd.h"
+#include "cpu/conv2d/winograd_weight.h"
 
 NNOPS_BEGIN_KERNELS
 
@@ -78,9 +79,16 @@ void backward_bias(void* grad_bias, const void* grad_output, const Conv2dGeometr
   {NNOPS_WINOGRAD_DTYPES(name##_workspace), NNOPS_WINOGRAD_DTYPES(name),        \
    NNOPS_WINOGRAD_DTYPES(name##_packed),    NNOPS_WINOGRAD_DTYPES(name##_pack), \
    NNOPS_WINOGRAD_DTYPES(name##_partition), true}
-using Winograd2x2Of3x3 = ByPasses<Winograd<WinogradForm<2, 3>>>;
-using Winograd2x2Of5x5 = ByPasses<Winograd<WinogradForm<2, 5>>>;
-using Winograd4x4Of3x3 = ByPasses<Winograd<WinogradForm<4, 3>>>;
+#define NNOPS_CONV2D_WINOGRAD_WEIGHT(name)  \
+  {NNOPS_WINOGRAD_DTYPES(name##_workspace), \
+   NNOPS_WINOGRAD_DTYPES(name),             \
+   {},                                      \
+   {},                                      \
+   NNOPS_WINOGRAD_DTYPES(name##_partition), \
+   true}
+using Form2x2Of3x3 = WinogradForm<2, 3>;
+using Form2x2Of5x5 = WinogradForm<2, 5>;
+using Form4x4Of3x3 = WinogradForm<4, 3>;
 
 extern const Conv2dKernels conv2d_kernels = {
     .forward_depthwise_channels =
@@ -99,9 +107,9 @@ extern const Conv2dKernels conv2d_kernels = {
     .forward_pixel_rows = NNOPS_CONV2D_PACKING_ALGORITHM(ByPasses<PixelRows>::forward),
     .forward_reference = NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_forward,
                                                 reference_workspace, reference_forward_partition),
-    .forward_winograd_2x2_3x3 = NNOPS_CONV2D_WINOGRAD(Winograd2x2Of3x3::forward),
-    .forward_winograd_2x2_5x5 = NNOPS_CONV2D_WINOGRAD(Winograd2x2Of5x5::forward),
-    .forward_winograd_4x4_3x3 = NNOPS_CONV2D_WINOGRAD(Winograd4x4Of3x3::forward),
+    .forward_winograd_2x2_3x3 = NNOPS_CONV2D_WINOGRAD(ByPasses<Winograd<Form2x2Of3x3>>::forward),
+    .forward_winograd_2x2_5x5 = NNOPS_CONV2D_WINOGRAD(ByPasses<Winograd<Form2x2Of5x5>>::forward),
+    .forward_winograd_4x4_3x3 = NNOPS_CONV2D_WINOGRAD(ByPasses<Winograd<Form4x4Of3x3>>::forward),
     .backward_input_depthwise_channels = NNOPS_CONV2D_ALGORITHM(
         NNOPS_FLOAT_DTYPES, depthwise_channels_backward_input, depthwise_channels_workspace,
         depthwise_channels_backward_input_partition),
@@ -122,9 +130,12 @@ extern const Conv2dKernels conv2d_kernels = {
     .backward_input_reference =
         NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_backward_input, reference_workspace,
                                reference_backward_input_partition),
-    .backward_input_winograd_2x2_3x3 = NNOPS_CONV2D_WINOGRAD(Winograd2x2Of3x3::backward_input),
-    .backward_input_winograd_2x2_5x5 = NNOPS_CONV2D_WINOGRAD(Winograd2x2Of5x5::backward_input),
-    .backward_input_winograd_4x4_3x3 = NNOPS_CONV2D_WINOGRAD(Winograd4x4Of3x3::backward_input),
+    .backward_input_winograd_2x2_3x3 =
+        NNOPS_CONV2D_WINOGRAD(ByPasses<Winograd<Form2x2Of3x3>>::backward_input),
+    .backward_input_winograd_2x2_5x5 =
+        NNOPS_CONV2D_WINOGRAD(ByPasses<Winograd<Form2x2Of5x5>>::backward_input),
+    .backward_input_winograd_4x4_3x3 =
+        NNOPS_CONV2D_WINOGRAD(ByPasses<Winograd<Form4x4Of3x3>>::backward_input),
     .backward_weight_depthwise_channel_dots =
         NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, depthwise_channel_dots_backward_weight,
                                depthwise_channel_dots_workspace, depthwise_channel_dots_partition),
@@ -140,6 +151,12 @@ extern const Conv2dKernels conv2d_kernels = {
     .backward_weight_reference =
         NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_backward_weight, reference_workspace,
                                reference_backward_weight_partition),
+    .backward_weight_winograd_2x2_3x3 =
+        NNOPS_CONV2D_WINOGRAD_WEIGHT(WinogradWeight<Form2x2Of3x3>::backward_weight),
+    .backward_weight_winograd_2x2_5x5 =
+        NNOPS_CONV2D_WINOGRAD_WEIGHT(WinogradWeight<Form2x2Of5x5>::backward_weight),
+    .backward_weight_winograd_4x4_3x3 =
+        NNOPS_CONV2D_WINOGRAD_WEIGHT(WinogradWeight<Form4x4Of3x3>::backward_weight),
     .backward_bias = NNOPS_ALL_DTYPES(backward_bias),
 };
 

@@ -71,7 +71,7 @@ struct WinogradPlan : PackedWinograd<A, Form> {
   int64_t height, width, images;               // of a strip, in tiles
   int64_t vertical, horizontal, image_strips;  // numbers of strips
   int64_t panel_splits, resident_panels;
-  int64_t rows, columns;                        // of pixels that a strip's image reads
+  int64_t columns;                              // of pixels that a strip reads
   int64_t staged_pixel, staged_size;            // strides and sizes, in elements
   int64_t transformed_tile, transformed_place;  // of V
   int64_t transformed_size, product_tile, product_place, product_size;  // and M
@@ -107,10 +107,9 @@ struct WinogradPlan : PackedWinograd<A, Form> {
     image_strips = divide_up(pass.images, images);
     vertical = divide_up(tiles.y.grid, height);
 
-    rows = height * kM + Form::kTaps - 1;
     columns = width * kM + Form::kTaps - 1;
     staged_pixel = smaller(round_up(pass.outer, kLine), kStagedChannels);
-    staged_size = images * rows * columns * staged_pixel;
+    staged_size = (height * kM + Form::kTaps - 1) * columns * staged_pixel;
     const int64_t strip_tiles = images * height * width;
     transformed_place = odd_lines(strip_tiles * transformed_tile);
     transformed_size = Form::kPlaces * transformed_place;
@@ -209,24 +208,17 @@ void pack_winograd_panels(acc_t<T>* packed, const T* weight, const PixelPass& pa
 
 // --- input --------------------------------------------------------------------------------------
 
-// The rows of a strip, some channels of them, with their padding: [image][row][column][channel].
-template <typename Form, typename T>
-void stage_rows(acc_t<T>* staged, const PassStrip<T>& strip, int64_t channel0, int64_t channels,
-                const PixelPass& pass, const WinogradPlan<acc_t<T>, Form>& plan) {
-  constexpr int64_t kM = Form::kOutputs;
+// Some rows and columns of an image, from (h0, w0) on, and what of them lies outside of it as
+// zeros: [row][column][channel].
+template <typename T>
+void stage_rows(acc_t<T>* staged, int64_t pixel_size, const T* image, const Strides4& strides,
+                int64_t h0, int64_t w0, int64_t rows, int64_t columns, int64_t height,
+                int64_t width, int64_t channels) {
   const int64_t padded = round_up(channels, kLanes<acc_t<T>>);
-  const int64_t rows = strip.height * kM + Form::kTaps - 1;
-  const int64_t columns = strip.width * kM + Form::kTaps - 1;
-  for (int64_t image = 0; image < strip.images; ++image) {
-    const T* source = strip.read + image * pass.read.n + channel0 * pass.read.c;
-    acc_t<T>* row = staged + image * plan.rows * plan.columns * plan.staged_pixel;
-    for (int64_t i = 0; i < rows; ++i, row += plan.columns * plan.staged_pixel) {
-      const int64_t h = pass.y.first + strip.y0 * kM + i;
-      const bool inside = h >= 0 && h < pass.y.limit;
-      transpose_positions(row, plan.staged_pixel, source + (inside ? h * pass.read.h : 0),
-                          pass.read.c, pass.read.w, pass.x.first + strip.x0 * kM, 1, columns,
-                          inside ? pass.x.limit : 0, channels, padded);
-    }
+  for (int64_t h = h0; h < h0 + rows; ++h, staged += columns * pixel_size) {
+    const bool inside = h >= 0 && h < height;
+    transpose_positions(staged, pixel_size, image + (inside ? h * strides.h : 0), strides.c,
+                        strides.w, w0, 1, columns, inside ? width : 0, channels, padded);
   }
 }
 
@@ -261,11 +253,14 @@ void transform_strip(acc_t<T>* transformed, acc_t<T>* staged, const PassStrip<T>
   constexpr int64_t kM = Form::kOutputs;
   for (int64_t channel0 = 0; channel0 < pass.outer; channel0 += plan.staged_pixel) {
     const int64_t channels = smaller(plan.staged_pixel, pass.outer - channel0);
-    stage_rows<Form>(staged, strip, channel0, channels, pass, plan);
     A* tile = transformed + channel0;
     for (int64_t image = 0; image < strip.images; ++image) {
+      stage_rows(
+          staged, plan.staged_pixel, strip.read + image * pass.read.n + channel0 * pass.read.c,
+          pass.read, pass.y.first + strip.y0 * kM, pass.x.first + strip.x0 * kM,
+          strip.height * kM + Form::kTaps - 1, plan.columns, pass.y.limit, pass.x.limit, channels);
       for (int64_t y = 0; y < strip.height; ++y) {
-        const A* pixels = staged + (image * plan.rows + y * kM) * plan.columns * plan.staged_pixel;
+        const A* pixels = staged + y * kM * plan.columns * plan.staged_pixel;
         for (int64_t x = 0; x < strip.width; ++x, tile += plan.transformed_tile) {
           for (int64_t c = 0; c < channels; c += kRegisterLanes<A>) {
             transform_tile<Form>(tile + c, plan.transformed_place, pixels + c,
@@ -471,9 +466,11 @@ struct Winograd {
     const int64_t tasks = strip_tasks(plan, plan.tiles, plan.panel_splits);
     visit_products(visitor, Schedule::kDynamic, tasks, [&](int64_t i) {
       const StripTask task = strip_task(plan, plan.tiles, plan.panel_splits, i);
-      const int64_t last = plan.first_vector(plan.first_panel(task.split + 1));
-      const int64_t vectors = last - plan.first_vector(plan.first_panel(task.split));
-      return task.pixels() * Form::kPlaces * pass.outer * vectors * kLanes<acc_t<T>>;
+      const auto channels = [&](int64_t split) {
+        return smaller(pass.rows, plan.first_vector(plan.first_panel(split)) * kLanes<acc_t<T>>);
+      };
+      return task.pixels() * Form::kPlaces * pass.outer *
+             (channels(task.split + 1) - channels(task.split));
     });
   }
 };

@@ -10,6 +10,9 @@
 //   n = 4   points 0, 1, -1                F(2, 3), as exact as a direct sum
 //   n = 6   points 0, a, -a, b, -b         F(4, 3) and F(2, 5)
 //
+// backward_weight is the transpose of the whole: G^T ((A g) * (B^T d)) for gradients g of the
+// outputs.
+//
 // with a = 5/8, b = 3/2: errors are about a quarter of those of the textbook's 1 and 2 (the powers
 // stay nearer to 1), at the same number of operations, and every constant of B^T and A^T is exact
 // in float. Two axes apply one after the other. The number of points, taps and outputs is that of
@@ -108,6 +111,66 @@ NNOPS_INLINE void transform_output(const V (&m)[6], V (&y)[4]) {
   y[1] = odd_a + kPointB * odd_b;
   y[2] = kSquareA * even_a + (kSquareB * even_b);
   y[3] = (m[5] + kSquareA * odd_a) + kSquareB * kPointB * odd_b;
+}
+
+// The transposes of transform_output and of transform_weight.
+template <typename V>
+NNOPS_INLINE void transform_gradient(const V (&g)[2], V (&t)[4]) {
+  t[0] = g[0];
+  t[1] = g[0] + g[1];
+  t[2] = g[0] - g[1];
+  t[3] = g[1];
+}
+template <typename V>
+NNOPS_INLINE void transform_gradient(const V (&g)[2], V (&t)[6]) {
+  t[0] = g[0];
+  t[1] = g[0] + kPointA * g[1];
+  t[2] = g[0] - kPointA * g[1];
+  t[3] = g[0] + kPointB * g[1];
+  t[4] = g[0] - kPointB * g[1];
+  t[5] = g[1];
+}
+template <typename V>
+NNOPS_INLINE void transform_gradient(const V (&g)[4], V (&t)[6]) {
+  const V even_a = g[0] + kSquareA * g[2];
+  const V even_b = g[0] + kSquareB * g[2];
+  const V odd_a = g[1] + kSquareA * g[3];
+  const V odd_b = g[1] + kSquareB * g[3];
+  t[0] = g[0];
+  t[1] = even_a + kPointA * odd_a;
+  t[2] = even_a - kPointA * odd_a;
+  t[3] = even_b + kPointB * odd_b;
+  t[4] = even_b - kPointB * odd_b;
+  t[5] = g[3];
+}
+
+template <typename V>
+NNOPS_INLINE void transform_back_to_weight(const V (&u)[4], V (&w)[3]) {
+  const V even = 0.5 * (u[1] + u[2]);
+  w[0] = u[0] + even;
+  w[1] = 0.5 * (u[1] - u[2]);
+  w[2] = u[3] + even;
+}
+template <typename V, int kTaps>
+NNOPS_INLINE void transform_back_to_weight(const V (&u)[6], V (&w)[kTaps]) {
+  constexpr double kA = kPointA;
+  constexpr double kB = kPointB;
+  V even_a = kScaleA * (u[1] + u[2]);
+  V even_b = kScaleB * (u[3] + u[4]);
+  V odd_a = (kA * kScaleA) * (u[1] - u[2]);
+  V odd_b = (kB * kScaleB) * (u[3] - u[4]);
+  w[0] = kScale0 * u[0] + (even_a + even_b);
+  w[1] = odd_a + odd_b;
+  for (int i = 2; i < kTaps; i += 2) {
+    even_a *= kA * kA;
+    even_b *= kB * kB;
+    w[i] = even_a + even_b;
+    if (i + 1 == kTaps) break;
+    odd_a *= kA * kA;
+    odd_b *= kB * kB;
+    w[i + 1] = odd_a + odd_b;
+  }
+  w[kTaps - 1] += u[5];
 }
 
 NNOPS_END_KERNELS
