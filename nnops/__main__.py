@@ -10,6 +10,7 @@ try:
     from nnops.cli.bench import ManyValues, bench, bench_compare, bench_report
     from nnops.cli.info import info
     from nnops.cli.partition import partition
+    from nnops.cli.verify import verify
 except ModuleNotFoundError as error:
     if error.name not in {"typer", "rich"}:
         raise
@@ -26,6 +27,7 @@ def main() -> None:
 app.command()(info)
 app.command(cls=ManyValues)(bench)
 app.command(cls=ManyValues)(partition)
+app.command(cls=ManyValues)(verify)
 app.command()(bench_report)
 app.command()(bench_compare)
 

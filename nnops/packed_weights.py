@@ -12,9 +12,10 @@ same address are all seen. The first call with new bytes packs them and keeps no
 fingerprint, the second keeps the packed form too: training, which changes its weights at every
 step, keeps none, and frozen layers need no announcement.
 
-Where there are so many pixels that packing does not count (more than 2048 in the whole batch), and
-for the smallest weights, nothing is asked and nothing is kept. The least recently used weights go
-first; the environment variable NNOPS_PACKED_WEIGHTS sets the limit at the start, in bytes.
+Where there are so many pixels that packing does not count (more than 2048 in the whole batch, or
+32768 where the weights are transformed for Winograd's forms), and for the smallest weights, nothing
+is asked and nothing is kept. The least recently used weights go first; the environment variable
+NNOPS_PACKED_WEIGHTS sets the limit at the start, in bytes.
 """
 
 from __future__ import annotations

@@ -54,3 +54,15 @@ def test_partition_prints_a_table_and_writes_lines(tmp_path: Path) -> None:
             for count, each in ((1, one), (3, three))
         }
         assert work[1] == work[3]
+
+
+def test_verify_prints_errors_and_writes_lines_and_a_picture(tmp_path: Path) -> None:
+    out, plot = tmp_path / "accuracy.jsonl", tmp_path / "accuracy.png"
+    files = ("--out", str(out), "--plot", str(plot))
+    text = run("verify", "--accuracy", "--channels", "16", "--dtype", "float32", *files)
+    assert "winograd_4x4_3x3" in text
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["conv_pass"] for row in rows} == {"forward", "backward_input", "backward_weight"}
+    for row in rows:
+        assert 0 < row["rms"] < row["largest"] < 1e-5
+    assert plot.read_bytes().startswith(b"\x89PNG")

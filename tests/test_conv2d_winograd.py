@@ -1,4 +1,4 @@
-"""Winograd's algorithms of conv2d: the bound on their error, what they leave to others, the setting."""
+"""Winograd's algorithms of conv2d: their error, what they leave to others, the setting."""
 
 from __future__ import annotations
 

@@ -582,6 +582,9 @@ const void* weight_for(const Algorithm& algorithm, const Tensor& weight, DType d
   request.weight_bytes = is_dense(weight) ? weight.numel() * element_size(dtype) : 0;
   request.packing = packing;
   request.pixels = g.n * g.oh * g.ow;
+  // Winograd's transform of the weights costs so many times what it costs to put them in order.
+  constexpr int64_t kTransforms = 16;
+  if (algorithm.flags_images) request.pixels /= kTransforms;
   *keeper = packed_weights(request);
   return (*keeper)->data();
 }

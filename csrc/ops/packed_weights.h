@@ -29,7 +29,8 @@ struct PackingRequest {
   const void* weight;
   int64_t weight_bytes;    // of the block of memory that the weight fills; 0 if it has gaps
   Conv2dGeometry packing;  // what the order of the packed weights depends on
-  int64_t pixels;          // of the whole batch, that each weight is multiplied with
+  // Of the whole batch, that each weight is multiplied with; fewer where packing costs more.
+  int64_t pixels;
 };
 
 std::shared_ptr<const Workspace> packed_weights(const PackingRequest& request);
