@@ -51,3 +51,21 @@ def cifar_net(nn: ModuleType, named: bool = True) -> torch.nn.Module:
     """The layers as a Sequential, with their names or numbered."""
     layers = cifar_layers(nn)
     return nn.Sequential(layers) if named else nn.Sequential(*layers.values())
+
+
+def vgg_like(nn: ModuleType, width: int = 32) -> torch.nn.Module:
+    """1x32x32 to 10 scores in the manner of VGG: pairs of 3x3 convolutions with pooling."""
+
+    def block(before: int, after: int) -> list[torch.nn.Module]:
+        first = nn.Conv2d(before, after, 3, padding=1)
+        second = nn.Conv2d(after, after, 3, padding=1)
+        return [first, nn.ReLU(), second, nn.ReLU(), nn.MaxPool2d(2)]
+
+    return nn.Sequential(
+        *block(1, width),
+        *block(width, 2 * width),
+        nn.Flatten(),
+        nn.Linear(2 * width * 8 * 8, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )

@@ -41,3 +41,8 @@ def test_lenet() -> None:
 )
 def test_cifar_net(arguments: tuple[str, ...]) -> None:
     assert "test accuracy" in run("cifar_net.py", "--epochs", "1", "--limit", "64", *arguments)
+
+
+def test_precision() -> None:
+    output = run("precision.py", "--epochs", "1", "--seeds", "1", "--limit", "64")
+    assert output.count("nnops, highest") == output.count("nnops, high ") == 2

@@ -13,6 +13,7 @@
 #pragma once
 
 #include "cpu/conv2d/pixel_pass.h"
+#include "cpu/conv2d/pixel_tile.h"
 
 NNOPS_BEGIN_KERNELS
 
@@ -62,38 +63,53 @@ struct DotRows {
   const A* planes;
   int64_t pitch;
   int64_t rows, width;
-  Mask<A> tail;  // the lanes of a row's last vector that are pixels
+  // All ones for the lanes of a row's last vector that are pixels.
+  std::conditional_t<sizeof(A) == 4, int32_t, int64_t> tail[kLanes<A>];
 };
 
-// sums[tap] += lane by lane, gradients . planes[offsets[tap]], for kTaps taps.
+// sums[tap] += lane by lane, gradients . planes[offsets[tap]], for kTaps taps. In registers of the
+// ISA's own width: GCC keeps longer vectors in memory.
 template <typename A, int kTaps>
 void add_dots(A* sums, const DotRows<A>& part, const int64_t* offsets) {
   constexpr int64_t kLine = kLanes<A>;
-  Vec<A> total[kTaps] = {};
+  Register<A> total[kTaps][kParts] = {};
   const int64_t whole = part.width / kLine * kLine;
-  const Mask<A> tail = part.tail;
   for (int64_t y = 0; y < part.rows; ++y) {
     const A* gradients = part.gradients + y * part.gradients_pitch;
     const A* row = part.planes + y * part.pitch;
     for (int64_t i = 0; i < whole; i += kLine) {
-      const Vec<A> gradient = load(gradients + i);
+#pragma GCC unroll 4
+      for (int p = 0; p < kParts; ++p) {
+        const int64_t place = i + p * kRegisterLanes<A>;
+        const Register<A> gradient = load_register(gradients + place);
 #pragma GCC unroll 16
-      for (int t = 0; t < kTaps; ++t) total[t] += gradient * load(row + offsets[t] + i);
+        for (int t = 0; t < kTaps; ++t) {
+          total[t][p] += gradient * load_register(row + offsets[t] + place);
+        }
+      }
     }
     if (whole < part.width) {
-      const Vec<A> gradient = load(gradients + whole);
-      // What stands behind a row may be infinite: zero gradients alone would not hide it. (Bits and
-      // not a selection, which GCC does lane by lane where registers are shorter than a vector.)
+#pragma GCC unroll 4
+      for (int p = 0; p < kParts; ++p) {
+        const int64_t place = whole + p * kRegisterLanes<A>;
+        const Register<A> gradient = load_register(gradients + place);
+        // What stands behind a row may be infinite: zero gradients alone would not hide it.
+        using Bits = decltype(gradient < gradient);
+        Bits inside;
+        std::memcpy(&inside, part.tail + p * kRegisterLanes<A>, sizeof(inside));
 #pragma GCC unroll 16
-      for (int t = 0; t < kTaps; ++t) {
-        const auto bits = reinterpret_cast<Mask<A>>(load(row + offsets[t] + whole));
-        total[t] += gradient * reinterpret_cast<Vec<A>>(bits & tail);
+        for (int t = 0; t < kTaps; ++t) {
+          const Bits bits = reinterpret_cast<Bits>(load_register(row + offsets[t] + place));
+          total[t][p] += gradient * reinterpret_cast<Register<A>>(bits & inside);
+        }
       }
     }
   }
   for (int t = 0; t < kTaps; ++t) {
-    A* sum = sums + t * kLine;
-    store(sum, load(sum) + total[t]);
+    for (int p = 0; p < kParts; ++p) {
+      A* sum = sums + t * kLine + p * kRegisterLanes<A>;
+      store_register(sum, load_register(sum) + total[t][p]);
+    }
   }
 }
 
