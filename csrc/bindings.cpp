@@ -34,7 +34,7 @@ PYBIND11_MODULE(_C, module) {
         return std::map<std::string, std::string>{
             {"version", NNOPS_VERSION},   {"torch", NNOPS_BUILT_WITH_TORCH},
             {"compiler", NNOPS_COMPILER}, {"openmp", std::to_string(_OPENMP)},
-            {"cuda", "not built"},
+            {"cuda", NNOPS_CUDA_BUILD},
         };
       },
       "Version, torch at build time, compiler, OpenMP date, CUDA.");
@@ -98,14 +98,26 @@ PYBIND11_MODULE(_C, module) {
         return py::make_tuple(state.bytes, state.weights, state.reused);
       },
       "(bytes in use, packed weights kept, calls that found theirs since the process began).");
+  using Lists = std::map<std::string, std::vector<std::string>>;
   module.def(
       "algorithms",
       [] {
-        std::map<std::string, std::vector<std::string>> lists;
-        for (const auto& list : nnops::algorithm_lists()) lists[list.op] = list.algorithms;
+        Lists lists;
+        for (const auto& list : nnops::algorithm_lists()) {
+          lists[list.op] = nnops::kCudaEmulated ? list.cuda_algorithms : list.algorithms;
+        }
         return lists;
       },
-      "Operator to its algorithms, in the order in which they are tried.");
+      "Operator to its algorithms for CPU tensors, in the order in which they are tried.");
+  module.def(
+      "cuda_algorithms",
+      [] {
+        Lists lists;
+        if (!nnops::kHaveCuda) return lists;
+        for (const auto& list : nnops::algorithm_lists()) lists[list.op] = list.cuda_algorithms;
+        return lists;
+      },
+      "The same for CUDA tensors; empty where CUDA was not built.");
   using Image = std::pair<std::vector<int64_t>, std::vector<int64_t>>;
   using IntList = std::vector<int64_t>;
   module.def(

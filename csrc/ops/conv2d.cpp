@@ -10,11 +10,11 @@
 #include <memory>
 
 #include "core/check.h"
+#include "core/device_scope.h"
 #include "core/dispatch.h"
 #include "core/library.h"
 #include "core/tensor.h"
 #include "core/threads.h"
-#include "core/workspace.h"
 #include "ops/conv2d_partition.h"
 #include "ops/packed_weights.h"
 
@@ -122,7 +122,7 @@ std::string fits_transposed(const Conv2dGeometry& g) {
   return g.h * g.w + g.oh * g.ow <= kMostPixels ? "" : "rows are long enough to go along them";
 }
 
-const Candidate<Conv2dForward> kForward[] = {
+constexpr Candidate<Conv2dForward> kForwardCpu[] = {
     {"depthwise_channels",
      [](const Conv2dGeometry& g, DType dtype) {
        return first_reason(channels_last_images(g), one_channel_each_way(g, dtype));
@@ -149,7 +149,7 @@ const Candidate<Conv2dForward> kForward[] = {
     {"expanded_planes", floating_only, &Conv2dKernels::forward_expanded_planes},
     {"reference", everything, &Conv2dKernels::forward_reference},
 };
-const Candidate<Conv2dBackwardInput> kBackwardInput[] = {
+constexpr Candidate<Conv2dBackwardInput> kBackwardInputCpu[] = {
     {"depthwise_channels",
      [](const Conv2dGeometry& g, DType dtype) {
        return first_reason(channels_last_images(g),
@@ -182,7 +182,7 @@ const Candidate<Conv2dBackwardInput> kBackwardInput[] = {
     {"expanded_planes", floating_only, &Conv2dKernels::backward_input_expanded_planes},
     {"reference", everything, &Conv2dKernels::backward_input_reference},
 };
-const Candidate<Conv2dBackwardWeight> kBackwardWeight[] = {
+constexpr Candidate<Conv2dBackwardWeight> kBackwardWeightCpu[] = {
     {"depthwise_channel_dots",
      [](const Conv2dGeometry& g, DType dtype) {
        return first_reason(channels_last_images(g), one_channel_each_way(g, dtype));
@@ -203,17 +203,27 @@ const Candidate<Conv2dBackwardWeight> kBackwardWeight[] = {
     {"reference", everything, &Conv2dKernels::backward_weight_reference},
 };
 
-template <typename List>
-std::vector<std::string> names_of(const List& list) {
-  std::vector<std::string> names;
-  for (const auto& candidate : list) names.emplace_back(candidate.name);
-  return names;
-}
-const RegisterAlgorithms kForwardRegistered("conv2d", names_of(kForward));
-const RegisterAlgorithms kBackwardInputRegistered("conv2d_backward_input",
-                                                  names_of(kBackwardInput));
-const RegisterAlgorithms kBackwardWeightRegistered("conv2d_backward_weight",
-                                                   names_of(kBackwardWeight));
+constexpr Candidate<Conv2dForward> kForwardCuda[] = {
+    {"implicit_gemm", everything, &Conv2dKernels::forward_implicit_gemm},
+};
+constexpr Candidate<Conv2dBackwardInput> kBackwardInputCuda[] = {
+    {"implicit_gemm", everything, &Conv2dKernels::backward_input_implicit_gemm},
+};
+constexpr Candidate<Conv2dBackwardWeight> kBackwardWeightCuda[] = {
+    {"implicit_gemm", everything, &Conv2dKernels::backward_weight_implicit_gemm},
+};
+
+template <typename Pass>
+using Candidates = AlgorithmsByDevice<Candidate<Pass>>;
+constexpr Candidates<Conv2dForward> kForward{kForwardCpu, kForwardCuda};
+constexpr Candidates<Conv2dBackwardInput> kBackwardInput{kBackwardInputCpu, kBackwardInputCuda};
+constexpr Candidates<Conv2dBackwardWeight> kBackwardWeight{kBackwardWeightCpu, kBackwardWeightCuda};
+
+const RegisterAlgorithms kRegistered[] = {
+    {"conv2d", names_of(kForward.cpu), names_of(kForward.cuda)},
+    {"conv2d_backward_input", names_of(kBackwardInput.cpu), names_of(kBackwardInput.cuda)},
+    {"conv2d_backward_weight", names_of(kBackwardWeight.cpu), names_of(kBackwardWeight.cuda)},
+};
 
 Strides4 strides_of(const Tensor& tensor) {
   const Sizes strides = tensor.strides();
@@ -330,23 +340,30 @@ int64_t conv_grains(const Conv2dGeometry& g) {
 }
 
 // Chooses the algorithm, gives it its workspace and calls it.
-template <typename List, typename Call>
-void run(const char* op, const List& list, const Conv2dGeometry& g, DType dtype, Call call) {
-  const auto& choice = choose_algorithm(op, list, g, dtype);
-  const auto& algorithm = active_kernels(kTable).*choice.entry;
-  const auto kernel = kernel_for(op, choice.name, algorithm.run, dtype);
+template <typename Pass, typename Call>
+void run(const char* op, const DeviceScope& scope, const Candidates<Pass>& candidates,
+         const Conv2dGeometry& g, DType dtype, Call call) {
+  const Isa isa = scope.isa();
+  const auto& choice = choose_algorithm(op, candidates.of(isa), g, dtype);
+  const auto& algorithm = active_kernels(kTable, isa).*choice.entry;
+  const auto kernel = kernel_for(op, choice.name, algorithm.run, dtype, isa);
   if (g.n == 0) return;
   const int threads = thread_count(conv_grains(g), 1);
-  const Workspace workspace(algorithm.workspace_bytes.entries[static_cast<int>(dtype)](g, threads));
+  const auto workspace_bytes = algorithm.workspace_bytes.entries[static_cast<int>(dtype)];
+  const Scratch workspace(scope, workspace_bytes != nullptr ? workspace_bytes(g, threads) : 0);
   call(kernel, algorithm, workspace.data(), threads);
 }
 
 // As `run`, but asks the algorithm how it would share its work.
-template <typename List>
-Partition partition(const char* op, const List& list, const Conv2dGeometry& g, DType dtype,
-                    int threads) {
-  const auto& choice = choose_algorithm(op, list, g, dtype);
-  const auto& algorithm = active_kernels(kTable).*choice.entry;
+template <typename Pass>
+Partition partition(const char* op, const Candidates<Pass>& candidates, const Conv2dGeometry& g,
+                    DType dtype, int threads) {
+  const Isa isa = active_isa();
+  const auto& choice = choose_algorithm(op, candidates.of(isa), g, dtype);
+  const auto& algorithm = active_kernels(kTable, isa).*choice.entry;
+  const auto tell = algorithm.partition.entries[static_cast<int>(dtype)];
+  NNOPS_CHECK_NOT_IMPLEMENTED(tell != nullptr, "conv2d_partition: not implemented for ",
+                              choice.name, " of ", isa_name(isa), " in ", dtype_name(dtype));
   Partition result{choice.name, useful_threads(conv_grains(g), 1, threads), {}};
   if (g.n == 0) return result;
   Conv2dPhaseVisitor visitor{};
@@ -363,7 +380,7 @@ Partition partition(const char* op, const List& list, const Conv2dGeometry& g, D
   visitor.task = [](void* context, int64_t work) {
     static_cast<std::vector<PartitionPhase>*>(context)->back().work.push_back(work);
   };
-  algorithm.partition.entries[static_cast<int>(dtype)](g, result.threads, visitor);
+  tell(g, result.threads, visitor);
   for (PartitionPhase& phase : result.phases) {
     phase.work = shared_work(phase.work, phase.dynamic, result.threads);
   }
@@ -396,6 +413,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   check_image(kOp, "input", input);
   check_image(kOp, "weight", weight);
   check_same_type(kOp, "weight", weight, "input", input);
+  const DeviceScope scope(input);
   const DType dtype = dtype_of(kOp, input);
   Conv2dGeometry g =
       make_geometry(kOp, input.sizes(), weight.sizes(), stride, padding, dilation, groups);
@@ -413,7 +431,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   g.input = strides_of(input);
   g.weight = strides_of(weight);
   g.output = strides_of(output);
-  run(kOp, kForward, g, dtype,
+  run(kOp, scope, kForward, g, dtype,
       [&](auto kernel, const auto& algorithm, void* workspace, int threads) {
         std::shared_ptr<const Workspace> keeper;
         const void* ordered =
@@ -432,6 +450,7 @@ Tensor conv2d_backward_input(const Tensor& grad_output, const Tensor& weight,
   check_image(kOp, "grad_output", grad_output);
   check_image(kOp, "weight", weight);
   check_same_type(kOp, "weight", weight, "grad_output", grad_output);
+  const DeviceScope scope(grad_output);
   const DType dtype = dtype_of(kOp, grad_output);
   check_list(kOp, "input_size", input_size, 1);
   int64_t channels = 0;
@@ -447,7 +466,7 @@ Tensor conv2d_backward_input(const Tensor& grad_output, const Tensor& weight,
   g.input = strides_of(grad_input);
   g.weight = strides_of(weight);
   g.output = strides_of(grad_output);
-  run(kOp, kBackwardInput, g, dtype,
+  run(kOp, scope, kBackwardInput, g, dtype,
       [&](auto kernel, const auto& algorithm, void* workspace, int threads) {
         std::shared_ptr<const Workspace> keeper;
         const void* ordered =
@@ -466,6 +485,7 @@ Tensor conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
   check_image(kOp, "grad_output", grad_output);
   check_image(kOp, "input", input);
   check_same_type(kOp, "input", input, "grad_output", grad_output);
+  const DeviceScope scope(grad_output);
   const DType dtype = dtype_of(kOp, grad_output);
   check_list(kOp, "kernel_size", kernel_size, 1);
   NNOPS_CHECK(groups > 0 && input.size(1) % groups == 0, kOp,
@@ -482,16 +502,18 @@ Tensor conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
   g.weight = strides_of(grad_weight);
   g.output = strides_of(grad_output);
   if (g.n == 0) torch::stable::zero_(grad_weight);
-  run(kOp, kBackwardWeight, g, dtype, [&](auto kernel, const auto&, void* workspace, int threads) {
-    kernel(grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(), input.const_data_ptr(), g,
-           workspace, threads);
-  });
+  run(kOp, scope, kBackwardWeight, g, dtype,
+      [&](auto kernel, const auto&, void* workspace, int threads) {
+        kernel(grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(), input.const_data_ptr(),
+               g, workspace, threads);
+      });
   return grad_weight;
 }
 
 Tensor conv2d_backward_bias(const Tensor& grad_output) {
   constexpr const char* kOp = "conv2d_backward_bias";
   check_image(kOp, "grad_output", grad_output);
+  const DeviceScope scope(grad_output);
   const DType dtype = dtype_of(kOp, grad_output);
   Conv2dGeometry g{};
   g.n = grad_output.size(0);
@@ -500,7 +522,8 @@ Tensor conv2d_backward_bias(const Tensor& grad_output) {
   g.ow = grad_output.size(3);
   g.output = strides_of(grad_output);
   const Tensor grad_bias = empty_contiguous(IntList{g.oc}, dtype, grad_output);
-  const auto kernel = kernel_for(kOp, "vector", active_kernels(kTable).backward_bias, dtype);
+  const auto kernel = kernel_for(kOp, "vector", active_kernels(kTable, scope.isa()).backward_bias,
+                                 dtype, scope.isa());
   kernel(grad_bias.mutable_data_ptr(), grad_output.const_data_ptr(), g,
          thread_count(grad_output.numel(), kGrainElements));
   return grad_bias;

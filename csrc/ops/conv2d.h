@@ -80,6 +80,9 @@ struct Conv2dPhaseVisitor {
 // are null in an algorithm that reads the weight itself.
 //
 // `partition` tells how `run` would share its work, from the functions that cut it in `run` too.
+//
+// A CUDA algorithm has the threads of a device instead of `threads`, and no partition to report.
+// Null for `workspace_bytes` means none.
 template <typename Function>
 struct Conv2dAlgorithm {
   using WorkspaceBytes = int64_t (*)(const Conv2dGeometry& geometry, int threads);
@@ -130,6 +133,10 @@ struct Conv2dKernels {
   Conv2dBackwardWeight backward_weight_outer_products;
   Conv2dBackwardWeight backward_weight_reference;
   PerDType<BackwardBias> backward_bias;
+  // CUDA's alone.
+  Conv2dForward forward_implicit_gemm;
+  Conv2dBackwardInput backward_input_implicit_gemm;
+  Conv2dBackwardWeight backward_weight_implicit_gemm;
 };
 NNOPS_DECLARE_KERNELS(Conv2dKernels, conv2d_kernels)
 

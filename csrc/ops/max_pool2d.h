@@ -62,6 +62,9 @@ struct MaxPool2dKernels {
   PerDType<Backward> backward_channels;
   PerDType<Backward> backward_scatter;
   PerDType<Gather> gather;
+  // CUDA's alone: each element of grad_input gathers from the windows that it lies in. Offsets are
+  // not checked, and none leads outside of the memory.
+  PerDType<Backward> backward_gather;
 };
 NNOPS_DECLARE_KERNELS(MaxPool2dKernels, max_pool2d_kernels)
 
