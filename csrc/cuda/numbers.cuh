@@ -156,15 +156,15 @@ NNOPS_DEVICE void store_acc(T* pointer, Vector<acc_t<T>, N> value) {
 // --- indices ------------------------------------------------------------------------------------
 
 template <typename I>
-NNOPS_HOST_DEVICE I ceil_divide(I dividend, I divisor) {
+NNOPS_HOST_DEVICE constexpr I ceil_divide(I dividend, I divisor) {
   return (dividend + divisor - 1) / divisor;
 }
 template <typename T>
-NNOPS_HOST_DEVICE T smaller(T a, T b) {
+NNOPS_HOST_DEVICE constexpr T smaller(T a, T b) {
   return a < b ? a : b;
 }
 template <typename T>
-NNOPS_HOST_DEVICE T larger(T a, T b) {
+NNOPS_HOST_DEVICE constexpr T larger(T a, T b) {
   return a > b ? a : b;
 }
 
