@@ -90,7 +90,7 @@ endif()
 message(STATUS "nnops: CUDA: ${NNOPS_CUDA_BUILD}")
 
 file(GLOB_RECURSE nnops_cuda_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu")
-file(GLOB_RECURSE nnops_emulation_sources CONFIGURE_DEPENDS
+file(GLOB nnops_emulation_sources CONFIGURE_DEPENDS
      "${PROJECT_SOURCE_DIR}/csrc/cuda/emulation/*.cpp")
 
 function(nnops_add_cuda_sources target)
@@ -127,4 +127,7 @@ function(nnops_add_cuda_sources target)
     target_compile_definitions(${target} PRIVATE NNOPS_CUDA_CHECKED)
   endif()
   target_sources(${target} PRIVATE ${nnops_emulation_sources})
+  # For LD_PRELOAD: libnnops_allocations.so tells check mode what torch allocated.
+  add_library(nnops_allocations SHARED
+              "${PROJECT_SOURCE_DIR}/csrc/cuda/emulation/preload/allocations.cpp")
 endfunction()

@@ -15,14 +15,12 @@ int lane_index();
 
 // Accesses of the running thread that the compiler cannot show: in primitives.
 void check_read(const void* address, size_t bytes, Site site);
-void check_write(const void* address, size_t bytes, Site site);
-void check_atomic(const void* address, size_t bytes);
+void check_atomic(const void* address, size_t bytes, Site site);
 
 #else
 
 inline void check_read(const void*, size_t, Site) {}
-inline void check_write(const void*, size_t, Site) {}
-inline void check_atomic(const void*, size_t) {}
+inline void check_atomic(const void*, size_t, Site) {}
 
 #endif
 

@@ -223,11 +223,11 @@ T __shfl_xor_sync(uint32_t mask, T value, int lane_mask, int width = 32,
 namespace nnops::emulation {
 
 template <typename T, typename Update>
-NNOPS_EMULATION_PRIMITIVE T update_atomically(T* address, Update update) {
+NNOPS_EMULATION_PRIMITIVE T update_atomically(T* address, Site site, Update update) {
   static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned> ||
                     std::is_same_v<T, unsigned long long>,
                 "floating-point atomics would make results depend on the order of threads");
-  check_atomic(address, sizeof(T));
+  check_atomic(address, sizeof(T), site);
   const T before = *address;
   *address = update(before);
   return before;
@@ -235,28 +235,33 @@ NNOPS_EMULATION_PRIMITIVE T update_atomically(T* address, Update update) {
 
 }  // namespace nnops::emulation
 
-// std::type_identity: as in CUDA, the pointer says the type.
+// std::type_identity_t: as in CUDA, the pointer alone says the type.
 template <typename T>
-T atomicAdd(T* address, std::type_identity_t<T> value) {
-  return nnops::emulation::update_atomically(address, [=](T old) { return old + value; });
+T atomicAdd(T* address, std::type_identity_t<T> value,
+            nnops::emulation::Site site = std::source_location::current()) {
+  return nnops::emulation::update_atomically(address, site, [=](T old) { return old + value; });
 }
 template <typename T>
-T atomicMax(T* address, std::type_identity_t<T> value) {
-  return nnops::emulation::update_atomically(address,
+T atomicMax(T* address, std::type_identity_t<T> value,
+            nnops::emulation::Site site = std::source_location::current()) {
+  return nnops::emulation::update_atomically(address, site,
                                              [=](T old) { return old < value ? value : old; });
 }
 template <typename T>
-T atomicMin(T* address, std::type_identity_t<T> value) {
-  return nnops::emulation::update_atomically(address,
+T atomicMin(T* address, std::type_identity_t<T> value,
+            nnops::emulation::Site site = std::source_location::current()) {
+  return nnops::emulation::update_atomically(address, site,
                                              [=](T old) { return value < old ? value : old; });
 }
 template <typename T>
-T atomicOr(T* address, std::type_identity_t<T> value) {
-  return nnops::emulation::update_atomically(address, [=](T old) { return old | value; });
+T atomicOr(T* address, std::type_identity_t<T> value,
+           nnops::emulation::Site site = std::source_location::current()) {
+  return nnops::emulation::update_atomically(address, site, [=](T old) { return old | value; });
 }
 template <typename T>
-T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
-  return nnops::emulation::update_atomically(address,
+T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value,
+            nnops::emulation::Site site = std::source_location::current()) {
+  return nnops::emulation::update_atomically(address, site,
                                              [=](T old) { return old == expected ? value : old; });
 }
 

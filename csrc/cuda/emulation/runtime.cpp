@@ -28,11 +28,6 @@ NNOPS_EMULATION_THREAD_LOCAL int running_thread = -1;
 
 int lane_index() { return running_thread % 32; }
 
-namespace {
-
-constexpr int kMaxThreads = 1024;
-constexpr int kMaxWarps = kMaxThreads / 32;
-
 std::string text(Site site) {
   std::string file = site.file_name();
   const size_t csrc = file.rfind("csrc/");
@@ -43,6 +38,16 @@ std::string text(Site site) {
 std::string text(uint3 v) {
   return '(' + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ')';
 }
+
+std::string thread_text(int thread) {
+  const unsigned t = static_cast<unsigned>(thread);
+  return text(uint3{t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y});
+}
+
+namespace {
+
+constexpr int kMaxThreads = 1024;
+constexpr int kMaxWarps = kMaxThreads / 32;
 
 std::string hexadecimal(uint32_t mask) {
   char digits[11];
@@ -104,13 +109,13 @@ class Device {
   [[noreturn]] void fail(const std::string& message);
   [[noreturn]] void fail(const std::string& message, Site site);
 
+  bool is_on_running_stack(const void* address) { return running().fiber->holds(address); }
   SharedMemory& shared() { return shared_; }
   Copies& copies() { return copies_[running_thread]; }
 
  private:
   static void fiber_entry();
-  void run_threads();
-  [[noreturn]] void run_threads(Fiber& fiber);
+  [[noreturn]] void run_threads();
   void run_block(uint64_t number);
   void suspend();
   void exit_thread();
@@ -123,7 +128,6 @@ class Device {
 
   Thread& running() { return threads_[running_thread]; }
   Warp& running_warp() { return warps_[running_thread / 32]; }
-  std::string thread_text(int thread) const;
   std::string kernel_text() const;
 
   // The launch.
@@ -186,7 +190,7 @@ void Device::launch(const char* kernel, Site site, dim3 grid, dim3 block, size_t
   gridDim = grid;
   thread_count_ = static_cast<int>(threads);
   shared_.begin_launch(dynamic_bytes);
-  check_launch_begins(&shared_, arguments, argument_bytes);
+  check_launch_begins(shared_, arguments, argument_bytes);
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   order_.begin_blocks(blocks);
   for (uint64_t i = 0; i < blocks && error_.empty(); ++i) run_block(order_.block(i));
@@ -240,19 +244,8 @@ void Device::fiber_entry() {
   device->run_threads();
 }
 
-// What a thread throws ends the launch; the fibers of the others stay where they are and are used
-// anew by the next one.
 void Device::run_threads() {
   Fiber& fiber = *running().fiber;
-  try {
-    run_threads(fiber);
-  } catch (const std::exception& error) {
-    error_ = error.what();
-  }
-  Fiber::change(fiber, launcher_);
-}
-
-void Device::run_threads(Fiber& fiber) {
   for (;;) {
     call_(arguments_);
     exit_thread();
@@ -430,18 +423,17 @@ void Device::report_deadlock() {
   fail("the threads wait for each other");
 }
 
-std::string Device::thread_text(int thread) const {
-  const unsigned t = static_cast<unsigned>(thread);
-  return text({t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y});
-}
-
 std::string Device::kernel_text() const {
   return std::string("kernel ") + kernel_ + " launched at " + text(launch_site_);
 }
 
+// Not an exception: check mode fails inside of calls that the compiler believes not to throw. The
+// fibers stay where they are and are used anew by the next launch; kernels own nothing.
 void Device::fail(const std::string& message) {
-  throw std::runtime_error(kernel_text() + ", block " + text(blockIdx) + ", thread " +
-                           thread_text(running_thread) + ": " + message);
+  error_ = kernel_text() + ", block " + text(blockIdx) + ", thread " + thread_text(running_thread) +
+           ": " + message;
+  Fiber::change(*running().fiber, launcher_);
+  __builtin_unreachable();
 }
 
 void Device::fail(const std::string& message, Site site) { fail(message + ", at " + text(site)); }
@@ -496,9 +488,14 @@ void warp_barrier(uint32_t mask, Site site) {
 uint32_t active_lanes() { return device->active_lanes(); }
 
 void fail(const char* message, Site site) { device->fail(message, site); }
+void fail(const std::string& message) { device->fail(message); }
+
+bool is_on_running_stack(const void* address) { return device->is_on_running_stack(address); }
 
 void* shared_array(const SharedArray& array) {
+  const size_t arrays = device->shared().arrays().size();
   void* memory = device->shared().declared(array);
+  if (device->shared().arrays().size() > arrays) check_array_declared(memory, array.bytes);
   if (memory == nullptr) {
     device->fail("the static shared arrays of a block must not exceed 48 KiB", array.site);
   }

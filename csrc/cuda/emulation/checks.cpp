@@ -1,0 +1,555 @@
+// Check mode: looks at every load and store of the kernels.
+//
+// Kernels are compiled with -fsanitize=thread, which calls __tsan_read4(address) and its kin at
+// every access; they are here, in place of ThreadSanitizer's own. For each word of memory they keep
+// who wrote and who read it last, and in which phase of the block (from barrier to barrier).
+//
+// Two accesses of different threads race when one of them writes, not both are atomic, and neither
+//   * a barrier of their block lies between them (another block has none in common), nor
+//   * a __syncwarp in which both lanes took part: vector clocks per warp.
+// Nothing else orders memory: shuffles and votes do not.
+#if defined(NNOPS_CUDA_CHECKED)
+
+#include "cuda/emulation/checks.h"
+
+#include <dlfcn.h>
+#include <link.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "cuda/emulation/allocations.h"
+#include "cuda/emulation/checker.h"
+#include "cuda/emulation/shared_memory.h"
+
+namespace nnops::emulation {
+namespace {
+
+// --- places -------------------------------------------------------------------------------------
+
+// Where in the code an access is: an address in the code, or the Site of a primitive. Kept as a
+// distance from this very module in 32 bits.
+class Place {
+ public:
+  Place() = default;
+  static Place code(const void* return_address) { return Place(return_address, 0); }
+  static Place primitive(Site site) { return Place(std::bit_cast<const void*>(site), 1); }
+
+  std::string text() const {
+    const char* address = anchor() + (distance_ >> 1);
+    if (distance_ & 1) return emulation::text(std::bit_cast<Site>(address));
+    return code_text(address - 1);  // the call, not what follows it
+  }
+
+ private:
+  Place(const void* address, int32_t kind)
+      : distance_(static_cast<int32_t>((static_cast<const char*>(address) - anchor()) * 2 + kind)) {
+  }
+  static const char* anchor() { return reinterpret_cast<const char*>(&check_launch_ends); }
+  static std::string code_text(const char* address);
+
+  int32_t distance_ = 0;
+};
+
+// "csrc/cuda/relu.cuh:31, inlined at csrc/cuda/relu.cuh:80", by way of addr2line.
+std::string Place::code_text(const char* address) {
+  Dl_info info;
+  link_map* map = nullptr;
+  if (dladdr1(address, &info, reinterpret_cast<void**>(&map), RTLD_DL_LINKMAP) == 0) return "?";
+  char command[4096];
+  std::snprintf(command, sizeof(command), "addr2line -i -e '%s' %#zx 2>/dev/null",
+                map->l_name[0] != 0 ? map->l_name : "/proc/self/exe",
+                static_cast<size_t>(address - reinterpret_cast<const char*>(map->l_addr)));
+  // The pipe's own shell would find the executable of the shell.
+  std::string line = command;
+  const size_t self = line.find("/proc/self/exe");
+  if (self != std::string::npos) line.replace(self, 14, info.dli_fname);
+  std::string result;
+  if (FILE* pipe = popen(line.c_str(), "r")) {
+    char buffer[1024];
+    while (std::fgets(buffer, sizeof(buffer), pipe) != nullptr) {
+      std::string frame(buffer, std::strcspn(buffer, "\n("));
+      const size_t csrc = frame.rfind("csrc/");
+      if (csrc != std::string::npos) frame.erase(0, csrc);
+      if (frame.find("/include/c++/") != std::string::npos ||
+          frame.find("emulation/device.h") != std::string::npos) {
+        continue;
+      }
+      while (!frame.empty() && frame.back() == ' ') frame.pop_back();
+      result += (result.empty() ? "" : ", inlined at ") + frame;
+    }
+    pclose(pipe);
+  }
+  return result.empty() ? "?" : result;
+}
+
+// --- what is known of a word --------------------------------------------------------------------
+
+struct Access {
+  uint32_t epoch = 0;        // the phase, numbered through all blocks and launches; 0: none
+  uint32_t thread : 10 = 0;  // in its block
+  uint32_t clock : 22 = 0;   // of the thread, in its phase
+  Place place;
+};
+
+// The last access, and one before it by another warp or block if there was any, else by another
+// lane: enough for a later one to find somebody whom it races with.
+struct Accesses {
+  Access last, other;
+};
+
+struct Cell {
+  Access write;
+  Accesses reads, atomics;
+};
+
+// Of 4 bytes. They share a cell until an access takes less than all of them.
+struct Word {
+  Cell cell;
+  std::unique_ptr<Cell[]> bytes;
+};
+
+constexpr size_t kPageBytes = 1024;
+struct Page {
+  Word words[kPageBytes / 4];
+};
+
+enum class Kind { kRead, kWrite, kAtomic };
+
+enum class State : unsigned char { kOutside, kUnwritten, kWritten, kInFlight };
+
+// What a kernel may touch besides shared memory.
+struct Range {
+  const char* begin;
+  const char* end;
+  bool global;  // else a thread's own, or constant
+  bool holds(const char* address) const { return address >= begin && address < end; }
+};
+
+const char* verb(Kind kind) {
+  return kind == Kind::kRead ? "reads" : kind == Kind::kWrite ? "writes" : "updates atomically";
+}
+
+// --- the checker of one OS thread ---------------------------------------------------------------
+
+class Checker {
+ public:
+  void launch_begins(const SharedMemory& shared, const void* arguments, size_t argument_bytes);
+  void launch_ends();
+  void block_begins();
+  void array_declared(const void* begin, size_t bytes);
+  void block_barrier();
+  void warp_barrier(uint32_t mask);
+  void copy_starts(const char* address, size_t bytes, Place place);
+  void copy_lands(const char* address, size_t bytes, Place place);
+  void access(const char* address, size_t bytes, size_t alignment, Kind kind, Place place);
+
+ private:
+  void touch(Word& word, uintptr_t address, size_t bytes, Kind kind, Place place, bool shared);
+  void touch(Cell& cell, const char* address, Kind kind, Place place, bool shared);
+  void shared_access(const char* address, size_t bytes, Kind kind, Place place);
+  void global_access(const char* address, size_t bytes, Kind kind, Place place);
+  template <typename Words>
+  void touch_words(const char* address, size_t bytes, Kind kind, Place place, bool shared,
+                   Words words);
+  Word& global_word(uintptr_t address);
+  const Range& range(const char* address, Kind kind, Place place);
+
+  Access now(Place place) const;
+  bool races(const Access& before, bool shared) const;
+  bool of_my_warp(const Access& before) const {
+    return before.epoch == phase_ && before.thread / 32 == thread_ / 32;
+  }
+  void record(Accesses& accesses, Place place) const;
+  [[noreturn]] void report_race(const char* address, Kind kind, Place place, bool shared,
+                                const Access& before, const char* before_verb);
+  std::string where(const char* address, bool shared) const;
+
+  const SharedMemory* shared_ = nullptr;
+  // Epochs at which the launch, the block and the phase began.
+  uint32_t launch_ = 1, block_ = 1, phase_ = 1;
+  unsigned thread_ = 0;  // that accesses
+
+  // clock_[t] counts the __syncwarp of thread t in this phase; seen_[t][l] is the clock of lane l
+  // of its warp when both last took part in one, by way of others too.
+  uint32_t clock_[1024];
+  uint32_t seen_[1024][32];
+  bool warp_was_ordered_[32] = {};
+
+  State state_[SharedMemory::kBytes];
+  std::unique_ptr<Word[]> shared_words_ = std::make_unique<Word[]>(SharedMemory::kBytes / 4);
+  std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages_;
+  uintptr_t last_page_number_ = 0;
+  Page* last_page_ = nullptr;
+  std::vector<Range> ranges_;
+};
+
+void Checker::launch_begins(const SharedMemory& shared, const void* arguments,
+                            size_t argument_bytes) {
+  shared_ = &shared;
+  if (phase_ > 0xf0000000) {  // start again before the numbers run out
+    phase_ = 1;
+    shared_words_ = std::make_unique<Word[]>(SharedMemory::kBytes / 4);
+    pages_.clear();
+  }
+  launch_ = phase_ + 1;
+  std::memset(state_, 0, sizeof(state_));
+  ranges_.clear();
+  const char* begin = static_cast<const char*>(arguments);
+  ranges_.push_back({begin, begin + argument_bytes, false});
+}
+
+void Checker::launch_ends() {
+  // What is known lives on only because clearing it takes time.
+  constexpr size_t kMaxPages = (128 << 20) / sizeof(Page);
+  if (pages_.size() > kMaxPages) pages_.clear();
+  last_page_ = nullptr;
+}
+
+void Checker::block_begins() {
+  block_ = phase_ + 1;
+  for (const SharedMemory::Array& array : shared_->arrays()) {
+    array_declared(array.begin, array.bytes);
+  }
+  block_barrier();
+}
+
+void Checker::array_declared(const void* begin, size_t bytes) {
+  std::memset(state_ + shared_->offset(begin), static_cast<int>(State::kUnwritten), bytes);
+}
+
+void Checker::block_barrier() {
+  ++phase_;
+  std::fill_n(clock_, 1024, 1);
+  for (int warp = 0; warp < 32; ++warp) {
+    if (warp_was_ordered_[warp]) std::memset(seen_[32 * warp], 0, 32 * sizeof(seen_[0]));
+    warp_was_ordered_[warp] = false;
+  }
+}
+
+void Checker::warp_barrier(uint32_t mask) {
+  const int warp = running_thread / 32;
+  uint32_t joined[32] = {};
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!(mask >> lane & 1)) continue;
+    const int thread = 32 * warp + lane;
+    for (int i = 0; i < 32; ++i) joined[i] = std::max(joined[i], seen_[thread][i]);
+    joined[lane] = clock_[thread]++;
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    if (mask >> lane & 1) std::memcpy(seen_[32 * warp + lane], joined, sizeof(joined));
+  }
+  warp_was_ordered_[warp] = true;
+}
+
+// --- accesses -----------------------------------------------------------------------------------
+
+void Checker::access(const char* address, size_t bytes, size_t alignment, Kind kind, Place place) {
+  thread_ = static_cast<unsigned>(running_thread);
+  const bool shared = shared_->holds(address);
+  if (reinterpret_cast<uintptr_t>(address) % alignment != 0) {
+    fail(std::string("misaligned: ") + verb(kind) + ' ' + std::to_string(bytes) +
+         " bytes at once, " + where(address, shared) + ", at " + place.text());
+  }
+  if (shared) {
+    shared_access(address, bytes, kind, place);
+  } else {
+    global_access(address, bytes, kind, place);
+  }
+}
+
+void Checker::shared_access(const char* address, size_t bytes, Kind kind, Place place) {
+  State* state = state_ + shared_->offset(address);
+  for (size_t i = 0; i < bytes; ++i) {
+    const auto report = [&](const char* rule) {
+      fail(std::string(rule) + verb(kind) + ' ' + where(address + i, true) + ", at " +
+           place.text());
+    };
+    if (state[i] == State::kOutside) report("out of bounds: ");
+    if (state[i] == State::kInFlight) report("copy_async has not been waited for: ");
+    if (kind == Kind::kWrite) {
+      state[i] = State::kWritten;
+    } else if (state[i] == State::kUnwritten) {
+      report("uninitialised: ");
+    }
+  }
+  touch_words(address, bytes, kind, place, true, [this](uintptr_t word) -> Word& {
+    return shared_words_[shared_->offset(reinterpret_cast<const char*>(word)) / 4];
+  });
+}
+
+void Checker::copy_starts(const char* address, size_t bytes, Place place) {
+  access(address, bytes, bytes, Kind::kWrite, place);
+  std::memset(state_ + shared_->offset(address), static_cast<int>(State::kInFlight), bytes);
+}
+
+void Checker::copy_lands(const char* address, size_t bytes, Place place) {
+  std::memset(state_ + shared_->offset(address), static_cast<int>(State::kWritten), bytes);
+  access(address, bytes, bytes, Kind::kWrite, place);
+}
+
+void Checker::global_access(const char* address, size_t bytes, Kind kind, Place place) {
+  const Range& within = range(address, kind, place);
+  if (!within.global) return;
+  if (address + bytes > within.end) {
+    fail(std::string("out of bounds: ") + verb(kind) + ' ' + where(within.end, false) + ", at " +
+         place.text());
+  }
+  touch_words(address, bytes, kind, place, false,
+              [this](uintptr_t word) -> Word& { return global_word(word); });
+}
+
+template <typename Words>
+void Checker::touch_words(const char* address, size_t bytes, Kind kind, Place place, bool shared,
+                          Words words) {
+  uintptr_t byte = reinterpret_cast<uintptr_t>(address);
+  const uintptr_t end = byte + bytes;
+  while (byte < end) {
+    const uintptr_t next = std::min(end, (byte | 3) + 1);
+    touch(words(byte & ~uintptr_t{3}), byte, next - byte, kind, place, shared);
+    byte = next;
+  }
+}
+
+void Checker::touch(Word& word, uintptr_t address, size_t bytes, Kind kind, Place place,
+                    bool shared) {
+  const char* first = reinterpret_cast<const char*>(address);
+  if (word.bytes == nullptr) {
+    if (bytes == 4) {
+      touch(word.cell, first, kind, place, shared);
+      return;
+    }
+    word.bytes = std::make_unique<Cell[]>(4);
+    std::fill_n(word.bytes.get(), 4, word.cell);
+  }
+  for (size_t i = 0; i < bytes; ++i) {
+    touch(word.bytes[address % 4 + i], first + i, kind, place, shared);
+  }
+}
+
+void Checker::touch(Cell& cell, const char* address, Kind kind, Place place, bool shared) {
+  const auto check = [&](const Access& before, const char* before_verb) {
+    if (races(before, shared)) report_race(address, kind, place, shared, before, before_verb);
+  };
+  check(cell.write, "wrote");
+  if (kind != Kind::kAtomic) {
+    check(cell.atomics.last, "updated it atomically");
+    check(cell.atomics.other, "updated it atomically");
+  }
+  if (kind != Kind::kRead) {
+    check(cell.reads.last, "read it");
+    check(cell.reads.other, "read it");
+  }
+  if (kind == Kind::kRead) record(cell.reads, place);
+  if (kind == Kind::kWrite) cell.write = now(place);
+  if (kind == Kind::kAtomic) record(cell.atomics, place);
+}
+
+Access Checker::now(Place place) const {
+  Access access;
+  access.epoch = phase_;
+  access.thread = thread_;
+  access.clock = clock_[thread_];
+  access.place = place;
+  return access;
+}
+
+void Checker::record(Accesses& accesses, Place place) const {
+  const Access& last = accesses.last;
+  if ((last.epoch != phase_ || last.thread != thread_) &&
+      (accesses.other.epoch < launch_ || of_my_warp(accesses.other) || !of_my_warp(last))) {
+    accesses.other = last;
+  }
+  accesses.last = now(place);
+}
+
+bool Checker::races(const Access& before, bool shared) const {
+  if (before.epoch == phase_) {
+    if (before.thread == thread_) return false;
+    return before.thread / 32 != thread_ / 32 || before.clock > seen_[thread_][before.thread % 32];
+  }
+  // Between the phases of a block lies a barrier; between blocks only the end of the launch.
+  return !shared && before.epoch >= launch_ && before.epoch < block_;
+}
+
+Word& Checker::global_word(uintptr_t address) {
+  const uintptr_t number = address / kPageBytes;
+  if (last_page_ == nullptr || number != last_page_number_) {
+    std::unique_ptr<Page>& page = pages_[number];
+    if (page == nullptr) page = std::make_unique<Page>();
+    last_page_ = page.get();
+    last_page_number_ = number;
+  }
+  return last_page_->words[address % kPageBytes / 4];
+}
+
+// --- what is where ------------------------------------------------------------------------------
+
+// The segment of a loaded module, or the thread-local variables of the OS thread in one.
+Range static_range(const char* address) {
+  struct Search {
+    const char* address;
+    Range found;
+  } search{address, {nullptr, nullptr, false}};
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* data) {
+        Search& search = *static_cast<Search*>(data);
+        for (int i = 0; i < info->dlpi_phnum; ++i) {
+          const auto& header = info->dlpi_phdr[i];
+          const char* begin = reinterpret_cast<const char*>(info->dlpi_addr + header.p_vaddr);
+          if (header.p_type == PT_TLS) begin = static_cast<const char*>(info->dlpi_tls_data);
+          if (header.p_type != PT_LOAD && header.p_type != PT_TLS) continue;
+          if (begin == nullptr) continue;
+          const Range range{begin, begin + header.p_memsz, false};
+          if (range.holds(search.address)) search.found = range;
+        }
+        return search.found.begin == nullptr ? 0 : 1;
+      },
+      &search);
+  return search.found;
+}
+
+const Range& Checker::range(const char* address, Kind kind, Place place) {
+  static const Range own{nullptr, nullptr, false};
+  static const Range unknown{nullptr, reinterpret_cast<const char*>(UINTPTR_MAX), true};
+  for (size_t i = 0; i < ranges_.size(); ++i) {
+    if (!ranges_[i].holds(address)) continue;
+    if (i > 0) std::swap(ranges_[i], ranges_[i - 1]);
+    return ranges_[i > 0 ? i - 1 : 0];
+  }
+  if (is_on_running_stack(address)) return own;
+  const Allocation allocation = find_allocation(address);
+  Range found{allocation.begin, allocation.begin + allocation.bytes, true};
+  if (found.begin == nullptr) found = static_range(address);
+  if (found.begin == nullptr) {
+    if (!allocations_are_known()) return unknown;
+    fail(std::string("out of bounds: ") + verb(kind) + ' ' + where(address, false) + ", at " +
+         place.text());
+  }
+  ranges_.push_back(found);
+  return ranges_.back();
+}
+
+std::string Checker::where(const char* address, bool shared) const {
+  if (shared) {
+    const SharedMemory::Array* nearest = nullptr;
+    for (const SharedMemory::Array& array : shared_->arrays()) {
+      if (nearest == nullptr || array.begin <= address) nearest = &array;
+    }
+    if (nearest == nullptr) return "shared memory without an array";
+    return "byte " + std::to_string(address - nearest->begin) + " of shared array " +
+           nearest->name + " of " + std::to_string(nearest->bytes) + " bytes";
+  }
+  Allocation allocation = find_allocation(address);
+  // Else one that ends shortly before.
+  for (int back = 1; allocation.begin == nullptr && back <= 256; back *= 2) {
+    allocation = find_allocation(address - back);
+  }
+  if (allocation.begin == nullptr) return "memory that nobody allocated";
+  return "byte " + std::to_string(address - allocation.begin) + " of global memory of " +
+         std::to_string(allocation.bytes) + " bytes";
+}
+
+void Checker::report_race(const char* address, Kind kind, Place place, bool shared,
+                          const Access& before, const char* before_verb) {
+  const bool same_block = before.epoch >= block_;
+  fail(std::string("race: ") + verb(kind) + ' ' + where(address, shared) + ", at " + place.text() +
+       "; " + (same_block ? "thread " : "of another block, thread ") +
+       thread_text(static_cast<int>(before.thread)) + ' ' + before_verb + ", at " +
+       before.place.text() + (same_block ? ", with no barrier between" : ""));
+}
+
+thread_local std::unique_ptr<Checker> checker_of_thread;
+NNOPS_EMULATION_THREAD_LOCAL Checker* checker;
+
+// The standard library's templates may be those that a kernel's file instrumented.
+NNOPS_EMULATION_THREAD_LOCAL bool busy;
+
+inline void hook(const void* address, size_t bytes, size_t alignment, Kind kind, Place place) {
+  if (running_thread < 0 || busy) return;
+  const char* byte = static_cast<const char*>(address);
+  if (is_on_running_stack(byte) ||
+      static_cast<size_t>(byte - reinterpret_cast<const char*>(&threadIdx)) < sizeof(threadIdx)) {
+    return;  // what most accesses are
+  }
+  busy = true;
+  checker->access(byte, bytes, alignment, kind, place);
+  busy = false;
+}
+
+}  // namespace
+
+// --- the interface ------------------------------------------------------------------------------
+
+void check_launch_begins(const SharedMemory& shared, const void* arguments, size_t argument_bytes) {
+  if (checker == nullptr) {
+    checker_of_thread = std::make_unique<Checker>();
+    checker = checker_of_thread.get();
+  }
+  busy = false;
+  checker->launch_begins(shared, arguments, argument_bytes);
+}
+void check_launch_ends() { checker->launch_ends(); }
+void check_block_begins() { checker->block_begins(); }
+void check_array_declared(const void* begin, size_t bytes) {
+  checker->array_declared(begin, bytes);
+}
+void check_block_barrier() { checker->block_barrier(); }
+void check_warp_barrier(uint32_t mask) { checker->warp_barrier(mask); }
+void check_copy_starts(const void* shared, size_t bytes, Site site) {
+  checker->copy_starts(static_cast<const char*>(shared), bytes, Place::primitive(site));
+}
+void check_copy_lands(const void* shared, size_t bytes, Site site) {
+  checker->copy_lands(static_cast<const char*>(shared), bytes, Place::primitive(site));
+}
+void check_read(const void* address, size_t bytes, Site site) {
+  checker->access(static_cast<const char*>(address), bytes, bytes, Kind::kRead,
+                  Place::primitive(site));
+}
+void check_atomic(const void* address, size_t bytes, Site site) {
+  checker->access(static_cast<const char*>(address), bytes, bytes, Kind::kAtomic,
+                  Place::primitive(site));
+}
+
+}  // namespace nnops::emulation
+
+// What -fsanitize=thread calls.
+
+#define NNOPS_HOOK(name, bytes, alignment, kind)                                           \
+  extern "C" void name(const void* address) {                                              \
+    using namespace nnops::emulation;                                                      \
+    hook(address, bytes, alignment, Kind::kind, Place::code(__builtin_return_address(0))); \
+  }
+#define NNOPS_HOOKS(bytes)                                     \
+  NNOPS_HOOK(__tsan_read##bytes, bytes, bytes, kRead)          \
+  NNOPS_HOOK(__tsan_write##bytes, bytes, bytes, kWrite)        \
+  NNOPS_HOOK(__tsan_unaligned_read##bytes, bytes, 1, kRead)    \
+  NNOPS_HOOK(__tsan_unaligned_write##bytes, bytes, 1, kWrite)  \
+  NNOPS_HOOK(__tsan_volatile_read##bytes, bytes, bytes, kRead) \
+  NNOPS_HOOK(__tsan_volatile_write##bytes, bytes, bytes, kWrite)
+NNOPS_HOOKS(1)
+NNOPS_HOOKS(2)
+NNOPS_HOOKS(4)
+NNOPS_HOOKS(8)
+NNOPS_HOOKS(16)
+
+extern "C" void __tsan_read_range(const void* address, size_t bytes) {
+  using namespace nnops::emulation;
+  hook(address, bytes, 1, Kind::kRead, Place::code(__builtin_return_address(0)));
+}
+extern "C" void __tsan_write_range(const void* address, size_t bytes) {
+  using namespace nnops::emulation;
+  hook(address, bytes, 1, Kind::kWrite, Place::code(__builtin_return_address(0)));
+}
+extern "C" void __tsan_init() {}
+extern "C" void __tsan_func_entry(void*) {}
+extern "C" void __tsan_func_exit() {}
+extern "C" void __tsan_vptr_read(void*) {}
+extern "C" void __tsan_vptr_update(void*, void*) {}
+
+#endif  // NNOPS_CUDA_CHECKED
