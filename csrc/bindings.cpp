@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/device_scope.h"
 #include "core/dispatch.h"
 #include "core/huge_pages.h"
 #include "core/isa.h"
@@ -79,6 +80,9 @@ PYBIND11_MODULE(_C, module) {
       },
       "The calls since start_trace: (operator, dtype, ISA, threads, [(algorithm, reason why not, "
       "empty for the one that ran)]).");
+  module.def("check_cuda", &nnops::check_cuda,
+             "Launches an empty CUDA kernel and waits for it; RuntimeError where CUDA was not "
+             "built, or with the driver's reason why it cannot run.");
   module.def("huge_pages", &nnops::huge_pages_enabled,
              "Whether large outputs ask the system for huge pages.");
   module.def("set_huge_pages", &nnops::set_huge_pages_enabled, py::arg("enabled"),

@@ -73,6 +73,14 @@ Scratch::Scratch(const DeviceScope& scope, int64_t bytes) : data_(nullptr) {
   }
 }
 
+void check_cuda() {
+#ifdef NNOPS_HAVE_CUDA
+  cuda::check_launch();
+#else
+  throw_cuda_error("a launch", "this build has no CUDA kernels");
+#endif
+}
+
 void* cuda_stream() { return t_call != nullptr ? t_call->stream : nullptr; }
 
 void* cuda_scratch(int64_t bytes) {

@@ -50,4 +50,7 @@ class Scratch {
   void* data_;
 };
 
+// Launches an empty kernel on the current device and waits for it; RuntimeError if that fails.
+void check_cuda();
+
 }  // namespace nnops
