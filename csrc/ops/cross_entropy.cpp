@@ -107,17 +107,20 @@ void view_gradients(Problem& problem, const Tensor& grad_output, const Tensor& g
   problem.g.grad_input = problem.grad_input.strides;
 }
 
-// With fewer classes a vector along them is short of work, and its lanes are better rows.
+// With fewer classes a vector along them is short of work, and its lanes are better rows; on CUDA,
+// the same of the threads that share a row.
 constexpr int64_t kLeastClassVector = 32;
+constexpr int64_t kLeastClassesOfThreads = 5;
 
 // Which way the vectors run; the last thing before the call.
-void choose_vectors(Problem& problem, bool probabilities, bool gradient) {
+void choose_vectors(Problem& problem, const DeviceScope& scope, bool probabilities, bool gradient) {
   ClassGeometry& g = problem.g;
-  g.class_vectors = g.classes >= kLeastClassVector && g.input.c == 1 &&
-                    (!probabilities || g.target.c == 1) && (!gradient || g.grad_input.c == 1);
+  g.class_vectors = g.classes >= (scope.on_cuda() ? kLeastClassesOfThreads : kLeastClassVector) &&
+                    g.input.c == 1 && (!probabilities || g.target.c == 1) &&
+                    (!gradient || g.grad_input.c == 1);
   if (!g.class_vectors) batch_as_spatial(g);
   problem.algorithm = g.class_vectors ? "class_vectors" : "row_vectors";
-  set_chunks(g, g.classes);
+  if (!scope.on_cuda()) set_chunks(g, g.classes);
 }
 
 int threads_for(const ClassGeometry& g) {
@@ -138,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& input, const Tens
   Problem problem = view_input(kOp, input, reduce, label_smoothing);
   const std::optional<Tensor> w = check_weight(kOp, weight, problem.g.classes, "input", input);
   view_target(problem, target, probabilities, single, ignore_index);
-  choose_vectors(problem, probabilities, false);
+  choose_vectors(problem, scope, probabilities, false);
   const ClassGeometry& g = problem.g;
   const CrossEntropyKernels& kernels = active_kernels(kTable, scope.isa());
   const auto kernel = kernel_for(
@@ -184,7 +187,7 @@ Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& input, co
   view_target(problem, target, probabilities, single, ignore_index);
   Tensor grad_input = empty_dense_like(input);
   view_gradients(problem, grad_output, grad_input, single);
-  choose_vectors(problem, probabilities, true);
+  choose_vectors(problem, scope, probabilities, true);
   const ClassGeometry& g = problem.g;
   const CrossEntropyKernels& kernels = active_kernels(kTable, scope.isa());
   const auto kernel =
@@ -224,7 +227,7 @@ Tensor cross_entropy_backward_target(const Tensor& grad_output, const Tensor& in
   const std::optional<Tensor> w = check_weight(kOp, weight, problem.g.classes, "input", input);
   Tensor grad_target = empty_dense_like(input);
   view_gradients(problem, grad_output, grad_target, single);
-  choose_vectors(problem, false, true);
+  choose_vectors(problem, scope, false, true);
   const ClassGeometry& g = problem.g;
   const auto kernel =
       kernel_for(kOp, problem.algorithm, active_kernels(kTable, scope.isa()).backward_target, dtype,

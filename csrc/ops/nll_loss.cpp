@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor> nll_loss(const Tensor& input, const Tensor& target,
   g.input = x.strides;
   g.target = t.strides;
   g.byte_targets = known_dtype(target) == DType::kUInt8;
-  set_chunks(g, 1);
+  if (!scope.on_cuda()) set_chunks(g, 1);
 
   const std::vector<int64_t> rows = row_sizes(sizes);
   Tensor loss =
@@ -97,7 +97,7 @@ Tensor nll_loss_backward(const Tensor& grad_output, const Tensor& target,
   if (g.reduction == Reduction::kNone) gy = class_view(grad_output, false, single);
   g.grad_output = gy.strides;
   // Zeros in long runs; nothing is added up, so that the chunks may be large.
-  set_chunks(g, (g.classes + kZerosPerValue - 1) / kZerosPerValue);
+  if (!scope.on_cuda()) set_chunks(g, (g.classes + kZerosPerValue - 1) / kZerosPerValue);
 
   Tensor grad_input = empty_contiguous(sizes, dtype, grad_output);
   const Scratch sums(scope, sums_bytes(g));
