@@ -45,6 +45,7 @@ Reduction check_reduction(const char* op, int64_t reduction) {
 }
 
 void check_index_target(const char* op, Sizes input, const Tensor& target) {
+  check_device(op, "target", target);
   const Sizes sizes = target.sizes();
   const bool single = input.size() == 1;
   // The order of the checks is torch's, and decides which exception comes first.
