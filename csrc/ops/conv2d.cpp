@@ -203,14 +203,59 @@ constexpr Candidate<Conv2dBackwardWeight> kBackwardWeightCpu[] = {
     {"reference", everything, &Conv2dKernels::backward_weight_reference},
 };
 
+// CUDA's implicit GEMMs count positions, and offsets within an image or the weight, in 32 bits; the
+// sums of a block of threads are of at most so many terms.
+std::string fits_32_bits(const Conv2dGeometry& g) {
+  constexpr double kMost = 1 << 29;
+  const auto most = [](std::initializer_list<int64_t> values) {
+    return static_cast<double>(std::max(values));
+  };
+  const auto span = [](int64_t a, int64_t b) {
+    return static_cast<double>(a) * static_cast<double>(b);
+  };
+  const double group_c = static_cast<double>(g.c / g.groups);
+  const double group_oc = static_cast<double>(g.oc / g.groups);
+  const double taps = span(g.kh, g.kw);
+  // What the kernels step over outside of an image counts as well.
+  const auto extent = [&](const Strides4& strides, int64_t c, double h, double w) {
+    return static_cast<double>(strides.c) * static_cast<double>(c) +
+           static_cast<double>(strides.h) * h + static_cast<double>(strides.w) * w;
+  };
+  const double reach_h = std::max(span(g.oh, g.stride_h), span(g.kh, g.dilation_h));
+  const double reach_w = std::max(span(g.ow, g.stride_w), span(g.kw, g.dilation_w));
+  const bool positions = most({g.n, g.c, g.oc, g.h, g.w, g.pad_top, g.pad_left}) < kMost &&
+                         std::max(reach_h, reach_w) < kMost && span(g.h, g.w) < kMost &&
+                         span(g.oh, g.ow) < kMost;
+  const bool terms = taps * std::max(group_c, group_oc) < kMost;
+  const bool offsets =
+      std::max(
+          {extent(g.input, g.c, std::max<double>(g.h, reach_h), std::max<double>(g.w, reach_w)),
+           extent(g.output, g.oc, std::max<double>(g.oh, reach_h), std::max<double>(g.ow, reach_w)),
+           extent(g.weight, g.c / g.groups, g.kh, g.kw)}) < 2 * kMost;
+  // Blocks of threads, had they the smallest tile.
+  const double pixels = static_cast<double>(g.n) * static_cast<double>(g.groups);
+  const double blocks =
+      std::max(pixels * (span(g.oh, g.ow) / 32 + 1) * (group_oc / 32 + 1),
+               pixels * (span(g.h, g.w) / 32 + span(g.stride_h, g.stride_w)) * (group_c / 32 + 1));
+  return positions && terms && offsets && blocks < kMost
+             ? ""
+             : "sizes or offsets need more than 32-bit indices";
+}
+std::string floating_and_fits_32_bits(const Conv2dGeometry& g, DType dtype) {
+  return first_reason(floating_only(g, dtype), fits_32_bits(g));
+}
+
 constexpr Candidate<Conv2dForward> kForwardCuda[] = {
-    {"implicit_gemm", everything, &Conv2dKernels::forward_implicit_gemm},
+    {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::forward_implicit_gemm},
+    {"reference", everything, &Conv2dKernels::forward_reference},
 };
 constexpr Candidate<Conv2dBackwardInput> kBackwardInputCuda[] = {
-    {"implicit_gemm", everything, &Conv2dKernels::backward_input_implicit_gemm},
+    {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::backward_input_implicit_gemm},
+    {"reference", everything, &Conv2dKernels::backward_input_reference},
 };
 constexpr Candidate<Conv2dBackwardWeight> kBackwardWeightCuda[] = {
-    {"implicit_gemm", everything, &Conv2dKernels::backward_weight_implicit_gemm},
+    {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::backward_weight_implicit_gemm},
+    {"reference", everything, &Conv2dKernels::backward_weight_reference},
 };
 
 template <typename Pass>

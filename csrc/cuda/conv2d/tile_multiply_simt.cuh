@@ -34,11 +34,6 @@ struct SimtMultiply {
   static constexpr int kTileN = Shape::kThreadsN * Shape::kColumns;
   static constexpr int kTileK = 64 / static_cast<int>(sizeof(T));
   static constexpr int kStages = 3;
-  // Registers allow 256 threads of 8 x 8 elements, with the sums of two levels, on a
-  // multiprocessor.
-  static constexpr int kBlocksPerMultiprocessor =
-      smaller(4, larger(1, 256 * 64 / (kThreads * Shape::kRows * Shape::kColumns)));
-
   static constexpr int kChunk = kVectorWidth<T>;
   // float's: a chunk; 16-bit types: half a chunk, as their products take as many registers as
   // float's.
@@ -46,6 +41,13 @@ struct SimtMultiply {
   static constexpr bool kAlongK = kOrder == TileOrder::kAlongK;
   // Sums of two levels where the type is so short that it matters.
   static constexpr bool kTotals = sizeof(Accumulator) == 4;
+  // What a thread's sums leave of a multiprocessor's 65536 registers.
+  static constexpr int kSumRegisters = Shape::kRows * Shape::kColumns * (kTotals ? 2 : 1) *
+                                       static_cast<int>(sizeof(Accumulator)) / 4;
+  static constexpr int kBlocksPerMultiprocessor = (kSumRegisters > 64   ? 256
+                                                   : kSumRegisters > 32 ? 384
+                                                                        : 512) /
+                                                  kThreads;
   static_assert(Shape::kThreadsM % 4 == 0 && Shape::kThreadsN % 8 == 0);
   static_assert(Shape::kRows % kVector == 0 && Shape::kColumns % kVector == 0);
 
@@ -95,16 +97,21 @@ struct SimtMultiply {
     const int m = thread_m();
     const int n = thread_n();
     if constexpr (kAlongK) {
-#pragma unroll
+      // All of a thread's rows are swizzled alike. Not unrolled: the registers hold one vector of
+      // each column, and shall not be asked for the next ones.
+      static_assert(Shape::kThreadsM % 8 == 0 && Shape::kThreadsN % 8 == 0);
+#pragma unroll 1
       for (int k = 0; k < kTileK; k += kVector) {
+        const T* a_rows = a + offset_a(m, k);
+        const T* b_rows = b + offset_b(n, k);
         Vector<Accumulator, kVector> columns[Shape::kColumns];
 #pragma unroll
         for (int j = 0; j < Shape::kColumns; ++j) {
-          columns[j] = load_acc<kVector>(b + offset_b(row_of(j, n, Shape::kThreadsN), k));
+          columns[j] = load_acc<kVector>(b_rows + j * Shape::kThreadsN * kTileK);
         }
 #pragma unroll
         for (int i = 0; i < Shape::kRows; ++i) {
-          const auto row = load_acc<kVector>(a + offset_a(row_of(i, m, Shape::kThreadsM), k));
+          const auto row = load_acc<kVector>(a_rows + i * Shape::kThreadsM * kTileK);
 #pragma unroll
           for (int v = 0; v < kVector; ++v) {
 #pragma unroll
