@@ -119,7 +119,7 @@ struct Page {
   Word words[kPageBytes / 4];
 };
 
-enum class Kind { kRead, kWrite, kAtomic };
+enum class Kind { kRead, kConstantRead, kWrite, kAtomic };
 
 enum class State : unsigned char { kOutside, kUnwritten, kWritten, kInFlight };
 
@@ -132,7 +132,8 @@ struct Range {
 };
 
 const char* verb(Kind kind) {
-  return kind == Kind::kRead ? "reads" : kind == Kind::kWrite ? "writes" : "updates atomically";
+  if (kind == Kind::kWrite) return "writes";
+  return kind == Kind::kAtomic ? "updates atomically" : "reads";
 }
 
 // --- the checker of one OS thread ---------------------------------------------------------------
@@ -186,7 +187,8 @@ class Checker {
   std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages_;
   uintptr_t last_page_number_ = 0;
   Page* last_page_ = nullptr;
-  std::vector<Range> ranges_;
+  bool memory_is_known_ = false;
+  std::vector<Range> ranges_;  // the latest first, more or less
 };
 
 void Checker::launch_begins(const SharedMemory& shared, const void* arguments,
@@ -202,6 +204,17 @@ void Checker::launch_begins(const SharedMemory& shared, const void* arguments,
   ranges_.clear();
   const char* begin = static_cast<const char*>(arguments);
   ranges_.push_back({begin, begin + argument_bytes, false});
+  memory_is_known_ = allocations_are_known();
+  if (!memory_is_known_) return;
+  // A kernel has no business but with the allocations that its arguments point to.
+  for (size_t i = 0; i + sizeof(void*) <= argument_bytes; i += sizeof(void*)) {
+    const void* pointer;
+    std::memcpy(&pointer, begin + i, sizeof(pointer));
+    const Allocation allocation = find_allocation(pointer);
+    if (allocation.begin != nullptr) {
+      ranges_.push_back({allocation.begin, allocation.begin + allocation.bytes, true});
+    }
+  }
 }
 
 void Checker::launch_ends() {
@@ -337,17 +350,23 @@ void Checker::touch(Cell& cell, const char* address, Kind kind, Place place, boo
     if (races(before, shared)) report_race(address, kind, place, shared, before, before_verb);
   };
   check(cell.write, "wrote");
+  if (kind == Kind::kConstantRead && cell.write.epoch >= launch_) {
+    fail("__ldg of what the same launch wrote: " + where(address, shared) + ", at " + place.text() +
+         "; written at " + cell.write.place.text());
+  }
   if (kind != Kind::kAtomic) {
     check(cell.atomics.last, "updated it atomically");
     check(cell.atomics.other, "updated it atomically");
   }
-  if (kind != Kind::kRead) {
+  if (kind == Kind::kWrite || kind == Kind::kAtomic) {
     check(cell.reads.last, "read it");
     check(cell.reads.other, "read it");
   }
-  if (kind == Kind::kRead) record(cell.reads, place);
-  if (kind == Kind::kWrite) cell.write = now(place);
-  if (kind == Kind::kAtomic) record(cell.atomics, place);
+  if (kind == Kind::kWrite) {
+    cell.write = now(place);
+  } else {
+    record(kind == Kind::kAtomic ? cell.atomics : cell.reads, place);
+  }
 }
 
 Access Checker::now(Place place) const {
@@ -423,11 +442,9 @@ const Range& Checker::range(const char* address, Kind kind, Place place) {
     return ranges_[i > 0 ? i - 1 : 0];
   }
   if (is_on_running_stack(address)) return own;
-  const Allocation allocation = find_allocation(address);
-  Range found{allocation.begin, allocation.begin + allocation.bytes, true};
-  if (found.begin == nullptr) found = static_range(address);
+  const Range found = static_range(address);
   if (found.begin == nullptr) {
-    if (!allocations_are_known()) return unknown;
+    if (!memory_is_known_) return unknown;
     fail(std::string("out of bounds: ") + verb(kind) + ' ' + where(address, false) + ", at " +
          place.text());
   }
@@ -445,14 +462,20 @@ std::string Checker::where(const char* address, bool shared) const {
     return "byte " + std::to_string(address - nearest->begin) + " of shared array " +
            nearest->name + " of " + std::to_string(nearest->bytes) + " bytes";
   }
-  Allocation allocation = find_allocation(address);
-  // Else one that ends shortly before.
-  for (int back = 1; allocation.begin == nullptr && back <= 256; back *= 2) {
-    allocation = find_allocation(address - back);
+  // Of the kernel's memory what is nearest.
+  const Range* nearest = nullptr;
+  ptrdiff_t least = 4096;
+  for (const Range& range : ranges_) {
+    if (!range.global) continue;
+    const ptrdiff_t distance = std::max(range.begin - address, address - range.end + 1);
+    if (distance < least) {
+      least = distance;
+      nearest = &range;
+    }
   }
-  if (allocation.begin == nullptr) return "memory that nobody allocated";
-  return "byte " + std::to_string(address - allocation.begin) + " of global memory of " +
-         std::to_string(allocation.bytes) + " bytes";
+  if (nearest == nullptr) return "memory that no argument points to";
+  return "byte " + std::to_string(address - nearest->begin) + " of global memory of " +
+         std::to_string(nearest->end - nearest->begin) + " bytes";
 }
 
 void Checker::report_race(const char* address, Kind kind, Place place, bool shared,
@@ -509,6 +532,10 @@ void check_copy_lands(const void* shared, size_t bytes, Site site) {
 }
 void check_read(const void* address, size_t bytes, Site site) {
   checker->access(static_cast<const char*>(address), bytes, bytes, Kind::kRead,
+                  Place::primitive(site));
+}
+void check_constant_read(const void* address, size_t bytes, Site site) {
+  checker->access(static_cast<const char*>(address), bytes, bytes, Kind::kConstantRead,
                   Place::primitive(site));
 }
 void check_atomic(const void* address, size_t bytes, Site site) {

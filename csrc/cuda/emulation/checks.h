@@ -16,11 +16,14 @@ int lane_index();
 // Accesses of the running thread that the compiler cannot show: in primitives.
 void check_read(const void* address, size_t bytes, Site site);
 void check_atomic(const void* address, size_t bytes, Site site);
+// In addition to a read: nobody may have written there in this launch.
+void check_constant_read(const void* address, size_t bytes, Site site);
 
 #else
 
 inline void check_read(const void*, size_t, Site) {}
 inline void check_atomic(const void*, size_t, Site) {}
+inline void check_constant_read(const void*, size_t, Site) {}
 
 #endif
 

@@ -65,8 +65,10 @@ inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>((static_cast<uint64_t>(a) * b) >> 32);
 }
 
+// May answer from a cache that does not see what the launch writes.
 template <typename T>
-__forceinline__ T __ldg(const T* pointer) {
+T __ldg(const T* pointer, nnops::emulation::Site site = std::source_location::current()) {
+  nnops::emulation::check_constant_read(pointer, sizeof(T), site);
   return *pointer;
 }
 

@@ -316,6 +316,14 @@ void Device::exit_thread() {
   thread.state = Thread::kExited;
   running_warp().exited |= 1u << lane_index();
   ++exited_;
+  for (uint32_t lanes = running_warp().waiting; lanes != 0; lanes &= lanes - 1) {
+    const int lane = __builtin_ctz(lanes);
+    const Thread& other = threads_[running_thread / 32 * 32 + lane];
+    if (other.mask >> lane_index() & 1) {
+      fail("the thread ends while lane " + std::to_string(lane) + " waits for it in " +
+           other.operation + ", " + text(other.site));
+    }
+  }
   if (at_barrier_ > 0) {
     const Thread& other = threads_[first_at_barrier_];
     fail("the thread ends while thread " + thread_text(first_at_barrier_) + " waits at " +
@@ -362,39 +370,38 @@ void Device::warp_operation(const char* operation, uint32_t mask, void* operands
   Thread& thread = running();
   Warp& warp = running_warp();
   const int lane = lane_index();
-  const auto first = [](uint32_t lanes) { return std::to_string(__builtin_ctz(lanes)); };
-  const auto require = [&](bool condition, const std::string& what) {
-    if (!condition) fail(std::string(operation) + " with mask " + hexadecimal(mask) + what, site);
+  Thread* const lanes = &thread - lane;
+  const auto refuse = [&](const std::string& what) {
+    fail(std::string(operation) + " with mask " + hexadecimal(mask) + what, site);
   };
-  if (!(mask >> lane & 1)) require(false, ", which lacks the calling lane " + std::to_string(lane));
-  if (mask & ~warp.lanes) {
-    require(false, ", but the block has no lane " + first(mask & ~warp.lanes));
-  }
-  if (mask & warp.exited) require(false, ", but lane " + first(mask & warp.exited) + " has ended");
-  if (mask & warp.waiting) {
-    // Those that wait agree with each other.
-    const int other_lane = __builtin_ctz(mask & warp.waiting);
-    const Thread& other = threads_[running_thread - lane + other_lane];
-    if (other.mask != mask || !same(other.site, site) ||
-        std::strcmp(other.operation, operation) != 0) {
-      require(false, " while lane " + std::to_string(other_lane) + " waits in " + other.operation +
-                         " with mask " + hexadecimal(other.mask) + ", " + text(other.site));
-    }
-  }
+  const auto first = [](uint32_t set) { return std::to_string(__builtin_ctz(set)); };
+  if (!(mask >> lane & 1)) refuse(", which lacks the calling lane " + std::to_string(lane));
+  if (mask & ~warp.lanes) refuse(", but the block has no lane " + first(mask & ~warp.lanes));
+  if (mask & warp.exited) refuse(", but lane " + first(mask & warp.exited) + " has ended");
   thread.state = Thread::kInWarpOperation;
   thread.operation = operation;
   thread.site = site;
   thread.mask = mask;
   thread.operands = operands;
-  warp.waiting |= 1u << lane;
-  if ((warp.waiting & mask) == mask) {
-    if (combine != nullptr) {
-      void* all[32];
-      for (int i = 0; i < 32; ++i) {
-        all[i] = mask >> i & 1 ? threads_[running_thread - lane + i].operands : nullptr;
-      }
-      combine(all, mask);
+
+  // Lanes that wait with another mask may still come here; with this one they must be here already.
+  void* all[32] = {};
+  uint32_t here = 1u << lane;
+  all[lane] = operands;
+  for (uint32_t others = mask & warp.waiting; others != 0; others &= others - 1) {
+    const int i = __builtin_ctz(others);
+    const Thread& other = lanes[i];
+    if (other.mask != mask) continue;
+    if (!same(other.site, site) || std::strcmp(other.operation, operation) != 0) {
+      refuse(" while lane " + std::to_string(i) + " waits in another, " + other.operation + ", " +
+             text(other.site));
     }
+    here |= 1u << i;
+    all[i] = other.operands;
+  }
+  warp.waiting |= 1u << lane;
+  if (here == mask) {
+    if (combine != nullptr) combine(all, mask);
     if (orders_memory) check_warp_barrier(mask);
     warp.waiting &= ~mask;
     make_ready(warp, mask);
@@ -404,23 +411,28 @@ void Device::warp_operation(const char* operation, uint32_t mask, void* operands
 
 uint32_t Device::active_lanes() const { return 1u << lane_index(); }
 
+// Somebody waits in a warp operation: who waits at a barrier is let go by the last thread, or was
+// told that there will be none.
 void Device::report_deadlock() {
-  for (int t = 0; t < thread_count_; ++t) {
-    const Thread& thread = threads_[t];
-    if (thread.state != Thread::kInWarpOperation) continue;
-    const Warp& warp = warps_[t / 32];
-    const int lane = __builtin_ctz(thread.mask & ~warp.waiting);
-    const Thread& missing = threads_[t / 32 * 32 + lane];
-    std::string where = " has ended";
-    if (missing.state == Thread::kAtBarrier) {
-      where = std::string(" waits at ") + missing.operation + ", " + text(missing.site);
-    }
-    running_thread = t;
-    fail(std::string(thread.operation) + " with mask " + hexadecimal(thread.mask) +
-             " never completes: lane " + std::to_string(lane) + where,
-         thread.site);
+  int t = 0;
+  while (threads_[t].state != Thread::kInWarpOperation) ++t;
+  const Thread& thread = threads_[t];
+  const Thread* missing = threads_ + t / 32 * 32;
+  for (uint32_t lanes = thread.mask; lanes != 0; lanes &= lanes - 1) {
+    const Thread* other = threads_ + t / 32 * 32 + __builtin_ctz(lanes);
+    if (other->state != Thread::kInWarpOperation || other->mask != thread.mask) missing = other;
   }
-  fail("the threads wait for each other");
+  std::string what = " has ended";
+  if (missing->state != Thread::kExited) {
+    what = std::string(" waits in ") + missing->operation;
+    if (missing->state == Thread::kInWarpOperation) {
+      what += " with mask " + hexadecimal(missing->mask);
+    }
+    what += ", " + text(missing->site);
+  }
+  fail(std::string(thread.operation) + " with mask " + hexadecimal(thread.mask) + ", " +
+       text(thread.site) + ", waits in lane " + std::to_string(t % 32) + " for ever: lane " +
+       std::to_string((missing - threads_) % 32) + what);
 }
 
 std::string Device::kernel_text() const {

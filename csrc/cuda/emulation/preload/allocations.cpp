@@ -16,6 +16,7 @@ extern "C" void __libc_free(void* memory);
 namespace {
 
 constexpr uintptr_t kAlignment = 64;  // of torch; others are not remembered
+constexpr size_t kGap = 256;          // to the next allocation, that overruns do not end in it
 
 // Never destroyed: memory is freed until the process ends.
 std::mutex& mutex() {
@@ -35,11 +36,11 @@ thread_local bool busy __attribute__((tls_model("initial-exec"))) = false;
 extern "C" __attribute__((visibility("default"))) int posix_memalign(void** memory,
                                                                      size_t alignment,
                                                                      size_t bytes) {
-  void* result = __libc_memalign(alignment, bytes);
+  void* result = __libc_memalign(alignment, bytes + kGap);
   if (result == nullptr) return ENOMEM;
   *memory = result;
   if (alignment == kAlignment && !busy) {
-    memset(result, 0xff, bytes);
+    memset(result, 0xff, bytes + kGap);
     busy = true;
     {
       const std::lock_guard lock(mutex());
