@@ -26,7 +26,8 @@ std::string thread_text(int thread);
 
 #if defined(NNOPS_CUDA_CHECKED)
 
-void check_launch_begins(const SharedMemory& shared, const void* arguments, size_t argument_bytes);
+void check_launch_begins(const char* kernel, const SharedMemory& shared, const void* arguments,
+                         size_t argument_bytes);
 void check_launch_ends();
 void check_block_begins();
 void check_array_declared(const void* begin, size_t bytes);
@@ -38,7 +39,7 @@ void check_copy_lands(const void* shared, size_t bytes, Site site);
 
 #else
 
-inline void check_launch_begins(const SharedMemory&, const void*, size_t) {}
+inline void check_launch_begins(const char*, const SharedMemory&, const void*, size_t) {}
 inline void check_launch_ends() {}
 inline void check_block_begins() {}
 inline void check_array_declared(const void*, size_t) {}

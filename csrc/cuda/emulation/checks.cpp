@@ -12,12 +12,9 @@
 
 #include "cuda/emulation/checks.h"
 
-#include <dlfcn.h>
 #include <link.h>
 
 #include <algorithm>
-#include <bit>
-#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <unordered_map>
@@ -25,68 +22,12 @@
 
 #include "cuda/emulation/allocations.h"
 #include "cuda/emulation/checker.h"
+#include "cuda/emulation/place.h"
 #include "cuda/emulation/shared_memory.h"
+#include "cuda/emulation/traffic.h"
 
 namespace nnops::emulation {
 namespace {
-
-// --- places -------------------------------------------------------------------------------------
-
-// Where in the code an access is: an address in the code, or the Site of a primitive. Kept as a
-// distance from this very module in 32 bits.
-class Place {
- public:
-  Place() = default;
-  static Place code(const void* return_address) { return Place(return_address, 0); }
-  static Place primitive(Site site) { return Place(std::bit_cast<const void*>(site), 1); }
-
-  std::string text() const {
-    const char* address = anchor() + (distance_ >> 1);
-    if (distance_ & 1) return emulation::text(std::bit_cast<Site>(address));
-    return code_text(address - 1);  // the call, not what follows it
-  }
-
- private:
-  Place(const void* address, int32_t kind)
-      : distance_(static_cast<int32_t>((static_cast<const char*>(address) - anchor()) * 2 + kind)) {
-  }
-  static const char* anchor() { return reinterpret_cast<const char*>(&check_launch_ends); }
-  static std::string code_text(const char* address);
-
-  int32_t distance_ = 0;
-};
-
-// "csrc/cuda/relu.cuh:31, inlined at csrc/cuda/relu.cuh:80", by way of addr2line.
-std::string Place::code_text(const char* address) {
-  Dl_info info;
-  link_map* map = nullptr;
-  if (dladdr1(address, &info, reinterpret_cast<void**>(&map), RTLD_DL_LINKMAP) == 0) return "?";
-  char command[4096];
-  std::snprintf(command, sizeof(command), "addr2line -i -e '%s' %#zx 2>/dev/null",
-                map->l_name[0] != 0 ? map->l_name : "/proc/self/exe",
-                static_cast<size_t>(address - reinterpret_cast<const char*>(map->l_addr)));
-  // The pipe's own shell would find the executable of the shell.
-  std::string line = command;
-  const size_t self = line.find("/proc/self/exe");
-  if (self != std::string::npos) line.replace(self, 14, info.dli_fname);
-  std::string result;
-  if (FILE* pipe = popen(line.c_str(), "r")) {
-    char buffer[1024];
-    while (std::fgets(buffer, sizeof(buffer), pipe) != nullptr) {
-      std::string frame(buffer, std::strcspn(buffer, "\n("));
-      const size_t csrc = frame.rfind("csrc/");
-      if (csrc != std::string::npos) frame.erase(0, csrc);
-      if (frame.find("/include/c++/") != std::string::npos ||
-          frame.find("emulation/device.h") != std::string::npos) {
-        continue;
-      }
-      while (!frame.empty() && frame.back() == ' ') frame.pop_back();
-      result += (result.empty() ? "" : ", inlined at ") + frame;
-    }
-    pclose(pipe);
-  }
-  return result.empty() ? "?" : result;
-}
 
 // --- what is known of a word --------------------------------------------------------------------
 
@@ -140,7 +81,11 @@ const char* verb(Kind kind) {
 
 class Checker {
  public:
-  void launch_begins(const SharedMemory& shared, const void* arguments, size_t argument_bytes);
+  ~Checker() {
+    if (traffic_ != nullptr) traffic_->write();
+  }
+  void launch_begins(const char* kernel, const SharedMemory& shared, const void* arguments,
+                     size_t argument_bytes);
   void launch_ends();
   void block_begins();
   void array_declared(const void* begin, size_t bytes);
@@ -154,6 +99,7 @@ class Checker {
   void touch(Word& word, uintptr_t address, size_t bytes, Kind kind, Place place, bool shared);
   void touch(Cell& cell, const char* address, Kind kind, Place place, bool shared);
   void shared_access(const char* address, size_t bytes, Kind kind, Place place);
+  void touch_shared(const char* address, size_t bytes, Kind kind, Place place);
   void global_access(const char* address, size_t bytes, Kind kind, Place place);
   template <typename Words>
   void touch_words(const char* address, size_t bytes, Kind kind, Place place, bool shared,
@@ -188,11 +134,14 @@ class Checker {
   uintptr_t last_page_number_ = 0;
   Page* last_page_ = nullptr;
   bool memory_is_known_ = false;
-  std::vector<Range> ranges_;  // the latest first, more or less
+  std::unique_ptr<Traffic> traffic_;  // null unless wanted
+  std::vector<Range> ranges_;         // the latest first, more or less
 };
 
-void Checker::launch_begins(const SharedMemory& shared, const void* arguments,
+void Checker::launch_begins(const char* kernel, const SharedMemory& shared, const void* arguments,
                             size_t argument_bytes) {
+  if (traffic_ == nullptr && Traffic::wanted()) traffic_ = std::make_unique<Traffic>();
+  if (traffic_ != nullptr) traffic_->begin_launch(kernel);
   shared_ = &shared;
   if (phase_ > 0xf0000000) {  // start again before the numbers run out
     phase_ = 1;
@@ -218,6 +167,7 @@ void Checker::launch_begins(const SharedMemory& shared, const void* arguments,
 }
 
 void Checker::launch_ends() {
+  if (traffic_ != nullptr) traffic_->meet();
   // What is known lives on only because clearing it takes time.
   constexpr size_t kMaxPages = (128 << 20) / sizeof(Page);
   if (pages_.size() > kMaxPages) pages_.clear();
@@ -238,6 +188,7 @@ void Checker::array_declared(const void* begin, size_t bytes) {
 
 void Checker::block_barrier() {
   ++phase_;
+  if (traffic_ != nullptr) traffic_->meet();
   std::fill_n(clock_, 1024, 1);
   for (int warp = 0; warp < 32; ++warp) {
     if (warp_was_ordered_[warp]) std::memset(seen_[32 * warp], 0, 32 * sizeof(seen_[0]));
@@ -291,6 +242,14 @@ void Checker::shared_access(const char* address, size_t bytes, Kind kind, Place 
       report("uninitialised: ");
     }
   }
+  if (traffic_ != nullptr) {
+    traffic_->access(running_thread, place, true, kind == Kind::kWrite, shared_->offset(address),
+                     static_cast<unsigned>(bytes));
+  }
+  touch_shared(address, bytes, kind, place);
+}
+
+void Checker::touch_shared(const char* address, size_t bytes, Kind kind, Place place) {
   touch_words(address, bytes, kind, place, true, [this](uintptr_t word) -> Word& {
     return shared_words_[shared_->offset(reinterpret_cast<const char*>(word)) / 4];
   });
@@ -303,7 +262,8 @@ void Checker::copy_starts(const char* address, size_t bytes, Place place) {
 
 void Checker::copy_lands(const char* address, size_t bytes, Place place) {
   std::memset(state_ + shared_->offset(address), static_cast<int>(State::kWritten), bytes);
-  access(address, bytes, bytes, Kind::kWrite, place);
+  thread_ = static_cast<unsigned>(running_thread);
+  touch_shared(address, bytes, Kind::kWrite, place);
 }
 
 void Checker::global_access(const char* address, size_t bytes, Kind kind, Place place) {
@@ -312,6 +272,10 @@ void Checker::global_access(const char* address, size_t bytes, Kind kind, Place 
   if (address + bytes > within.end) {
     fail(std::string("out of bounds: ") + verb(kind) + ' ' + where(within.end, false) + ", at " +
          place.text());
+  }
+  if (traffic_ != nullptr) {
+    traffic_->access(running_thread, place, false, kind == Kind::kWrite,
+                     reinterpret_cast<uintptr_t>(address), static_cast<unsigned>(bytes));
   }
   touch_words(address, bytes, kind, place, false,
               [this](uintptr_t word) -> Word& { return global_word(word); });
@@ -509,13 +473,14 @@ inline void hook(const void* address, size_t bytes, size_t alignment, Kind kind,
 
 // --- the interface ------------------------------------------------------------------------------
 
-void check_launch_begins(const SharedMemory& shared, const void* arguments, size_t argument_bytes) {
+void check_launch_begins(const char* kernel, const SharedMemory& shared, const void* arguments,
+                         size_t argument_bytes) {
   if (checker == nullptr) {
     checker_of_thread = std::make_unique<Checker>();
     checker = checker_of_thread.get();
   }
   busy = false;
-  checker->launch_begins(shared, arguments, argument_bytes);
+  checker->launch_begins(kernel, shared, arguments, argument_bytes);
 }
 void check_launch_ends() { checker->launch_ends(); }
 void check_block_begins() { checker->block_begins(); }

@@ -190,7 +190,7 @@ void Device::launch(const char* kernel, Site site, dim3 grid, dim3 block, size_t
   gridDim = grid;
   thread_count_ = static_cast<int>(threads);
   shared_.begin_launch(dynamic_bytes);
-  check_launch_begins(shared_, arguments, argument_bytes);
+  check_launch_begins(kernel, shared_, arguments, argument_bytes);
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   order_.begin_blocks(blocks);
   for (uint64_t i = 0; i < blocks && error_.empty(); ++i) run_block(order_.block(i));
