@@ -39,10 +39,12 @@ std::string text(uint3 v) {
   return '(' + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ')';
 }
 
-std::string thread_text(int thread) {
+static uint3 thread_index(int thread) {
   const unsigned t = static_cast<unsigned>(thread);
-  return text(uint3{t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y});
+  return {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
 }
+
+std::string thread_text(int thread) { return text(thread_index(thread)); }
 
 namespace {
 
@@ -56,6 +58,7 @@ std::string hexadecimal(uint32_t mask) {
 }
 
 bool same(Site a, Site b) {
+  if (std::memcmp(&a, &b, sizeof(Site)) == 0) return true;  // it is a pointer
   return a.line() == b.line() && a.column() == b.column() &&
          (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
 }
@@ -89,11 +92,20 @@ struct Thread {
   void* operands;
 };
 
+// Lanes that have come to a warp operation and wait for the others of the mask.
+struct Meeting {
+  uint32_t mask;
+  uint32_t here;
+  const char* operation;
+  Site site;
+};
+
 struct Warp {
-  uint32_t lanes;    // that the block has
-  uint32_t ready;    // to run
-  uint32_t waiting;  // in a warp operation
+  uint32_t lanes;  // that the block has
+  uint32_t ready;  // to run
   uint32_t exited;
+  int meeting_count;
+  Meeting meetings[32];  // in no order; of different masks
 };
 
 // The GPU of one OS thread.
@@ -141,6 +153,7 @@ class Device {
 
   // The block.
   int thread_count_ = 0;
+  uint3 indices_[kMaxThreads];  // threadIdx
   Thread threads_[kMaxThreads];
   Warp warps_[kMaxWarps];
   uint32_t ready_warps_ = 0;
@@ -189,6 +202,7 @@ void Device::launch(const char* kernel, Site site, dim3 grid, dim3 block, size_t
   blockDim = block;
   gridDim = grid;
   thread_count_ = static_cast<int>(threads);
+  for (int t = 0; t < thread_count_; ++t) indices_[t] = thread_index(t);
   shared_.begin_launch(dynamic_bytes);
   check_launch_begins(kernel, shared_, arguments, argument_bytes);
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
@@ -198,6 +212,7 @@ void Device::launch(const char* kernel, Site site, dim3 grid, dim3 block, size_t
   shared_.end_launch();
   running_thread = -1;
   if (error_.empty()) return;
+  for (Copies& copies : copies_) copies.clear();
   idle_fibers_.clear();
   for (const auto& fiber : fibers_) {
     fiber->restart();
@@ -219,12 +234,13 @@ void Device::run_block(uint64_t number) {
   for (int w = 0; w < warps; ++w) {
     const int lanes = thread_count_ - 32 * w;
     const uint32_t mask = lanes >= 32 ? 0xffffffff : (1u << lanes) - 1;
-    warps_[w] = {mask, mask, 0, 0};
+    warps_[w].lanes = warps_[w].ready = mask;
+    warps_[w].exited = 0;
+    warps_[w].meeting_count = 0;
     ready_warps_ |= 1u << w;
   }
   for (int t = 0; t < thread_count_; ++t) {
     threads_[t].state = Thread::kUnstarted;
-    copies_[t].clear();
   }
   warp_ = order_.choose(ready_warps_);
   Thread* first = next();
@@ -279,8 +295,7 @@ void Device::begin(Thread& thread) {
   if (thread.state == Thread::kUnstarted) thread.fiber = idle_fiber();
   thread.state = Thread::kRunning;
   running_thread = static_cast<int>(&thread - threads_);
-  const unsigned t = static_cast<unsigned>(running_thread);
-  threadIdx = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
+  threadIdx = indices_[running_thread];
 }
 
 Fiber* Device::idle_fiber() {
@@ -312,16 +327,16 @@ void Device::make_ready(Warp& warp, uint32_t lanes) {
 
 void Device::exit_thread() {
   Thread& thread = running();
-  land_everything(copies());
+  if (!copies().groups.empty() || !copies().copies.empty()) land_everything(copies());
   thread.state = Thread::kExited;
   running_warp().exited |= 1u << lane_index();
   ++exited_;
-  for (uint32_t lanes = running_warp().waiting; lanes != 0; lanes &= lanes - 1) {
-    const int lane = __builtin_ctz(lanes);
-    const Thread& other = threads_[running_thread / 32 * 32 + lane];
-    if (other.mask >> lane_index() & 1) {
-      fail("the thread ends while lane " + std::to_string(lane) + " waits for it in " +
-           other.operation + ", " + text(other.site));
+  const Warp& warp = running_warp();
+  for (int m = 0; m < warp.meeting_count; ++m) {
+    const Meeting& meeting = warp.meetings[m];
+    if (meeting.mask >> lane_index() & 1) {
+      fail("the thread ends while lane " + std::to_string(__builtin_ctz(meeting.here)) +
+           " waits for it in " + meeting.operation + ", " + text(meeting.site));
     }
   }
   if (at_barrier_ > 0) {
@@ -384,26 +399,26 @@ void Device::warp_operation(const char* operation, uint32_t mask, void* operands
   thread.mask = mask;
   thread.operands = operands;
 
-  // Lanes that wait with another mask may still come here; with this one they must be here already.
-  void* all[32] = {};
-  uint32_t here = 1u << lane;
-  all[lane] = operands;
-  for (uint32_t others = mask & warp.waiting; others != 0; others &= others - 1) {
-    const int i = __builtin_ctz(others);
-    const Thread& other = lanes[i];
-    if (other.mask != mask) continue;
-    if (!same(other.site, site) || std::strcmp(other.operation, operation) != 0) {
-      refuse(" while lane " + std::to_string(i) + " waits in another, " + other.operation + ", " +
-             text(other.site));
-    }
-    here |= 1u << i;
-    all[i] = other.operands;
+  // Lanes that wait with another mask may still come here later; with this one they must be here.
+  int m = 0;
+  while (m < warp.meeting_count && warp.meetings[m].mask != mask) ++m;
+  Meeting& meeting = warp.meetings[m];
+  if (m == warp.meeting_count) {
+    meeting = {mask, 0, operation, site};
+    ++warp.meeting_count;
+  } else if (!same(meeting.site, site) || std::strcmp(meeting.operation, operation) != 0) {
+    refuse(" while lane " + first(meeting.here) + " waits in another, " + meeting.operation + ", " +
+           text(meeting.site));
   }
-  warp.waiting |= 1u << lane;
-  if (here == mask) {
-    if (combine != nullptr) combine(all, mask);
+  meeting.here |= 1u << lane;
+  if (meeting.here == mask) {
+    meeting = warp.meetings[--warp.meeting_count];
+    if (combine != nullptr) {
+      void* all[32];
+      for (int i = 0; i < 32; ++i) all[i] = mask >> i & 1 ? lanes[i].operands : nullptr;
+      combine(all, mask);
+    }
     if (orders_memory) check_warp_barrier(mask);
-    warp.waiting &= ~mask;
     make_ready(warp, mask);
   }
   suspend();
