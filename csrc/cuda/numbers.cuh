@@ -207,13 +207,31 @@ struct Largest {
   }
 };
 
+// `value` of the lane whose index differs by the bits of `distance`; a plain struct goes in words.
+template <typename T>
+NNOPS_DEVICE T shuffle_xor(T value, int distance) {
+  if constexpr (std::is_arithmetic_v<T>) {
+    return __shfl_xor_sync(kFullWarp, value, distance);
+  } else {
+    using Word = std::conditional_t<sizeof(T) % 8 == 0, unsigned long long, unsigned>;
+    static_assert(sizeof(T) % sizeof(Word) == 0);
+    constexpr int kWords = sizeof(T) / sizeof(Word);
+    Word words[kWords];
+    memcpy(words, &value, sizeof(value));
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = __shfl_xor_sync(kFullWarp, words[i], distance);
+    memcpy(&value, words, sizeof(value));
+    return value;
+  }
+}
+
 // Joins the lanes of `kWidth` consecutive lanes (a power of two) pairwise; all of them get the
 // result, the same bits where `join` is commutative. All lanes of the warp must take part.
 template <int kWidth = kWarpSize, typename T, typename Join>
 NNOPS_DEVICE T warp_reduce(T value, Join join) {
 #pragma unroll
   for (int distance = kWidth / 2; distance > 0; distance /= 2) {
-    value = join(value, __shfl_xor_sync(kFullWarp, value, distance));
+    value = join(value, shuffle_xor(value, distance));
   }
   return value;
 }
