@@ -11,7 +11,8 @@
 //   Operands<N>            what it reads for N elements
 //   load<N>(i)             the Operands<N> of elements i .. i + N, by load_vector
 //   output                 pointer to the results
-//   value(operands, lane)  the result of one element
+//   common()               what all elements share, asked for while the loads are under way
+//   value(operands, lane, common)   the result of one element
 //   finish<N>(operands, i, inside)  what else there is to be done, with all lanes of a warp
 //                                   together; not inside: i lies beyond the end
 #pragma once
@@ -31,6 +32,8 @@ struct MapOperation {
   using Element = T;
   T* output;
 
+  struct Nothing {};
+  NNOPS_DEVICE Nothing common() const { return {}; }
   template <int N, typename Operands>
   NNOPS_DEVICE void finish(const Operands&, int64_t, bool) const {}
 };
@@ -43,13 +46,14 @@ NNOPS_DEVICE void map_groups(const Operation& operation, int64_t i, int step, in
   for (int k = 0; k < kCount; ++k) {
     if (!kGuarded || i + k * step < n) operands[k] = operation.template load<N>(i + k * step);
   }
+  const auto common = operation.common();
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
     const int64_t at = i + k * step;
     const bool inside = !kGuarded || at < n;
     Vector<typename Operation::Element, N> results;
 #pragma unroll
-    for (int lane = 0; lane < N; ++lane) results[lane] = operation.value(operands[k], lane);
+    for (int lane = 0; lane < N; ++lane) results[lane] = operation.value(operands[k], lane, common);
     if (inside) store_vector<N>(operation.output + at, results);
     operation.template finish<N>(operands[k], at, inside);
   }

@@ -21,6 +21,7 @@ NNOPS_DEVICE bool is_negative(T value) {
 
 template <typename T>
 struct ReluForward : MapOperation<T> {
+  using typename MapOperation<T>::Nothing;
   const T* input;
 
   template <int N>
@@ -30,13 +31,14 @@ struct ReluForward : MapOperation<T> {
     return load_vector<N>(input + i);
   }
   template <int N>
-  NNOPS_DEVICE T value(const Vector<T, N>& x, int lane) const {
+  NNOPS_DEVICE T value(const Vector<T, N>& x, int lane, Nothing) const {
     return is_negative(x[lane]) ? T{} : x[lane];
   }
 };
 
 template <typename T>
 struct ReluBackward : MapOperation<T> {
+  using typename MapOperation<T>::Nothing;
   const T* grad_output;
   const T* relu_output;
 
@@ -50,7 +52,7 @@ struct ReluBackward : MapOperation<T> {
     return {load_vector<N>(grad_output + i), load_vector<N>(relu_output + i)};
   }
   template <int N>
-  NNOPS_DEVICE T value(const Operands<N>& operands, int lane) const {
+  NNOPS_DEVICE T value(const Operands<N>& operands, int lane, Nothing) const {
     return to_acc(operands.relu_output[lane]) <= 0 ? T{} : operands.grad_output[lane];
   }
 };
@@ -75,6 +77,7 @@ struct ReluForwardWithMask : ReluForward<T> {
 
 template <typename T>
 struct ReluMaskBackward : MapOperation<T> {
+  using typename MapOperation<T>::Nothing;
   const T* grad_output;
   const uint8_t* mask;
 
@@ -88,7 +91,7 @@ struct ReluMaskBackward : MapOperation<T> {
     return {load_vector<N>(grad_output + i), unsigned{mask[i / 8]} >> static_cast<unsigned>(i) % 8};
   }
   template <int N>
-  NNOPS_DEVICE T value(const Operands<N>& operands, int lane) const {
+  NNOPS_DEVICE T value(const Operands<N>& operands, int lane, Nothing) const {
     return (operands.bits >> lane & 1) != 0 ? operands.grad_output[lane] : T{};
   }
 };

@@ -9,6 +9,7 @@ namespace nnops::cuda {
 
 template <typename T>
 struct TemplateOpForward : MapOperation<T> {
+  using typename MapOperation<T>::Nothing;
   const T* input;
   acc_t<T> scale;
 
@@ -19,7 +20,7 @@ struct TemplateOpForward : MapOperation<T> {
     return load_vector<N>(input + i);
   }
   template <int N>
-  NNOPS_DEVICE T value(const Vector<T, N>& x, int lane) const {
+  NNOPS_DEVICE T value(const Vector<T, N>& x, int lane, Nothing) const {
     const acc_t<T> v = to_acc(x[lane]);
     return from_acc<T>(scale * v * v);
   }
@@ -27,6 +28,7 @@ struct TemplateOpForward : MapOperation<T> {
 
 template <typename T>
 struct TemplateOpBackward : MapOperation<T> {
+  using typename MapOperation<T>::Nothing;
   const T* grad_output;
   const T* input;
   acc_t<T> double_scale;
@@ -41,7 +43,7 @@ struct TemplateOpBackward : MapOperation<T> {
     return {load_vector<N>(grad_output + i), load_vector<N>(input + i)};
   }
   template <int N>
-  NNOPS_DEVICE T value(const Operands<N>& operands, int lane) const {
+  NNOPS_DEVICE T value(const Operands<N>& operands, int lane, Nothing) const {
     return from_acc<T>(double_scale * to_acc(operands.input[lane]) *
                        to_acc(operands.grad_output[lane]));
   }
