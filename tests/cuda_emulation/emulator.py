@@ -20,6 +20,8 @@ COMPILER = os.environ.get("CXX") or "g++"
 FLAGS = ["-std=c++20", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"]
 DEFINES = ["-DNNOPS_CUDA_EMULATED", f"-I{SOURCES}"]
 
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
 # Flags of the kernels, flags of the emulator, flags of the link.
 MODES: dict[str, tuple[list[str], list[str], list[str]]] = {
     "plain": (["-O1"], ["-O2"], []),
@@ -35,9 +37,9 @@ MODES: dict[str, tuple[list[str], list[str], list[str]]] = {
         [],
     ),
     "sanitized": (
-        ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-        ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-        ["-fsanitize=address,undefined"],
+        [*SANITIZE, "-O1"],
+        [*SANITIZE, "-O1"],
+        SANITIZE,
     ),
     "ucontext": (["-O1"], ["-O2", "-DNNOPS_EMULATION_UCONTEXT"], []),
 }
@@ -72,7 +74,15 @@ class Emulator:
         if not target.exists():
             unfinished = target.with_suffix(f".{os.getpid()}")
             subprocess.run(
-                [COMPILER, *link_flags, *map(str, objects), "-ldl", "-o", str(unfinished)],
+                [
+                    COMPILER,
+                    *link_flags,
+                    *map(str, objects),
+                    "-ldl",
+                    "-pthread",
+                    "-o",
+                    str(unfinished),
+                ],
                 check=True,
             )
             unfinished.rename(target)

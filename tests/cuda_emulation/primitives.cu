@@ -11,6 +11,7 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cuda/numbers.cuh"
@@ -398,11 +399,33 @@ void errors() {
   }
 }
 
+// Each OS thread has an emulated GPU of its own.
+void threads() {
+  std::vector<std::thread> threads;
+  std::vector<std::string> failures(4);
+  for (std::string& failure : failures) {
+    threads.emplace_back([&failure] {
+      try {
+        for (int i = 0; i < 20; ++i) {
+          barriers();
+          votes();
+          grids();
+        }
+      } catch (const std::exception& error) {
+        failure = error.what();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::string& failure : failures) EXPECT(failure.empty());
+}
+
 const std::map<std::string, void (*)()> kTests{
     {"shuffles", shuffles}, {"votes", votes},   {"divergence", divergence},
     {"barriers", barriers}, {"grids", grids},   {"atomics", atomics},
     {"shared", shared},     {"copies", copies}, {"load_matrices", load_matrices},
     {"mma", mma},           {"tf32", tf32},     {"errors", errors},
+    {"threads", threads},
 };
 
 }  // namespace

@@ -128,7 +128,7 @@ class Checker {
   uint32_t seen_[1024][32];
   bool warp_was_ordered_[32] = {};
 
-  State state_[SharedMemory::kBytes];
+  State state_[SharedMemory::kBytes] = {};
   std::unique_ptr<Word[]> shared_words_ = std::make_unique<Word[]>(SharedMemory::kBytes / 4);
   std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages_;
   uintptr_t last_page_number_ = 0;
@@ -149,7 +149,6 @@ void Checker::launch_begins(const char* kernel, const SharedMemory& shared, cons
     pages_.clear();
   }
   launch_ = phase_ + 1;
-  std::memset(state_, 0, sizeof(state_));
   ranges_.clear();
   const char* begin = static_cast<const char*>(arguments);
   ranges_.push_back({begin, begin + argument_bytes, false});
@@ -167,6 +166,7 @@ void Checker::launch_begins(const char* kernel, const SharedMemory& shared, cons
 }
 
 void Checker::launch_ends() {
+  std::memset(state_, static_cast<int>(State::kOutside), shared_->used());
   if (traffic_ != nullptr) traffic_->meet();
   // What is known lives on only because clearing it takes time.
   constexpr size_t kMaxPages = (128 << 20) / sizeof(Page);

@@ -1,3 +1,5 @@
+#if defined(NNOPS_CUDA_CHECKED)  // for check mode alone
+
 #include "cuda/emulation/place.h"
 
 #include <dlfcn.h>
@@ -42,3 +44,5 @@ std::string Place::text() const {
 }
 
 }  // namespace nnops::emulation
+
+#endif  // NNOPS_CUDA_CHECKED

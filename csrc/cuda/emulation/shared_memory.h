@@ -42,6 +42,8 @@ class SharedMemory {
   size_t offset(const void* address) const {
     return static_cast<size_t>(static_cast<const char*>(address) - memory_);
   }
+  // From the beginning to the end of the last red zone.
+  size_t used() const { return end_; }
   const std::vector<Array>& arrays() const { return arrays_; }
   // The array that holds `address`; null for none.
   const Array* find(const void* address) const {

@@ -1,3 +1,5 @@
+#if defined(NNOPS_CUDA_CHECKED)  // for check mode alone
+
 #include "cuda/emulation/traffic.h"
 
 #include <algorithm>
@@ -93,3 +95,5 @@ void Traffic::write() const {
 }
 
 }  // namespace nnops::emulation
+
+#endif  // NNOPS_CUDA_CHECKED
