@@ -4,8 +4,8 @@
 // every thread of a launch on the CPU and reports what they do wrong (emulation/README.md). Kernels
 // include no other header of CUDA. Plain CUDA is spelled plainly: __global__, threadIdx,
 // __syncthreads, __syncthreads_or/and/count, __syncwarp, __shfl_*_sync, __ballot/any/all_sync,
-// atomicAdd/Max/Min/Or/CAS on integers, __ldg, float4 and its kin, __popc, __ffs, __clz. Spelled
-// differently, for the emulator's sake:
+// atomicAdd/Max/Min/Or/Exch/CAS on integers, __ldg, float4 and its kin, __popc, __ffs, __clz.
+// Spelled differently, for the emulator's sake:
 //
 //   NNOPS_SHARED(type, name, count);          a shared array, aligned to 16 bytes
 //   NNOPS_SHARED_DYNAMIC(type, name);         the dynamic one; one per kernel

@@ -48,7 +48,8 @@ std::string supports_channels(const Pool2dGeometry& g, DType dtype) {
 std::string supports_all(const Pool2dGeometry&, DType) { return ""; }
 
 // Where the windows tile the height of every plane, the planes, which lie one behind the other,
-// are one tall plane: a net's small maps become long runs of rows.
+// are one tall plane: a net's small maps become long runs of rows. Not for CUDA, whose threads go
+// through all planes as one run anyway.
 void stack_planes(Pool2dGeometry& g) {
   const bool tiles =
       g.pad_h == 0 && g.dilation_h == 1 && g.kernel_h == g.stride_h && g.oh * g.stride_h == g.h;
@@ -61,24 +62,33 @@ void stack_planes(Pool2dGeometry& g) {
   g.c = 1;
 }
 
+std::string supports_whole_tiles(const Pool2dGeometry& g, DType) {
+  const bool tiles = g.kernel_h == 2 && g.kernel_w == 2 && g.stride_h == 2 && g.stride_w == 2 &&
+                     g.dilation_h == 1 && g.dilation_w == 1 && g.pad_h == 0 && g.pad_w == 0;
+  if (!tiles) return "only for 2x2 windows of stride 2 without padding and dilation";
+  return 2 * g.oh > g.h || 2 * g.ow > g.w ? "only without windows that hang over the end" : "";
+}
+
+// CUDA, forward and backward: threads take two rows of 16 bytes.
+std::string supports_pairs(const Pool2dGeometry& g, DType dtype) {
+  if (!is_floating(dtype)) return "only for floating dtypes";
+  if (g.channels_last) return "only for row-major output";
+  if (g.w % (16 / element_size(dtype)) != 0) return "only for rows of whole 16 bytes";
+  return supports_whole_tiles(g, dtype);
+}
+
 constexpr ForwardChoice kForwardCpu[] = {
     {"rows", supports_rows, &MaxPool2dKernels::rows},
     {"channels", supports_channels, &MaxPool2dKernels::channels},
     {"tiles", supports_all, &MaxPool2dKernels::tiles},
 };
 constexpr ForwardChoice kForwardCuda[] = {
-    {"tiles", supports_all, &MaxPool2dKernels::tiles},
+    {"pairs", supports_pairs, &MaxPool2dKernels::pairs},
+    {"windows", supports_all, &MaxPool2dKernels::windows},
 };
 constexpr AlgorithmsByDevice<ForwardChoice> kForward{kForwardCpu, kForwardCuda};
 const RegisterAlgorithms kForwardNames("max_pool2d", names_of(kForward.cpu),
                                        names_of(kForward.cuda));
-
-std::string supports_backward_tiles(const Pool2dGeometry& g, DType) {
-  const bool tiles = g.kernel_h == 2 && g.kernel_w == 2 && g.stride_h == 2 && g.stride_w == 2 &&
-                     g.dilation_h == 1 && g.dilation_w == 1 && g.pad_h == 0 && g.pad_w == 0;
-  if (!tiles) return "only for 2x2 windows of stride 2 without padding and dilation";
-  return 2 * g.oh > g.h || 2 * g.ow > g.w ? "only without windows that hang over the end" : "";
-}
 
 std::string supports_backward_shifts(const Pool2dGeometry& g, DType) {
   if (g.stride_h != 1 || g.stride_w != 1) return "only for stride 1";
@@ -93,12 +103,13 @@ std::string supports_backward_channels(const Pool2dGeometry& g, DType) {
 }
 
 constexpr BackwardChoice kBackwardCpu[] = {
-    {"tiles", supports_backward_tiles, &MaxPool2dKernels::backward_tiles},
+    {"tiles", supports_whole_tiles, &MaxPool2dKernels::backward_tiles},
     {"shifts", supports_backward_shifts, &MaxPool2dKernels::backward_shifts},
     {"channels", supports_backward_channels, &MaxPool2dKernels::backward_channels},
     {"scatter", supports_all, &MaxPool2dKernels::backward_scatter},
 };
 constexpr BackwardChoice kBackwardCuda[] = {
+    {"pairs", supports_pairs, &MaxPool2dKernels::backward_pairs},
     {"gather", supports_all, &MaxPool2dKernels::backward_gather},
 };
 constexpr AlgorithmsByDevice<BackwardChoice> kBackward{kBackwardCpu, kBackwardCuda};
@@ -236,7 +247,7 @@ Forward run_forward(
   }
   set_strides(g.input_strides, input);
   set_strides(g.output_strides, result.output);
-  if (record_dtype != DType::kInt64) stack_planes(g);
+  if (record_dtype != DType::kInt64 && !scope.on_cuda()) stack_planes(g);
   const ForwardChoice& choice = choose_algorithm(kOp, kForward.of(scope.isa()), g, dtype);
   const auto kernel =
       kernel_for(name, choice.name, (active_kernels(kTable, scope.isa()).*choice.entry).*form,
@@ -338,7 +349,7 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets, con
   const Tensor gy = packed_image(grad_output, g.channels_last);
   set_strides(g.input_strides, grad_input);
   set_strides(g.output_strides, codes);
-  stack_planes(g);
+  if (!scope.on_cuda()) stack_planes(g);
   const BackwardChoice& choice = choose_algorithm(kOp, kBackward.of(scope.isa()), g, dtype);
   const auto kernel = kernel_for(
       kOp, choice.name, active_kernels(kTable, scope.isa()).*choice.entry, dtype, scope.isa());

@@ -261,6 +261,11 @@ T atomicOr(T* address, std::type_identity_t<T> value,
   return nnops::emulation::update_atomically(address, site, [=](T old) { return old | value; });
 }
 template <typename T>
+T atomicExch(T* address, std::type_identity_t<T> value,
+             nnops::emulation::Site site = std::source_location::current()) {
+  return nnops::emulation::update_atomically(address, site, [=](T) { return value; });
+}
+template <typename T>
 T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value,
             nnops::emulation::Site site = std::source_location::current()) {
   return nnops::emulation::update_atomically(address, site,
