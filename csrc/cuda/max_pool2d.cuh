@@ -256,11 +256,10 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<kLanes>)
                             (start_w + taps_w.begin * dilation_w) * problem.column_stride);
     Index first_code = taps_h.begin * row_code + taps_w.begin * column_code;
     Best<T, kLanes, kRecord, Index> best(first_code);
-    constexpr int kUnroll = sizeof(Index) == 4 ? 4 : 1;  // int64_t takes two registers
     for (Index kh = taps_h.begin; kh < taps_h.end; ++kh) {
       const T* tap = row;
       Index code = first_code;
-#pragma unroll kUnroll
+#pragma unroll(sizeof(Index) == 4 ? 4 : 1)
       for (Index kw = taps_w.begin; kw < taps_w.end; ++kw) {
         best.take(load_acc<kLanes>(tap), code);
         tap += column_step;
