@@ -20,10 +20,10 @@ compiled := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
 cpp_files := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench build lint format wheel smoke-later-torch clean
+.PHONY: help demo test test-slow test-cuda-emulated bench build lint format wheel smoke-later-torch clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 27
 
 demo: build ## train LeNet on real digits with torch.nn and with nnops.nn, and compare
 	$(python) examples/demo.py $(DEMO_ARGS)
@@ -33,6 +33,17 @@ test: build ## run the tests
 
 test-slow: build ## run the wider sweeps that `make test` leaves out
 	$(python) -m pytest -m slow $(PYTEST_ARGS)
+
+# The CUDA kernels compiled for the CPU, in build folders of their own: build/cuda-emulated runs them
+# thread by thread, build/cuda-checked looks at every access to memory too and is slower.
+emulated-build = PATH="$(abspath $(VENV))/bin:$$PATH" && \
+	cmake -S . -B build/cuda-$(1) -GNinja -DNNOPS_CUDA=$(1) \
+		-DPython_EXECUTABLE=$(abspath $(python)) $$NNOPS_CMAKE_ARGS && \
+	cmake --build build/cuda-$(1)
+
+test-cuda-emulated: build ## run the CUDA kernels on the CPU against torch, and check what they do
+	$(call emulated-build,emulated)
+	NNOPS_EXTENSION=build/cuda-emulated $(python) -m pytest tests/test_opdb.py tests/test_cuda.py $(PYTEST_ARGS)
 
 bench: build ## measure nnops beside torch: BENCH_ARGS="--op relu --threads 1 2" (bench/README.md)
 	$(python) -m nnops bench $(BENCH_ARGS)

@@ -14,6 +14,9 @@ ROOT = Path(__file__).parent.resolve()
 
 OLDEST_TORCH = (2, 10)
 
+# What the environment may say to CMake: cmake/cuda.cmake explains both.
+CMAKE_OPTIONS = ("NNOPS_CUDA", "NNOPS_CUDA_ARCHS")
+
 # Said here, before pip looks at the dependencies: pip must never fetch another torch by itself.
 try:
     import torch
@@ -40,6 +43,7 @@ class CMakeBuild(build_ext):
             f"-B{build}",
             "-GNinja",
             f"-DPython_EXECUTABLE={sys.executable}",
+            *(f"-D{name}={os.environ[name]}" for name in CMAKE_OPTIONS if name in os.environ),
             *os.environ.get("NNOPS_CMAKE_ARGS", "").split(),
         ]
         cmake(*configure)

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/device_scope.h"
 #include "core/dispatch.h"
 #include "core/huge_pages.h"
 #include "core/isa.h"
@@ -35,7 +36,7 @@ PYBIND11_MODULE(_C, module) {
         return std::map<std::string, std::string>{
             {"version", NNOPS_VERSION},   {"torch", NNOPS_BUILT_WITH_TORCH},
             {"compiler", NNOPS_COMPILER}, {"openmp", std::to_string(_OPENMP)},
-            {"cuda", "not built"},
+            {"cuda", NNOPS_CUDA_BUILD},
         };
       },
       "Version, torch at build time, compiler, OpenMP date, CUDA.");
@@ -85,6 +86,9 @@ PYBIND11_MODULE(_C, module) {
       "How exact conv2d's sums must be: 'highest' or 'high'.");
   module.def("set_conv_precision", &nnops::set_conv_precision, py::arg("name"),
              "Switches that for the whole process; ValueError for another name.");
+  module.def("check_cuda", &nnops::check_cuda,
+             "Launches an empty CUDA kernel and waits for it; RuntimeError where CUDA was not "
+             "built, or with the driver's reason why it cannot run.");
   module.def("huge_pages", &nnops::huge_pages_enabled,
              "Whether large outputs ask the system for huge pages.");
   module.def("set_huge_pages", &nnops::set_huge_pages_enabled, py::arg("enabled"),
@@ -104,14 +108,26 @@ PYBIND11_MODULE(_C, module) {
         return py::make_tuple(state.bytes, state.weights, state.reused);
       },
       "(bytes in use, packed weights kept, calls that found theirs since the process began).");
+  using Lists = std::map<std::string, std::vector<std::string>>;
   module.def(
       "algorithms",
       [] {
-        std::map<std::string, std::vector<std::string>> lists;
-        for (const auto& list : nnops::algorithm_lists()) lists[list.op] = list.algorithms;
+        Lists lists;
+        for (const auto& list : nnops::algorithm_lists()) {
+          lists[list.op] = nnops::kCudaEmulated ? list.cuda_algorithms : list.algorithms;
+        }
         return lists;
       },
-      "Operator to its algorithms, in the order in which they are tried.");
+      "Operator to its algorithms for CPU tensors, in the order in which they are tried.");
+  module.def(
+      "cuda_algorithms",
+      [] {
+        Lists lists;
+        if (!nnops::kHaveCuda) return lists;
+        for (const auto& list : nnops::algorithm_lists()) lists[list.op] = list.cuda_algorithms;
+        return lists;
+      },
+      "The same for CUDA tensors; empty where CUDA was not built.");
   using Image = std::pair<std::vector<int64_t>, std::vector<int64_t>>;
   using IntList = std::vector<int64_t>;
   module.def(

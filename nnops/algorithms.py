@@ -113,7 +113,7 @@ class Call:
     geometry: dict[str, str]  # argument to its sizes and layout, or its value
     dtype: str
     isa: str
-    threads: int  # 0 where there was nothing to compute
+    threads: int  # 0 where there was nothing to compute, and on CUDA
     candidates: tuple[Candidate, ...]
 
     @property
@@ -132,7 +132,8 @@ class Explanation(tuple[Call, ...]):
             table.add_column(title, overflow="fold")
         for call in self:
             problem = [f"{name} {text}" for name, text in call.geometry.items()]
-            problem.append(f"{call.dtype}, {call.isa}, {call.threads or 'no'} threads")
+            threads = "" if call.isa == "cuda" else f", {call.threads or 'no'} threads"
+            problem.append(f"{call.dtype}, {call.isa}{threads}")
             for row, each in enumerate(call.candidates):
                 table.add_row(
                     "" if row else call.op,

@@ -1,12 +1,49 @@
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
+import sysconfig
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from nnops import _C
+
+def _load_extension(path: Path) -> None:
+    """Makes the file, or the one in the folder, `nnops._C`; before anything imports nnops."""
+    if "nnops" in sys.modules:
+        raise RuntimeError("NNOPS_EXTENSION: nnops was imported too early")
+    if path.is_dir():
+        path = path / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    spec = importlib.util.spec_from_file_location("nnops._C", path)
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"NNOPS_EXTENSION: {path} is no extension module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["nnops._C"] = module
+    spec.loader.exec_module(module)
+
+
+# Another build of the compiled part, such as the one that emulates CUDA.
+if extension := os.environ.get("NNOPS_EXTENSION"):
+    _load_extension(Path(extension).resolve())
+
+from nnops import _C  # noqa: E402
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says aloud that the tests for a CUDA device did not run."""
+    skipped = [
+        report for report in terminalreporter.stats.get("skipped", []) if "cuda" in report.keywords
+    ]
+    if skipped:
+        reason = str(skipped[0].longrepr[2]).removeprefix("Skipped: ")
+        terminalreporter.write_line(
+            f"NOT RUN ON CUDA: {len(skipped)} tests need a CUDA device: {reason}", yellow=True
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,10 @@ from nnops.algorithms import forced_algorithm
 
 ops = torch.ops.nnops
 
+about_the_cpu = pytest.mark.skipif(
+    _C.available_isas() == ["cuda"], reason="names algorithms of the CPU"
+)
+
 Window = tuple[list[int], list[int], list[int], list[int]]
 
 
@@ -64,6 +68,7 @@ def outputs(form: str, image: Tensor, arguments: Window, ceil_mode: bool) -> tup
     return result if isinstance(result, tuple) else (result,)
 
 
+@about_the_cpu
 @pytest.mark.parametrize("channels_last", [False, True], ids=["row-major", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_forward_is_the_same_by_every_algorithm(
@@ -87,6 +92,7 @@ def test_forward_is_the_same_by_every_algorithm(
     assert compared > 100
 
 
+@about_the_cpu
 @pytest.mark.parametrize("channels_last", [False, True], ids=["row-major", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_backward_is_the_same_by_every_algorithm(
@@ -133,6 +139,7 @@ def test_backward_of_a_plane_does_not_depend_on_its_neighbours(
                     assert same_bits(whole[plane], alone), (shape, arguments, n, c)
 
 
+@about_the_cpu
 @pytest.mark.parametrize("plane", [0, 3, 5, 8])
 @pytest.mark.parametrize("pad", [0, 1])
 def test_a_wrong_offset_among_small_planes_is_found(pad: int, plane: int, isa: str) -> None:
@@ -145,6 +152,7 @@ def test_a_wrong_offset_among_small_planes_is_found(pad: int, plane: int, isa: s
         ops.max_pool2d_backward(torch.ones_like(output), offsets, [13, 13], *arguments)
 
 
+@about_the_cpu
 def test_each_problem_gets_its_algorithm() -> None:
     image = torch.randn(2, 5, 12, 14)
     last = image.to(memory_format=torch.channels_last)
@@ -162,6 +170,7 @@ def test_each_problem_gets_its_algorithm() -> None:
         assert _C.last_choice()[1] == algorithm, (input.shape, input.stride(), arguments)
 
 
+@about_the_cpu
 def test_an_algorithm_that_cannot_do_it_says_so() -> None:
     with (
         forced_algorithm("max_pool2d", "channels"),

@@ -47,9 +47,10 @@ def compare(
         assert_accurate(actual, expected, reference(), what)
 
 
-def compare_outputs(case: OpCase, sample: Sample, what: str = "") -> None:
+def compare_outputs(case: OpCase, sample: Sample, what: str = "", device: str = "cpu") -> None:
+    """Ours on `device` against torch's on the CPU."""
     # Clones: a sample may ask for the input to be written over.
-    ours = outputs_of(case.ours(detached(sample)))
+    ours = outputs_of(case.ours(detached(sample, device=device)))
     torchs = outputs_of(case.torchs(detached(sample)))
     assert len(ours) == len(torchs)
     reference = None
@@ -62,7 +63,7 @@ def compare_outputs(case: OpCase, sample: Sample, what: str = "") -> None:
             return reference[index]
 
         label = f"{case.name}({sample.name}){what} output {index}"
-        compare(case, actual, expected, exact_value, label)
+        compare(case, actual.cpu(), expected, exact_value, label)
         assert_same_strides(actual, expected, label)
 
 
@@ -89,25 +90,32 @@ def gradients(
     if not outputs:
         return inputs, [None] * len(inputs)
     seeds = [
-        torch.rand(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+        torch.rand(output.shape, generator=generator, dtype=torch.float64).to(output)
         for output in outputs
     ]
     return inputs, list(torch.autograd.grad(outputs, inputs, seeds, allow_unused=True))
 
 
 def compare_gradients(
-    case: OpCase, sample: Sample, what: str = "", plain: Sample | None = None
+    case: OpCase,
+    sample: Sample,
+    what: str = "",
+    plain: Sample | None = None,
+    device: str = "cpu",
 ) -> None:
-    """`plain`: `sample` in row-major order, for torch, whose backwards do not take every layout."""
+    """Ours on `device` against torch's on the CPU.
+
+    `plain`: `sample` in row-major order, for torch, whose backwards do not take every layout.
+    """
     plain = plain or sample
-    _, ours = gradients(case.ours, detached(sample))
+    _, ours = gradients(case.ours, detached(sample, device=device))
     inputs, torchs = gradients(case.torchs, detached(plain))
     _, reference = gradients(case.torchs, detached(plain, torch.float64))
     for index, (actual, expected) in enumerate(zip(ours, torchs, strict=True)):
         label = f"{case.name}({sample.name}){what} gradient {index} of {inputs[index].shape}"
         assert (actual is None) == (expected is None), f"{label}: {actual=}, torch {expected=}"
         if actual is not None and expected is not None:
-            assert_accurate(actual, expected, reference[index], label)
+            assert_accurate(actual.cpu(), expected, reference[index], label)
 
 
 def grad_samples(case: OpCase, dtype: torch.dtype) -> Iterator[Sample]:
@@ -179,8 +187,7 @@ def changed_copy(sample: Sample) -> Sample:
         return sample
 
     def change(tensor: Tensor) -> Tensor:
-        copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-        return copy.copy_(tensor)
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)
 
     return map_tensors(sample, change)
 
@@ -258,11 +265,14 @@ def test_same_bits_on_any_number_of_threads(case: OpCase) -> None:
         torch.set_num_threads(before)
 
 
-def recorded_calls(case: OpCase) -> dict[str, list[tuple]]:
+def recorded_calls(
+    case: OpCase, dtype: torch.dtype = torch.float64, device: str = "cpu"
+) -> dict[str, list[tuple]]:
     """Operator calls of forward, backward and double backward of the gradcheck samples."""
     calls: dict[str, list[tuple]] = {}
     with OperatorCalls() as recorder:
-        for sample in case.gradcheck_samples(Maker(torch.float64, requires_grad=True)):
+        for sample in case.gradcheck_samples(Maker(dtype, requires_grad=True)):
+            sample = detached(sample, device=device)
             case.ours(map_tensors(sample, Tensor.detach))
             function, inputs = positional(case, sample)
             outputs = [output for output in outputs_of(function(*inputs)) if output.requires_grad]
@@ -321,4 +331,5 @@ def test_declared_operators_are_reached(case: OpCase) -> None:
 
 
 def test_the_baseline_isa_is_always_available() -> None:
-    assert _C.available_isas()[0] == "default"
+    emulated = _C.build_info()["cuda"] in ("emulated", "checked")
+    assert _C.available_isas()[0] == ("cuda" if emulated else "default")

@@ -62,6 +62,7 @@ void record_candidates(std::vector<Candidacy> candidates) { t_candidates = std::
 
 void record_threads(int threads) {
   if (!t_trace.has_value() || t_trace->empty() || t_trace->back().threads != 0) return;
+  if (t_trace->back().isa == Isa::kCuda) return;  // whose kernels do not look at the number
   t_trace->back().threads = threads;
 }
 
@@ -79,7 +80,12 @@ bool reasons_wanted() { return t_trace.has_value() || verbose_dispatch(); }
 std::string force_algorithm(const std::string& op, const std::string& algorithm) {
   std::vector<std::string> names;
   for (const AlgorithmList& list : algorithm_lists()) {
-    if (list.op == op) names = list.algorithms;
+    if (list.op != op) continue;
+    names = list.algorithms;
+    for (const std::string& name : list.cuda_algorithms) {
+      const bool shared = std::find(names.begin(), names.end(), name) != names.end();
+      if (kHaveCuda && !shared) names.push_back(name);
+    }
   }
   NNOPS_CHECK_VALUE(!names.empty(), "force_algorithm: no operator '", op, "' has algorithms");
   std::string known;

@@ -9,6 +9,7 @@
 // there is no table of earlier ones.
 #pragma once
 
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -60,30 +61,35 @@ bool reasons_wanted();
 void record_candidates(std::vector<Candidacy> candidates);
 void record_threads(int threads);
 
-// Every algorithm list that operators registered, for `python -m nnops info`.
+// Every algorithm list that operators registered, for `python -m nnops info`. CUDA's are those of
+// the CPU where an operator registers none for CUDA.
 struct AlgorithmList {
   std::string op;
   std::vector<std::string> algorithms;
+  std::vector<std::string> cuda_algorithms;
 };
 std::vector<AlgorithmList>& algorithm_lists();
 struct RegisterAlgorithms {
-  RegisterAlgorithms(const char* op, std::vector<std::string> algorithms) {
-    algorithm_lists().push_back({op, std::move(algorithms)});
+  RegisterAlgorithms(const char* op, std::vector<std::string> algorithms,
+                     std::vector<std::string> cuda_algorithms = {}) {
+    if (cuda_algorithms.empty()) cuda_algorithms = algorithms;
+    algorithm_lists().push_back({op, std::move(algorithms), std::move(cuda_algorithms)});
   }
 };
 
+// `isa` is the call's: DeviceScope::isa().
 template <typename Kernels>
-const Kernels& active_kernels(const KernelTable<Kernels>& table) {
-  return *table.per_isa[static_cast<int>(active_isa())];
+const Kernels& active_kernels(const KernelTable<Kernels>& table, Isa isa) {
+  return *table.per_isa[static_cast<int>(isa)];
 }
 
 template <typename Function>
 Function kernel_for(const char* op, const char* algorithm, const PerDType<Function>& kernels,
-                    DType dtype) {
+                    DType dtype, Isa isa) {
   const Function function = kernels.entries[static_cast<int>(dtype)];
   NNOPS_CHECK_NOT_IMPLEMENTED(function != nullptr, op, ": not implemented for dtype ",
-                              dtype_name(dtype));
-  record_choice(op, algorithm, dtype, active_isa());
+                              dtype_name(dtype), isa == Isa::kCuda ? " on CUDA" : "");
+  record_choice(op, algorithm, dtype, isa);
   return function;
 }
 
@@ -105,16 +111,31 @@ struct Algorithm {
   std::string (*pays)(const Geometry& geometry, DType dtype) = nullptr;
 };
 
+// The algorithms of an operator with lists of its own for the CPU and for CUDA.
+template <typename Algorithm>
+struct AlgorithmsByDevice {
+  std::span<const Algorithm> cpu;
+  std::span<const Algorithm> cuda;
+
+  std::span<const Algorithm> of(Isa isa) const { return isa == Isa::kCuda ? cuda : cpu; }
+};
+
+template <typename Algorithm>
+std::vector<std::string> names_of(std::span<const Algorithm> list) {
+  std::vector<std::string> names;
+  for (const Algorithm& algorithm : list) names.emplace_back(algorithm.name);
+  return names;
+}
+
 // The first algorithm of `list` that accepts the problem.
-template <typename Kernels, typename Entry, typename Geometry, size_t kSize>
-const Algorithm<Kernels, Entry, Geometry>& choose_algorithm(
-    const char* op, const Algorithm<Kernels, Entry, Geometry> (&list)[kSize],
-    const Geometry& geometry, DType dtype) {
+template <typename Algorithm, typename Geometry>
+const Algorithm& choose_algorithm(const char* op, std::span<const Algorithm> list,
+                                  const Geometry& geometry, DType dtype) {
   const std::string& forced = forced_algorithm(op);
   const bool explain = reasons_wanted();
-  const Algorithm<Kernels, Entry, Geometry>* chosen = nullptr;
+  const Algorithm* chosen = nullptr;
   std::vector<Candidacy> candidates;
-  for (const auto& algorithm : list) {
+  for (const Algorithm& algorithm : list) {
     std::string reason;
     if (chosen != nullptr) {
       reason = concat("after ", chosen->name);
@@ -138,7 +159,7 @@ const Algorithm<Kernels, Entry, Geometry>& choose_algorithm(
   NNOPS_CHECK(forced.empty(), op, ": the forced algorithm '", forced,
               "' cannot compute this problem in ", dtype_name(dtype));
   NNOPS_CHECK_NOT_IMPLEMENTED(false, op, ": not implemented for dtype ", dtype_name(dtype));
-  return list[kSize - 1];
+  return list.back();
 }
 
 }  // namespace nnops

@@ -8,7 +8,7 @@
 namespace nnops {
 namespace {
 
-constexpr KernelTable<FingerprintKernels> kTable = NNOPS_KERNEL_TABLE(fingerprint_kernels);
+constexpr KernelTable<FingerprintKernels> kTable = NNOPS_CPU_KERNEL_TABLE(fingerprint_kernels);
 
 using Keys = std::array<uint32_t, kFingerprintWords * kFingerprintBlock / sizeof(uint32_t)>;
 
@@ -27,7 +27,8 @@ const Keys& process_keys() {
 std::vector<uint64_t> fingerprint(const void* data, int64_t bytes, int threads) {
   const int64_t blocks = (bytes + kFingerprintBlock - 1) / kFingerprintBlock;
   std::vector<uint64_t> result(static_cast<size_t>(blocks * kFingerprintWords));
-  active_kernels(kTable).fingerprint(result.data(), data, bytes, process_keys().data(), threads);
+  active_kernels(kTable, active_isa())
+      .fingerprint(result.data(), data, bytes, process_keys().data(), threads);
   return result;
 }
 

@@ -26,7 +26,7 @@ struct FingerprintKernels {
   void (*fingerprint)(uint64_t* result, const void* data, int64_t bytes, const uint32_t* keys,
                       int threads);
 };
-NNOPS_DECLARE_KERNELS(FingerprintKernels, fingerprint_kernels)
+NNOPS_DECLARE_CPU_KERNELS(FingerprintKernels, fingerprint_kernels)
 
 std::vector<uint64_t> fingerprint(const void* data, int64_t bytes, int threads);
 

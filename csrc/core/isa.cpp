@@ -11,6 +11,7 @@ namespace nnops {
 namespace {
 
 bool compiled_and_supported(Isa isa) {
+  if (kCudaEmulated) return isa == Isa::kCuda;
   switch (isa) {
     case Isa::kDefault:
       return true;
@@ -28,6 +29,8 @@ bool compiled_and_supported(Isa isa) {
 #else
       return false;
 #endif
+    case Isa::kCuda:  // no level of this CPU
+      return false;
   }
   return false;
 }
@@ -45,8 +48,9 @@ Isa environment_cap(const char* variable) {
 Isa initial_isa() {
   const Isa cap =
       std::min(environment_cap("ATEN_CPU_CAPABILITY"), environment_cap("NNOPS_CPU_CAPABILITY"));
-  Isa best = Isa::kDefault;
-  for (const Isa isa : available_isas()) {
+  const std::vector<Isa> levels = available_isas();
+  Isa best = levels.front();
+  for (const Isa isa : levels) {
     if (isa <= cap) best = isa;
   }
   return best;
@@ -67,15 +71,16 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kCuda:
+      return "cuda";
   }
   return "unknown";
 }
 
 std::vector<Isa> available_isas() {
   std::vector<Isa> levels;
-  for (const Isa isa : {Isa::kDefault, Isa::kAvx2, Isa::kAvx512}) {
-    if (!compiled_and_supported(isa)) break;
-    levels.push_back(isa);
+  for (const Isa isa : {Isa::kDefault, Isa::kAvx2, Isa::kAvx512, Isa::kCuda}) {
+    if (compiled_and_supported(isa)) levels.push_back(isa);
   }
   return levels;
 }

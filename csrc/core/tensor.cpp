@@ -9,6 +9,7 @@
 #include "core/check.h"
 #include "core/dispatch.h"
 #include "core/huge_pages.h"
+#include "core/isa.h"
 
 namespace nnops {
 namespace {
@@ -19,11 +20,17 @@ int32_t dtype_code(const Tensor& tensor) {
   return code;
 }
 
+constexpr auto kCpuDevice = static_cast<int32_t>(torch::headeronly::DeviceType::CPU);
+constexpr auto kCudaDevice = static_cast<int32_t>(torch::headeronly::DeviceType::CUDA);
+
 int32_t device_type(const Tensor& tensor) {
   int32_t type = 0;
   aoti_torch_get_device_type(tensor.get(), &type);
   return type;
 }
+
+// The emulator's memory is the CPU's.
+constexpr bool kTakesCuda = kHaveCuda && !kCudaEmulated;
 
 // torch's dtype code of each nnops DType, in the enum's order.
 const std::array<int32_t, kDTypeCount>& dtype_codes() {
@@ -67,15 +74,21 @@ void ask_for_huge_pages(const Tensor& tensor) {
   advise_huge_pages(tensor.mutable_data_ptr(), bytes);
 }
 
-Tensor allocate(Sizes sizes, Sizes strides, int32_t dtype_code, const Tensor& like) {
+struct Device {
+  int32_t type;
+  int32_t index;
+};
+Device device_of(const Tensor& tensor) { return {device_type(tensor), tensor.get_device_index()}; }
+
+Tensor allocate(Sizes sizes, Sizes strides, int32_t dtype_code, Device device) {
   AtenTensorHandle handle = nullptr;
   const AOTITorchError failed =
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                               dtype_code, device_type(like), like.get_device_index(), &handle);
+                               dtype_code, device.type, device.index, &handle);
   NNOPS_CHECK(failed == AOTI_TORCH_SUCCESS, "empty: a tensor of sizes ", tuple_text(sizes),
               " and dtype ", dtype_text(dtype_code), " could not be allocated");
   Tensor tensor(handle);
-  ask_for_huge_pages(tensor);
+  if (device.type == kCpuDevice) ask_for_huge_pages(tensor);
   return tensor;
 }
 
@@ -102,8 +115,11 @@ DType dtype_of(const char* op, const Tensor& tensor) {
 void check_device(const char* op, const char* name, const Tensor& tensor) {
   // torch passes None for a Tensor as a tensor without anything behind it.
   NNOPS_CHECK(tensor.defined(), op, ": ", name, " must be a tensor, but got None");
-  NNOPS_CHECK_NOT_IMPLEMENTED(device_type(tensor) == aoti_torch_device_type_cpu(), op, ": ", name,
-                              " must be a CPU tensor, other devices are not implemented yet");
+  const int32_t type = device_type(tensor);
+  NNOPS_CHECK_NOT_IMPLEMENTED(type == kCpuDevice || (kTakesCuda && type == kCudaDevice), op, ": ",
+                              name, " must be a ", kTakesCuda ? "CPU or CUDA" : "CPU",
+                              " tensor, other devices are not implemented",
+                              kTakesCuda || type != kCudaDevice ? "" : " in a build without CUDA");
   int32_t layout = 0;
   aoti_torch_get_layout(tensor.get(), &layout);
   NNOPS_CHECK_NOT_IMPLEMENTED(layout == aoti_torch_layout_strided(), op, ": ", name,
@@ -115,6 +131,22 @@ void check_device(const char* op, const char* name, const Tensor& tensor) {
                               dtype_text(code));
 }
 
+bool is_cuda(const Tensor& tensor) { return device_type(tensor) == kCudaDevice; }
+
+void check_same_device(const char* op, const char* name, const Tensor& tensor,
+                       const char* like_name, const Tensor& like) {
+  if (!kTakesCuda) return;  // all that passed check_device are on the CPU
+  const Device device = device_of(tensor);
+  const Device like_device = device_of(like);
+  const auto text = [](Device each) {
+    return each.type == kCpuDevice ? std::string("cpu") : concat("cuda:", each.index);
+  };
+  const bool same = device.type == like_device.type &&
+                    (device.type == kCpuDevice || device.index == like_device.index);
+  NNOPS_CHECK(same, op, ": ", name, " and ", like_name, " must be on the same device, but got ",
+              text(device), " and ", text(like_device));
+}
+
 void check_same_type(const char* op, const char* name, const Tensor& tensor, const char* like_name,
                      const Tensor& like) {
   check_device(op, name, tensor);
@@ -124,8 +156,7 @@ void check_same_type(const char* op, const char* name, const Tensor& tensor, con
   NNOPS_CHECK(code == like_code, op, ": ", name, " and ", like_name,
               " must have the same dtype, but got ", dtype_text(code), " and ",
               dtype_text(like_code));
-  NNOPS_CHECK(tensor.get_device_index() == like.get_device_index(), op, ": ", name, " and ",
-              like_name, " must be on the same device");
+  check_same_device(op, name, tensor, like_name, like);
 }
 
 int64_t checked_numel(const char* op, Sizes sizes) {
@@ -213,11 +244,11 @@ bool is_expanded(const Tensor& tensor) {
 }
 
 Tensor empty_strided(Sizes sizes, Sizes strides, DType dtype, const Tensor& like) {
-  return allocate(sizes, strides, dtype_codes()[static_cast<int>(dtype)], like);
+  return allocate(sizes, strides, dtype_codes()[static_cast<int>(dtype)], device_of(like));
 }
 
 Tensor empty_as(const Tensor& like) {
-  return allocate(like.sizes(), like.strides(), dtype_code(like), like);
+  return allocate(like.sizes(), like.strides(), dtype_code(like), device_of(like));
 }
 
 Tensor empty_contiguous(Sizes sizes, DType dtype, const Tensor& like) {
@@ -238,8 +269,17 @@ Tensor empty_dense_like(const Tensor& tensor) {
     NNOPS_CHECK(false, "empty: a packed tensor of sizes ", tuple_text(tensor.sizes()),
                 " could not be allocated");
   }
-  ask_for_huge_pages(*empty);
+  if (!is_cuda(*empty)) ask_for_huge_pages(*empty);
   return *empty;
+}
+
+Tensor on_host(const Tensor& tensor) {
+  if (device_type(tensor) == kCpuDevice) return tensor;
+  const Sizes sizes = tensor.sizes();
+  Tensor copy =
+      allocate(sizes, contiguous_strides(sizes), dtype_code(tensor), Device{kCpuDevice, 0});
+  torch::stable::copy_(copy, tensor);
+  return copy;
 }
 
 Tensor dense(const Tensor& tensor) {

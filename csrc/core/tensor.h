@@ -24,6 +24,12 @@ DType dtype_of(const char* op, const Tensor& tensor);
 std::optional<DType> known_dtype(const Tensor& tensor);
 std::string dtype_text(const Tensor& tensor);
 
+bool is_cuda(const Tensor& tensor);
+
+// RuntimeError unless both tensors lie on the same device. Both have passed check_device.
+void check_same_device(const char* op, const char* name, const Tensor& tensor,
+                       const char* like_name, const Tensor& like);
+
 // check_device for both tensors; RuntimeError unless they have the same dtype and the same device.
 void check_same_type(const char* op, const char* name, const Tensor& tensor, const char* like_name,
                      const Tensor& like);
@@ -63,6 +69,9 @@ Tensor empty_image(Sizes sizes, bool channels_last, DType dtype, const Tensor& l
 
 // `tensor` itself if it is packed in that order, else a packed copy.
 Tensor packed_image(const Tensor& tensor, bool channels_last);
+
+// `tensor` itself if the CPU can read it, else a copy there. Waits for the device: for errors.
+Tensor on_host(const Tensor& tensor);
 
 // `tensor` itself if dense, else a dense copy with the same dimension order.
 Tensor dense(const Tensor& tensor);

@@ -29,7 +29,7 @@ struct VectorArithmetic {
   NNOPS_INLINE Value log_finite(Value value) { return vlog_finite(value); }
   NNOPS_INLINE Value log1p(Value value) { return vlog1p(value); }
   NNOPS_INLINE Value log1m_unit(Value value) { return vlog1m_unit(value); }
-  NNOPS_INLINE Value log1p_near(Value value) { return vlog1p_near(value); }
+  NNOPS_INLINE Value log1p_unit(Value value) { return vlog1p_near(value); }
 };
 
 // total + value, exactly the rounding error of which is added to `lost` (Knuth's two-sum).

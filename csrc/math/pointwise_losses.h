@@ -8,7 +8,7 @@
 //   exp_nonpositive(x)  x <= 0 or NaN
 //   log_finite(x)       finite x >= 0; at 0 any number below -100
 //   log1m_unit(x)       log(1 - x) for x in [0, 1]; at 1 any number below -100
-//   log1p_near(x)       log(1 + x) for x in [-1/2, 1] or NaN
+//   log1p_unit(x)       log(1 + x) for x in [0, 1] or NaN
 // No torch headers. A lives in the unnamed namespace of the file that includes this one, and with
 // it every instantiation, so nothing here has external linkage.
 //
@@ -45,6 +45,8 @@
   LOSS(bce_logits_pos_weight, BceLogitsPosWeightLoss, FLOAT)
 
 namespace nnops {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 template <typename A>
 struct LossElement {
@@ -146,8 +148,7 @@ struct KlDivLoss : OtherLoss<A> {
   NNOPS_MATH V value(Element e) {
     const V zero = A::constant(0.0);
     // NaN below 0 and at NaN; at infinity the product is infinite whatever log_finite says.
-    const V rest =
-        A::select(e.target == zero, zero, A::constant(std::numeric_limits<double>::quiet_NaN()));
+    const V rest = A::select(e.target == zero, zero, A::constant(kNaN));
     const V entropy = A::select(e.target > zero, e.target * A::log_finite(e.target), rest);
     return entropy - e.target * e.input;
   }
@@ -204,7 +205,7 @@ struct LogitsLoss : OtherLoss<A> {
     return A::select(x > largest, largest, A::select(x < -largest, -largest, x));
   }
   NNOPS_MATH V decay(V x) { return A::exp_nonpositive(-A::abs(x)); }
-  NNOPS_MATH V softplus(V x) { return A::log1p_near(LogitsLoss::decay(x)); }
+  NNOPS_MATH V softplus(V x) { return A::log1p_unit(LogitsLoss::decay(x)); }
   // 1 - sigmoid(|x|), to full relative precision.
   NNOPS_MATH V tail(V x) {
     const V q = LogitsLoss::decay(x);

@@ -33,7 +33,8 @@ struct ClassGeometry {
   // Otherwise they run along s, and each lane is a row.
   bool class_vectors = false;
   // Rows are handled in chunks of n_step times s_step; s_chunks of them cover one n. They depend
-  // on the sizes alone, so sums over chunks have the same bits on any number of threads.
+  // on the sizes alone, so sums over chunks have the same bits on any number of threads. None on
+  // CUDA, whose kernels share their rows by themselves.
   int64_t n_step = 1;
   int64_t s_step = 1;
   int64_t s_chunks = 1;

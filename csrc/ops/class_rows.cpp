@@ -45,6 +45,7 @@ Reduction check_reduction(const char* op, int64_t reduction) {
 }
 
 void check_index_target(const char* op, Sizes input, const Tensor& target) {
+  check_device(op, "target", target);
   const Sizes sizes = target.sizes();
   const bool single = input.size() == 1;
   // The order of the checks is torch's, and decides which exception comes first.
@@ -146,8 +147,9 @@ void set_chunks(ClassGeometry& g, int64_t values_per_row) {
   g.chunks = ceil_div(g.batch, g.n_step) * g.s_chunks;
 }
 
-void throw_bad_target(const char* op, const Tensor& target, int64_t row, int64_t classes,
+void throw_bad_target(const char* op, const Tensor& device_target, int64_t row, int64_t classes,
                       int64_t ignore_index) {
+  const Tensor target = on_host(device_target);
   const Sizes sizes = target.sizes();
   const Sizes strides = target.strides();
   std::vector<int64_t> position(sizes.size());

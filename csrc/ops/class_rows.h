@@ -45,6 +45,11 @@ void batch_as_spatial(ClassGeometry& g);
 // Cuts the rows into chunks of about 16384 values, `values_per_row` each.
 void set_chunks(ClassGeometry& g, int64_t values_per_row);
 
+// Of the scratch memory that kernels sum up in.
+inline int64_t sums_bytes(const ClassGeometry& g) {
+  return g.chunks * static_cast<int64_t>(sizeof(ClassSums));
+}
+
 // IndexError that names the target, its position and the number of classes; `row` from a kernel.
 [[noreturn]] void throw_bad_target(const char* op, const Tensor& target, int64_t row,
                                    int64_t classes, int64_t ignore_index);

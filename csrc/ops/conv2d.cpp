@@ -11,13 +11,14 @@
 #include <type_traits>
 
 #include "core/check.h"
+#include "core/device_scope.h"
 #include "core/dispatch.h"
 #include "core/library.h"
 #include "core/tensor.h"
 #include "core/threads.h"
-#include "core/workspace.h"
 #include "ops/conv2d_partition.h"
 #include "ops/conv2d_precision.h"
+#include "ops/conv2d_winograd.h"
 #include "ops/packed_weights.h"
 
 namespace nnops {
@@ -124,137 +125,32 @@ std::string fits_transposed(const Conv2dGeometry& g) {
   return g.h * g.w + g.oh * g.ow <= kMostPixels ? "" : "rows are long enough to go along them";
 }
 
-// Winograd's F(m x m, r x r), of m + r - 1 points an axis.
-struct WinogradForm {
-  int64_t outputs, taps;
-  int64_t points() const { return outputs + taps - 1; }
-};
-constexpr WinogradForm k2x2Of3x3{2, 3};
-constexpr WinogradForm k2x2Of5x5{2, 5};
-constexpr WinogradForm k4x4Of3x3{4, 3};
-
-// A pass as Winograd's algorithms see it: sums over `outer` channels for `written` ones, of images
-// of height x width pixels.
-struct WinogradProblem {
-  int64_t outer, written, height, width;
-};
-WinogradProblem winograd_forward(const Conv2dGeometry& g) {
-  return {g.c / g.groups, g.oc / g.groups, g.oh, g.ow};
-}
-WinogradProblem winograd_backward_input(const Conv2dGeometry& g) {
-  return {g.oc / g.groups, g.c / g.groups, g.h, g.w};
-}
-
-std::string has_form(const WinogradForm& form, const Conv2dGeometry& g, DType dtype,
-                     const WinogradProblem& problem) {
-  // For longer sums the bound on the error was not shown.
-  constexpr int64_t kMostChannels = 2048;
-  if (dtype == DType::kFloat64) return "float64 is computed directly";
-  if (g.kh != form.taps || g.kw != form.taps) {
-    return concat("the kernel is not ", form.taps, "x", form.taps);
-  }
-  if (g.stride_h != 1 || g.stride_w != 1) return "the stride is not 1";
-  if (g.dilation_h != 1 || g.dilation_w != 1) return "the kernel is dilated";
-  if (problem.height < 4 || problem.width < 4) return "the image is smaller than a tile";
-  if (problem.outer > kMostChannels) return "a sum goes over more than 2048 channels";
-  return floating_only(g, dtype);
-}
-
-// Of a channel that is read or written, in a tile: what its transforms cost, in products.
-constexpr double kTransformCost = 9;
-// A sum of products costs less than this share of a direct sum where it is chosen: the rest is room
-// for what the model does not know.
-constexpr double kLargestShare = 0.9;
-
-std::string six_points_allowed(const WinogradForm& form) {
-  return form.points() == 6 && conv_precision() == ConvPrecision::kHighest
-             ? "the precision is 'highest'"
-             : "";
-}
-double tiles_of(const WinogradForm& form, int64_t height, int64_t width) {
-  const auto tiles = [&](int64_t size) { return (size + form.outputs - 1) / form.outputs; };
-  return static_cast<double>(tiles(height)) * static_cast<double>(tiles(width));
-}
-double places_of(const WinogradForm& form) {
-  return static_cast<double>(form.points() * form.points());
-}
-double padded(int64_t channels) {
-  return static_cast<double>((channels + kLanes - 1) / kLanes * kLanes);
-}
-std::string costs_less(double winograd, double direct) {
-  return winograd < kLargestShare * direct ? "" : "a direct sum costs less";
-}
-
-// Costs of one image, in multiply-adds. A tile costs its products and its transforms; weights are
-// transformed, and n^2 numbers for r^2 fetched from memory, once for the tiles of a call, which may
-// be a single image.
-std::string form_pays(const WinogradForm& form, const WinogradProblem& problem) {
-  constexpr double kWeightTiles = 16;
-  const auto [outer, written, height, width] = problem;
-  const double products = static_cast<double>(outer) * padded(written);
-  const double pixels = static_cast<double>(height) * static_cast<double>(width);
-  const double transforms = kTransformCost * (padded(outer) + padded(written));
-  const double direct =
-      products * static_cast<double>(form.taps * form.taps) * (pixels + kWeightTiles);
-  const double winograd =
-      places_of(form) *
-      ((products + transforms) * tiles_of(form, height, width) + products * kWeightTiles);
-  return first_reason(six_points_allowed(form), costs_less(winograd, direct));
-}
-
-// Sums over the batch have no image that is to be as in any batch: here the choice may depend on
-// it. The sums of all tiles are written, read and transformed once a call.
-std::string has_form_for_weight(const WinogradForm& form, const Conv2dGeometry& g, DType dtype) {
-  constexpr int64_t kMostWidth = 1024;  // a row of tiles is the least that is transformed at a time
-  if (g.ow > kMostWidth) return "a row has more than 1024 pixels";
-  return has_form(form, g, dtype, {1, 1, g.oh, g.ow});
-}
-std::string form_pays_for_weight(const WinogradForm& form, const Conv2dGeometry& g) {
-  constexpr double kSumTiles = 100;
-  constexpr int64_t kBlock = 128;  // channels whose products are computed together
-  const auto blocks = [](int64_t channels) {
-    return static_cast<double>((channels + kBlock - 1) / kBlock);
-  };
-  const int64_t outer = g.c / g.groups;
-  const int64_t written = g.oc / g.groups;
-  const double products = static_cast<double>(written) * padded(outer);
-  const double images = static_cast<double>(g.n);
-  const double pixels = static_cast<double>(g.oh) * static_cast<double>(g.ow);
-  const double transforms =
-      kTransformCost * (padded(outer) * blocks(written) + padded(written) * blocks(outer));
-  const double direct = products * static_cast<double>(form.taps * form.taps) * images * pixels;
-  const double winograd =
-      places_of(form) *
-      ((products + transforms) * images * tiles_of(form, g.oh, g.ow) + products * kSumTiles);
-  return first_reason(six_points_allowed(form), costs_less(winograd, direct));
-}
-
-template <const WinogradForm& kForm>
-std::string is_winograd_backward_weight(const Conv2dGeometry& g, DType dtype) {
-  return has_form_for_weight(kForm, g, dtype);
-}
-template <const WinogradForm& kForm>
-std::string winograd_backward_weight_pays(const Conv2dGeometry& g, DType) {
-  return form_pays_for_weight(kForm, g);
-}
 template <const WinogradForm& kForm>
 std::string is_winograd_forward(const Conv2dGeometry& g, DType dtype) {
-  return has_form(kForm, g, dtype, winograd_forward(g));
+  return winograd_forward_supports(kForm, g, dtype);
 }
 template <const WinogradForm& kForm>
-std::string winograd_forward_pays(const Conv2dGeometry& g, DType) {
-  return form_pays(kForm, winograd_forward(g));
+std::string forward_pays(const Conv2dGeometry& g, DType) {
+  return winograd_forward_pays(kForm, g);
 }
 template <const WinogradForm& kForm>
 std::string is_winograd_backward_input(const Conv2dGeometry& g, DType dtype) {
-  return has_form(kForm, g, dtype, winograd_backward_input(g));
+  return winograd_backward_input_supports(kForm, g, dtype);
 }
 template <const WinogradForm& kForm>
-std::string winograd_backward_input_pays(const Conv2dGeometry& g, DType) {
-  return form_pays(kForm, winograd_backward_input(g));
+std::string backward_input_pays(const Conv2dGeometry& g, DType) {
+  return winograd_backward_input_pays(kForm, g);
+}
+template <const WinogradForm& kForm>
+std::string is_winograd_backward_weight(const Conv2dGeometry& g, DType dtype) {
+  return winograd_backward_weight_supports(kForm, g, dtype);
+}
+template <const WinogradForm& kForm>
+std::string backward_weight_pays(const Conv2dGeometry& g, DType) {
+  return winograd_backward_weight_pays(kForm, g);
 }
 
-const Candidate<Conv2dForward> kForward[] = {
+constexpr Candidate<Conv2dForward> kForwardCpu[] = {
     {"depthwise_channels",
      [](const Conv2dGeometry& g, DType dtype) {
        return first_reason(channels_last_images(g), one_channel_each_way(g, dtype));
@@ -278,16 +174,16 @@ const Candidate<Conv2dForward> kForward[] = {
      &Conv2dKernels::forward_grouped_channels,
      [](const Conv2dGeometry& g, DType) { return spreading_groups_pays(g); }},
     {"winograd_4x4_3x3", is_winograd_forward<k4x4Of3x3>, &Conv2dKernels::forward_winograd_4x4_3x3,
-     winograd_forward_pays<k4x4Of3x3>},
+     forward_pays<k4x4Of3x3>},
     {"winograd_2x2_5x5", is_winograd_forward<k2x2Of5x5>, &Conv2dKernels::forward_winograd_2x2_5x5,
-     winograd_forward_pays<k2x2Of5x5>},
+     forward_pays<k2x2Of5x5>},
     {"winograd_2x2_3x3", is_winograd_forward<k2x2Of3x3>, &Conv2dKernels::forward_winograd_2x2_3x3,
-     winograd_forward_pays<k2x2Of3x3>},
+     forward_pays<k2x2Of3x3>},
     {"pixel_rows", floating_only, &Conv2dKernels::forward_pixel_rows, rows_pay_in_forward},
     {"expanded_planes", floating_only, &Conv2dKernels::forward_expanded_planes},
     {"reference", everything, &Conv2dKernels::forward_reference},
 };
-const Candidate<Conv2dBackwardInput> kBackwardInput[] = {
+constexpr Candidate<Conv2dBackwardInput> kBackwardInputCpu[] = {
     {"depthwise_channels",
      [](const Conv2dGeometry& g, DType dtype) {
        return first_reason(channels_last_images(g),
@@ -314,11 +210,11 @@ const Candidate<Conv2dBackwardInput> kBackwardInput[] = {
      &Conv2dKernels::backward_input_grouped_channels,
      [](const Conv2dGeometry& g, DType) { return spreading_groups_pays(g); }},
     {"winograd_4x4_3x3", is_winograd_backward_input<k4x4Of3x3>,
-     &Conv2dKernels::backward_input_winograd_4x4_3x3, winograd_backward_input_pays<k4x4Of3x3>},
+     &Conv2dKernels::backward_input_winograd_4x4_3x3, backward_input_pays<k4x4Of3x3>},
     {"winograd_2x2_5x5", is_winograd_backward_input<k2x2Of5x5>,
-     &Conv2dKernels::backward_input_winograd_2x2_5x5, winograd_backward_input_pays<k2x2Of5x5>},
+     &Conv2dKernels::backward_input_winograd_2x2_5x5, backward_input_pays<k2x2Of5x5>},
     {"winograd_2x2_3x3", is_winograd_backward_input<k2x2Of3x3>,
-     &Conv2dKernels::backward_input_winograd_2x2_3x3, winograd_backward_input_pays<k2x2Of3x3>},
+     &Conv2dKernels::backward_input_winograd_2x2_3x3, backward_input_pays<k2x2Of3x3>},
     {"pixel_rows", floating_only, &Conv2dKernels::backward_input_pixel_rows,
      [](const Conv2dGeometry& g, DType) {
        return rows_pay(g.c / g.groups, g.h * g.w, g.input.c == 1, g.kw);
@@ -326,7 +222,7 @@ const Candidate<Conv2dBackwardInput> kBackwardInput[] = {
     {"expanded_planes", floating_only, &Conv2dKernels::backward_input_expanded_planes},
     {"reference", everything, &Conv2dKernels::backward_input_reference},
 };
-const Candidate<Conv2dBackwardWeight> kBackwardWeight[] = {
+constexpr Candidate<Conv2dBackwardWeight> kBackwardWeightCpu[] = {
     {"depthwise_channel_dots",
      [](const Conv2dGeometry& g, DType dtype) {
        return first_reason(channels_last_images(g), one_channel_each_way(g, dtype));
@@ -344,26 +240,81 @@ const Candidate<Conv2dBackwardWeight> kBackwardWeight[] = {
        return g.oc / g.groups > 4 ? "enough output channels share an input channel" : "";
      }},
     {"winograd_4x4_3x3", is_winograd_backward_weight<k4x4Of3x3>,
-     &Conv2dKernels::backward_weight_winograd_4x4_3x3, winograd_backward_weight_pays<k4x4Of3x3>},
+     &Conv2dKernels::backward_weight_winograd_4x4_3x3, backward_weight_pays<k4x4Of3x3>},
     {"winograd_2x2_5x5", is_winograd_backward_weight<k2x2Of5x5>,
-     &Conv2dKernels::backward_weight_winograd_2x2_5x5, winograd_backward_weight_pays<k2x2Of5x5>},
+     &Conv2dKernels::backward_weight_winograd_2x2_5x5, backward_weight_pays<k2x2Of5x5>},
     {"winograd_2x2_3x3", is_winograd_backward_weight<k2x2Of3x3>,
-     &Conv2dKernels::backward_weight_winograd_2x2_3x3, winograd_backward_weight_pays<k2x2Of3x3>},
+     &Conv2dKernels::backward_weight_winograd_2x2_3x3, backward_weight_pays<k2x2Of3x3>},
     {"outer_products", floating_only, &Conv2dKernels::backward_weight_outer_products},
     {"reference", everything, &Conv2dKernels::backward_weight_reference},
 };
 
-template <typename List>
-std::vector<std::string> names_of(const List& list) {
-  std::vector<std::string> names;
-  for (const auto& candidate : list) names.emplace_back(candidate.name);
-  return names;
+// CUDA's implicit GEMMs count positions, and offsets within an image or the weight, in 32 bits; the
+// sums of a block of threads are of at most so many terms.
+std::string fits_32_bits(const Conv2dGeometry& g) {
+  constexpr double kMost = 1 << 29;
+  const auto most = [](std::initializer_list<int64_t> values) {
+    return static_cast<double>(std::max(values));
+  };
+  const auto span = [](int64_t a, int64_t b) {
+    return static_cast<double>(a) * static_cast<double>(b);
+  };
+  const double group_c = static_cast<double>(g.c / g.groups);
+  const double group_oc = static_cast<double>(g.oc / g.groups);
+  const double taps = span(g.kh, g.kw);
+  // What the kernels step over outside of an image counts as well.
+  const auto extent = [&](const Strides4& strides, int64_t c, double h, double w) {
+    return static_cast<double>(strides.c) * static_cast<double>(c) +
+           static_cast<double>(strides.h) * h + static_cast<double>(strides.w) * w;
+  };
+  const double reach_h = std::max(span(g.oh, g.stride_h), span(g.kh, g.dilation_h));
+  const double reach_w = std::max(span(g.ow, g.stride_w), span(g.kw, g.dilation_w));
+  const bool positions = most({g.n, g.c, g.oc, g.h, g.w, g.pad_top, g.pad_left}) < kMost &&
+                         std::max(reach_h, reach_w) < kMost && span(g.h, g.w) < kMost &&
+                         span(g.oh, g.ow) < kMost;
+  const bool terms = taps * std::max(group_c, group_oc) < kMost;
+  const bool offsets =
+      std::max(
+          {extent(g.input, g.c, std::max<double>(g.h, reach_h), std::max<double>(g.w, reach_w)),
+           extent(g.output, g.oc, std::max<double>(g.oh, reach_h), std::max<double>(g.ow, reach_w)),
+           extent(g.weight, g.c / g.groups, g.kh, g.kw)}) < 2 * kMost;
+  // Blocks of threads, had they the smallest tile.
+  const double pixels = static_cast<double>(g.n) * static_cast<double>(g.groups);
+  const double blocks =
+      std::max(pixels * (span(g.oh, g.ow) / 32 + 1) * (group_oc / 32 + 1),
+               pixels * (span(g.h, g.w) / 32 + span(g.stride_h, g.stride_w)) * (group_c / 32 + 1));
+  return positions && terms && offsets && blocks < kMost
+             ? ""
+             : "sizes or offsets need more than 32-bit indices";
 }
-const RegisterAlgorithms kForwardRegistered("conv2d", names_of(kForward));
-const RegisterAlgorithms kBackwardInputRegistered("conv2d_backward_input",
-                                                  names_of(kBackwardInput));
-const RegisterAlgorithms kBackwardWeightRegistered("conv2d_backward_weight",
-                                                   names_of(kBackwardWeight));
+std::string floating_and_fits_32_bits(const Conv2dGeometry& g, DType dtype) {
+  return first_reason(floating_only(g, dtype), fits_32_bits(g));
+}
+
+constexpr Candidate<Conv2dForward> kForwardCuda[] = {
+    {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::forward_implicit_gemm},
+    {"reference", everything, &Conv2dKernels::forward_reference},
+};
+constexpr Candidate<Conv2dBackwardInput> kBackwardInputCuda[] = {
+    {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::backward_input_implicit_gemm},
+    {"reference", everything, &Conv2dKernels::backward_input_reference},
+};
+constexpr Candidate<Conv2dBackwardWeight> kBackwardWeightCuda[] = {
+    {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::backward_weight_implicit_gemm},
+    {"reference", everything, &Conv2dKernels::backward_weight_reference},
+};
+
+template <typename Pass>
+using Candidates = AlgorithmsByDevice<Candidate<Pass>>;
+constexpr Candidates<Conv2dForward> kForward{kForwardCpu, kForwardCuda};
+constexpr Candidates<Conv2dBackwardInput> kBackwardInput{kBackwardInputCpu, kBackwardInputCuda};
+constexpr Candidates<Conv2dBackwardWeight> kBackwardWeight{kBackwardWeightCpu, kBackwardWeightCuda};
+
+const RegisterAlgorithms kRegistered[] = {
+    {"conv2d", names_of(kForward.cpu), names_of(kForward.cuda)},
+    {"conv2d_backward_input", names_of(kBackwardInput.cpu), names_of(kBackwardInput.cuda)},
+    {"conv2d_backward_weight", names_of(kBackwardWeight.cpu), names_of(kBackwardWeight.cuda)},
+};
 
 Strides4 strides_of(const Tensor& tensor) {
   const Sizes strides = tensor.strides();
@@ -492,15 +443,17 @@ struct AlgorithmCall {
 template <typename Algorithm>
 constexpr bool kAddsImages = std::is_same_v<Algorithm, Conv2dBackwardWeight>;
 
-template <typename Kernels, typename Algorithm, typename Call>
-void run_algorithm(const char* op, const Candidate<Algorithm>& choice, const Kernels& kernels,
+template <typename Algorithm, typename Call>
+void run_algorithm(const char* op, const DeviceScope& scope, const Candidate<Algorithm>& choice,
                    const Conv2dGeometry& g, DType dtype, int64_t first_image, const Call& call,
                    std::vector<int64_t>* left_out) {
-  const Algorithm& algorithm = kernels.*choice.entry;
-  const auto kernel = kernel_for(op, choice.name, algorithm.run, dtype);
+  const Isa isa = scope.isa();
+  const Algorithm& algorithm = active_kernels(kTable, isa).*choice.entry;
+  const auto kernel = kernel_for(op, choice.name, algorithm.run, dtype, isa);
   if (g.n == 0) return;
   const int threads = thread_count(conv_grains(g), 1);
-  const Workspace workspace(algorithm.workspace_bytes.entries[static_cast<int>(dtype)](g, threads));
+  const auto workspace_bytes = algorithm.workspace_bytes.entries[static_cast<int>(dtype)];
+  const Scratch workspace(scope, workspace_bytes != nullptr ? workspace_bytes(g, threads) : 0);
   call(kernel, AlgorithmCall<Algorithm>{algorithm, g, first_image, workspace.data(), threads});
   if (!algorithm.flags_images) return;
   const auto* flags = static_cast<const uint8_t*>(workspace.data());
@@ -511,32 +464,36 @@ void run_algorithm(const char* op, const Candidate<Algorithm>& choice, const Ker
 
 // Chooses the algorithm, gives it its workspace and calls it; then, for each image that it left
 // out, the first algorithm that leaves out none.
-template <typename Algorithm, size_t kSize, typename Call>
-void run(const char* op, const Candidate<Algorithm> (&list)[kSize], const Conv2dGeometry& g,
-         DType dtype, const Call& call) {
-  const Conv2dKernels& kernels = active_kernels(kTable);
+template <typename Algorithm, typename Call>
+void run(const char* op, const DeviceScope& scope, const Candidates<Algorithm>& candidates,
+         const Conv2dGeometry& g, DType dtype, const Call& call) {
+  const auto& list = candidates.of(scope.isa());
   std::vector<int64_t> left_out;
-  run_algorithm(op, choose_algorithm(op, list, g, dtype), kernels, g, dtype, 0, call, &left_out);
+  run_algorithm(op, scope, choose_algorithm(op, list, g, dtype), g, dtype, 0, call, &left_out);
   if (left_out.empty()) return;
   Conv2dGeometry image = g;
   if (!kAddsImages<Algorithm>) image.n = 1;
   for (const auto& candidate : list) {
-    const bool takes_all = !(kernels.*candidate.entry).flags_images;
+    const bool takes_all = !(active_kernels(kTable, scope.isa()).*candidate.entry).flags_images;
     if (!takes_all || !candidate.supports(image, dtype).empty()) continue;
     if (candidate.pays != nullptr && !candidate.pays(image, dtype).empty()) continue;
     for (const int64_t n : left_out) {
-      run_algorithm(op, candidate, kernels, image, dtype, n, call, nullptr);
+      run_algorithm(op, scope, candidate, image, dtype, n, call, nullptr);
     }
     return;
   }
 }
 
 // As `run`, but asks the algorithm how it would share its work.
-template <typename List>
-Partition partition(const char* op, const List& list, const Conv2dGeometry& g, DType dtype,
-                    int threads) {
-  const auto& choice = choose_algorithm(op, list, g, dtype);
-  const auto& algorithm = active_kernels(kTable).*choice.entry;
+template <typename Pass>
+Partition partition(const char* op, const Candidates<Pass>& candidates, const Conv2dGeometry& g,
+                    DType dtype, int threads) {
+  const Isa isa = active_isa();
+  const auto& choice = choose_algorithm(op, candidates.of(isa), g, dtype);
+  const auto& algorithm = active_kernels(kTable, isa).*choice.entry;
+  const auto tell = algorithm.partition.entries[static_cast<int>(dtype)];
+  NNOPS_CHECK_NOT_IMPLEMENTED(tell != nullptr, "conv2d_partition: not implemented for ",
+                              choice.name, " of ", isa_name(isa), " in ", dtype_name(dtype));
   Partition result{choice.name, useful_threads(conv_grains(g), 1, threads), {}};
   if (g.n == 0) return result;
   Conv2dPhaseVisitor visitor{};
@@ -553,7 +510,7 @@ Partition partition(const char* op, const List& list, const Conv2dGeometry& g, D
   visitor.task = [](void* context, int64_t work) {
     static_cast<std::vector<PartitionPhase>*>(context)->back().work.push_back(work);
   };
-  algorithm.partition.entries[static_cast<int>(dtype)](g, result.threads, visitor);
+  tell(g, result.threads, visitor);
   for (PartitionPhase& phase : result.phases) {
     phase.work = shared_work(phase.work, phase.dynamic, result.threads);
   }
@@ -596,6 +553,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   check_image(kOp, "input", input);
   check_image(kOp, "weight", weight);
   check_same_type(kOp, "weight", weight, "input", input);
+  const DeviceScope scope(input);
   const DType dtype = dtype_of(kOp, input);
   Conv2dGeometry g =
       make_geometry(kOp, input.sizes(), weight.sizes(), stride, padding, dilation, groups);
@@ -613,7 +571,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   g.input = strides_of(input);
   g.weight = strides_of(weight);
   g.output = strides_of(output);
-  run(kOp, kForward, g, dtype, [&](auto kernel, const auto& run) {
+  run(kOp, scope, kForward, g, dtype, [&](auto kernel, const auto& run) {
     std::shared_ptr<const Workspace> keeper;
     const void* ordered =
         weight_for(run.algorithm, weight, dtype, g, forward_packing_geometry(g), &keeper);
@@ -632,6 +590,7 @@ Tensor conv2d_backward_input(const Tensor& grad_output, const Tensor& weight,
   check_image(kOp, "grad_output", grad_output);
   check_image(kOp, "weight", weight);
   check_same_type(kOp, "weight", weight, "grad_output", grad_output);
+  const DeviceScope scope(grad_output);
   const DType dtype = dtype_of(kOp, grad_output);
   check_list(kOp, "input_size", input_size, 1);
   int64_t channels = 0;
@@ -647,7 +606,7 @@ Tensor conv2d_backward_input(const Tensor& grad_output, const Tensor& weight,
   g.input = strides_of(grad_input);
   g.weight = strides_of(weight);
   g.output = strides_of(grad_output);
-  run(kOp, kBackwardInput, g, dtype, [&](auto kernel, const auto& run) {
+  run(kOp, scope, kBackwardInput, g, dtype, [&](auto kernel, const auto& run) {
     std::shared_ptr<const Workspace> keeper;
     const void* ordered =
         weight_for(run.algorithm, weight, dtype, g, backward_input_packing_geometry(g), &keeper);
@@ -666,6 +625,7 @@ Tensor conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
   check_image(kOp, "grad_output", grad_output);
   check_image(kOp, "input", input);
   check_same_type(kOp, "input", input, "grad_output", grad_output);
+  const DeviceScope scope(grad_output);
   const DType dtype = dtype_of(kOp, grad_output);
   check_list(kOp, "kernel_size", kernel_size, 1);
   NNOPS_CHECK(groups > 0 && input.size(1) % groups == 0, kOp,
@@ -682,7 +642,7 @@ Tensor conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
   g.weight = strides_of(grad_weight);
   g.output = strides_of(grad_output);
   if (g.n == 0) torch::stable::zero_(grad_weight);
-  run(kOp, kBackwardWeight, g, dtype, [&](auto kernel, const auto& run) {
+  run(kOp, scope, kBackwardWeight, g, dtype, [&](auto kernel, const auto& run) {
     kernel(grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(), input.const_data_ptr(), g,
            run.workspace, run.threads);
   });
@@ -692,6 +652,7 @@ Tensor conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
 Tensor conv2d_backward_bias(const Tensor& grad_output) {
   constexpr const char* kOp = "conv2d_backward_bias";
   check_image(kOp, "grad_output", grad_output);
+  const DeviceScope scope(grad_output);
   const DType dtype = dtype_of(kOp, grad_output);
   Conv2dGeometry g{};
   g.n = grad_output.size(0);
@@ -700,7 +661,8 @@ Tensor conv2d_backward_bias(const Tensor& grad_output) {
   g.ow = grad_output.size(3);
   g.output = strides_of(grad_output);
   const Tensor grad_bias = empty_contiguous(IntList{g.oc}, dtype, grad_output);
-  const auto kernel = kernel_for(kOp, "vector", active_kernels(kTable).backward_bias, dtype);
+  const auto kernel = kernel_for(kOp, "vector", active_kernels(kTable, scope.isa()).backward_bias,
+                                 dtype, scope.isa());
   kernel(grad_bias.mutable_data_ptr(), grad_output.const_data_ptr(), g,
          thread_count(grad_output.numel(), kGrainElements));
   return grad_bias;

@@ -80,6 +80,9 @@ struct Conv2dPhaseVisitor {
 // are null in an algorithm that reads the weight itself.
 //
 // `partition` tells how `run` would share its work, from the functions that cut it in `run` too.
+//
+// A CUDA algorithm has the threads of a device instead of `threads`, and no partition to report.
+// Null for `workspace_bytes` means none. What a table does not name is null.
 template <typename Function>
 struct Conv2dAlgorithm {
   using WorkspaceBytes = int64_t (*)(const Conv2dGeometry& geometry, int threads);
@@ -88,11 +91,11 @@ struct Conv2dAlgorithm {
                         int threads);
   using Partition = void (*)(const Conv2dGeometry& geometry, int threads,
                              const Conv2dPhaseVisitor& visitor);
-  PerDType<WorkspaceBytes> workspace_bytes;
-  PerDType<Function> run;
-  PerDType<PackedBytes> packed_bytes;
-  PerDType<Pack> pack;
-  PerDType<Partition> partition;
+  PerDType<WorkspaceBytes> workspace_bytes{};
+  PerDType<Function> run{};
+  PerDType<PackedBytes> packed_bytes{};
+  PerDType<Pack> pack{};
+  PerDType<Partition> partition{};
   // Whether `run` leaves out images with numbers that it cannot work on: the workspace begins with
   // a byte for each image, which `run` sets where the image is to be computed by another algorithm.
   // In backward_weight, which adds the images up, a single byte stands for the whole result.
@@ -114,35 +117,39 @@ struct Conv2dKernels {
   // grad_bias[oc] = sum of grad_output over n, oh, ow. grad_bias is contiguous.
   using BackwardBias = void (*)(void* grad_bias, const void* grad_output,
                                 const Conv2dGeometry& geometry, int threads);
-  Conv2dForward forward_depthwise_channels;
-  Conv2dForward forward_depthwise_rows;
-  Conv2dForward forward_depthwise_transposed;
-  Conv2dForward forward_expanded_planes;
-  Conv2dForward forward_grouped_channels;
-  Conv2dForward forward_pixel_rows;
-  Conv2dForward forward_reference;
-  Conv2dForward forward_winograd_2x2_3x3;
-  Conv2dForward forward_winograd_2x2_5x5;
-  Conv2dForward forward_winograd_4x4_3x3;
-  Conv2dBackwardInput backward_input_depthwise_channels;
-  Conv2dBackwardInput backward_input_depthwise_rows;
-  Conv2dBackwardInput backward_input_depthwise_transposed;
-  Conv2dBackwardInput backward_input_expanded_planes;
-  Conv2dBackwardInput backward_input_grouped_channels;
-  Conv2dBackwardInput backward_input_pixel_rows;
-  Conv2dBackwardInput backward_input_reference;
-  Conv2dBackwardInput backward_input_winograd_2x2_3x3;
-  Conv2dBackwardInput backward_input_winograd_2x2_5x5;
-  Conv2dBackwardInput backward_input_winograd_4x4_3x3;
-  Conv2dBackwardWeight backward_weight_depthwise_channel_dots;
-  Conv2dBackwardWeight backward_weight_depthwise_dots;
-  Conv2dBackwardWeight backward_weight_depthwise_transposed;
-  Conv2dBackwardWeight backward_weight_outer_products;
-  Conv2dBackwardWeight backward_weight_reference;
-  Conv2dBackwardWeight backward_weight_winograd_2x2_3x3;
-  Conv2dBackwardWeight backward_weight_winograd_2x2_5x5;
-  Conv2dBackwardWeight backward_weight_winograd_4x4_3x3;
-  PerDType<BackwardBias> backward_bias;
+  Conv2dForward forward_depthwise_channels{};
+  Conv2dForward forward_depthwise_rows{};
+  Conv2dForward forward_depthwise_transposed{};
+  Conv2dForward forward_expanded_planes{};
+  Conv2dForward forward_grouped_channels{};
+  Conv2dForward forward_pixel_rows{};
+  Conv2dForward forward_reference{};
+  Conv2dForward forward_winograd_2x2_3x3{};
+  Conv2dForward forward_winograd_2x2_5x5{};
+  Conv2dForward forward_winograd_4x4_3x3{};
+  Conv2dBackwardInput backward_input_depthwise_channels{};
+  Conv2dBackwardInput backward_input_depthwise_rows{};
+  Conv2dBackwardInput backward_input_depthwise_transposed{};
+  Conv2dBackwardInput backward_input_expanded_planes{};
+  Conv2dBackwardInput backward_input_grouped_channels{};
+  Conv2dBackwardInput backward_input_pixel_rows{};
+  Conv2dBackwardInput backward_input_reference{};
+  Conv2dBackwardInput backward_input_winograd_2x2_3x3{};
+  Conv2dBackwardInput backward_input_winograd_2x2_5x5{};
+  Conv2dBackwardInput backward_input_winograd_4x4_3x3{};
+  Conv2dBackwardWeight backward_weight_depthwise_channel_dots{};
+  Conv2dBackwardWeight backward_weight_depthwise_dots{};
+  Conv2dBackwardWeight backward_weight_depthwise_transposed{};
+  Conv2dBackwardWeight backward_weight_outer_products{};
+  Conv2dBackwardWeight backward_weight_reference{};
+  Conv2dBackwardWeight backward_weight_winograd_2x2_3x3{};
+  Conv2dBackwardWeight backward_weight_winograd_2x2_5x5{};
+  Conv2dBackwardWeight backward_weight_winograd_4x4_3x3{};
+  PerDType<BackwardBias> backward_bias{};
+  // CUDA's alone.
+  Conv2dForward forward_implicit_gemm{};
+  Conv2dBackwardInput backward_input_implicit_gemm{};
+  Conv2dBackwardWeight backward_weight_implicit_gemm{};
 };
 NNOPS_DECLARE_KERNELS(Conv2dKernels, conv2d_kernels)
 

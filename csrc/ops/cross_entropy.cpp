@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "core/check.h"
+#include "core/device_scope.h"
 #include "core/dispatch.h"
 #include "core/library.h"
 #include "core/threads.h"
@@ -36,6 +37,7 @@ bool check_target(const char* op, const Tensor& input, const Tensor& target, int
     NNOPS_CHECK_INDEX(input.dim() > 0, op,
                       ": input must have at least one dimension, the classes, but got sizes ()");
     check_index_target(op, input.sizes(), target);
+    check_same_device(op, "target", target, "input", input);
     return false;
   }
   NNOPS_CHECK(is_floating(target), op, ": target of the input's sizes ", tuple_text(input.sizes()),
@@ -53,6 +55,7 @@ bool check_target(const char* op, const Tensor& input, const Tensor& target, int
 
 void check_log_sum_exp(const char* op, const Tensor& log_sum_exp, const Tensor& input) {
   check_device(op, "log_sum_exp", log_sum_exp);
+  check_same_device(op, "log_sum_exp", log_sum_exp, "input", input);
   std::vector<int64_t> sizes = row_sizes(input.sizes());
   sizes.insert(sizes.begin(), 2);
   const Sizes actual = log_sum_exp.sizes();
@@ -104,17 +107,20 @@ void view_gradients(Problem& problem, const Tensor& grad_output, const Tensor& g
   problem.g.grad_input = problem.grad_input.strides;
 }
 
-// With fewer classes a vector along them is short of work, and its lanes are better rows.
+// With fewer classes a vector along them is short of work, and its lanes are better rows; on CUDA,
+// the same of the threads that share a row.
 constexpr int64_t kLeastClassVector = 32;
+constexpr int64_t kLeastClassesOfThreads = 5;
 
 // Which way the vectors run; the last thing before the call.
-void choose_vectors(Problem& problem, bool probabilities, bool gradient) {
+void choose_vectors(Problem& problem, const DeviceScope& scope, bool probabilities, bool gradient) {
   ClassGeometry& g = problem.g;
-  g.class_vectors = g.classes >= kLeastClassVector && g.input.c == 1 &&
-                    (!probabilities || g.target.c == 1) && (!gradient || g.grad_input.c == 1);
+  g.class_vectors = g.classes >= (scope.on_cuda() ? kLeastClassesOfThreads : kLeastClassVector) &&
+                    g.input.c == 1 && (!probabilities || g.target.c == 1) &&
+                    (!gradient || g.grad_input.c == 1);
   if (!g.class_vectors) batch_as_spatial(g);
   problem.algorithm = g.class_vectors ? "class_vectors" : "row_vectors";
-  set_chunks(g, g.classes);
+  if (!scope.on_cuda()) set_chunks(g, g.classes);
 }
 
 int threads_for(const ClassGeometry& g) {
@@ -131,26 +137,27 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& input, const Tens
   const Reduction reduce = check_reduction(kOp, reduction);
   check_smoothing(kOp, label_smoothing);
   const DType dtype = dtype_of(kOp, input);
+  const DeviceScope scope(input);
   Problem problem = view_input(kOp, input, reduce, label_smoothing);
   const std::optional<Tensor> w = check_weight(kOp, weight, problem.g.classes, "input", input);
   view_target(problem, target, probabilities, single, ignore_index);
-  choose_vectors(problem, probabilities, false);
+  choose_vectors(problem, scope, probabilities, false);
   const ClassGeometry& g = problem.g;
-  const CrossEntropyKernels& kernels = active_kernels(kTable);
-  const auto kernel =
-      kernel_for(kOp, problem.algorithm,
-                 probabilities ? kernels.forward_probabilities : kernels.forward_indices, dtype);
+  const CrossEntropyKernels& kernels = active_kernels(kTable, scope.isa());
+  const auto kernel = kernel_for(
+      kOp, problem.algorithm,
+      probabilities ? kernels.forward_probabilities : kernels.forward_indices, dtype, scope.isa());
 
   std::vector<int64_t> rows = row_sizes(input.sizes());
   Tensor loss = empty_contiguous(reduce == Reduction::kNone ? Sizes(rows) : Sizes(), dtype, input);
   rows.insert(rows.begin(), 2);
   Tensor log_sum_exp = empty_contiguous(rows, accumulate_dtype(dtype), input);
   Tensor total_weight = empty_contiguous(Sizes(), accumulate_dtype(dtype), input);
-  std::vector<ClassSums> sums(static_cast<size_t>(g.chunks));
+  const Scratch sums(scope, sums_bytes(g));
   const int64_t bad = kernel(loss.mutable_data_ptr(), log_sum_exp.mutable_data_ptr(),
                              total_weight.mutable_data_ptr(), problem.input.tensor.const_data_ptr(),
-                             problem.target.tensor.const_data_ptr(), data_or_null(w), sums.data(),
-                             g, threads_for(g));
+                             problem.target.tensor.const_data_ptr(), data_or_null(w),
+                             static_cast<ClassSums*>(sums.data()), g, threads_for(g));
   if (bad >= 0) throw_bad_target(kOp, target, bad, g.classes, ignore_index);
   return {std::move(loss), std::move(log_sum_exp), std::move(total_weight)};
 }
@@ -168,7 +175,9 @@ Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& input, co
   check_grad_output(kOp, grad_output, reduce, row_sizes(input.sizes()));
   check_log_sum_exp(kOp, log_sum_exp, input);
   const DType dtype = dtype_of(kOp, input);
+  const DeviceScope scope(input);
   check_device(kOp, "total_weight", total_weight);
+  check_same_device(kOp, "total_weight", total_weight, "input", input);
   NNOPS_CHECK(total_weight.numel() == 1 && dtype_of(kOp, total_weight) == accumulate_dtype(dtype),
               kOp, ": total_weight must be the one that cross_entropy returned, but got sizes ",
               tuple_text(total_weight.sizes()), " and dtype ",
@@ -178,18 +187,19 @@ Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& input, co
   view_target(problem, target, probabilities, single, ignore_index);
   Tensor grad_input = empty_dense_like(input);
   view_gradients(problem, grad_output, grad_input, single);
-  choose_vectors(problem, probabilities, true);
+  choose_vectors(problem, scope, probabilities, true);
   const ClassGeometry& g = problem.g;
-  const CrossEntropyKernels& kernels = active_kernels(kTable);
+  const CrossEntropyKernels& kernels = active_kernels(kTable, scope.isa());
   const auto kernel =
       kernel_for(kOp, problem.algorithm,
-                 probabilities ? kernels.backward_probabilities : kernels.backward_indices, dtype);
-  std::vector<ClassSums> sums(static_cast<size_t>(g.chunks));
-  const int64_t bad =
-      kernel(problem.grad_input.tensor.mutable_data_ptr(),
-             problem.grad_output.tensor.const_data_ptr(), problem.input.tensor.const_data_ptr(),
-             problem.target.tensor.const_data_ptr(), data_or_null(w), log_sum_exp.const_data_ptr(),
-             total_weight.const_data_ptr(), sums.data(), g, threads_for(g));
+                 probabilities ? kernels.backward_probabilities : kernels.backward_indices, dtype,
+                 scope.isa());
+  const Scratch sums(scope, sums_bytes(g));
+  const int64_t bad = kernel(
+      problem.grad_input.tensor.mutable_data_ptr(), problem.grad_output.tensor.const_data_ptr(),
+      problem.input.tensor.const_data_ptr(), problem.target.tensor.const_data_ptr(),
+      data_or_null(w), log_sum_exp.const_data_ptr(), total_weight.const_data_ptr(),
+      static_cast<ClassSums*>(sums.data()), g, threads_for(g));
   if (bad >= 0) throw_bad_target(kOp, target, bad, g.classes, ignore_index);
   // Only where grad_input's strides let its spatial dimensions not be seen as one.
   if (problem.grad_input.tensor.get() != grad_input.get()) {
@@ -212,14 +222,16 @@ Tensor cross_entropy_backward_target(const Tensor& grad_output, const Tensor& in
   check_grad_output(kOp, grad_output, reduce, row_sizes(input.sizes()));
   check_log_sum_exp(kOp, log_sum_exp, input);
   const DType dtype = dtype_of(kOp, input);
+  const DeviceScope scope(input);
   Problem problem = view_input(kOp, input, reduce, label_smoothing);
   const std::optional<Tensor> w = check_weight(kOp, weight, problem.g.classes, "input", input);
   Tensor grad_target = empty_dense_like(input);
   view_gradients(problem, grad_output, grad_target, single);
-  choose_vectors(problem, false, true);
+  choose_vectors(problem, scope, false, true);
   const ClassGeometry& g = problem.g;
   const auto kernel =
-      kernel_for(kOp, problem.algorithm, active_kernels(kTable).backward_target, dtype);
+      kernel_for(kOp, problem.algorithm, active_kernels(kTable, scope.isa()).backward_target, dtype,
+                 scope.isa());
   kernel(problem.grad_input.tensor.mutable_data_ptr(), problem.grad_output.tensor.const_data_ptr(),
          problem.input.tensor.const_data_ptr(), data_or_null(w), log_sum_exp.const_data_ptr(), g,
          threads_for(g));

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "core/check.h"
+#include "core/device_scope.h"
 #include "core/dispatch.h"
 #include "core/library.h"
 #include "core/tensor.h"
@@ -47,7 +48,8 @@ std::string supports_channels(const Pool2dGeometry& g, DType dtype) {
 std::string supports_all(const Pool2dGeometry&, DType) { return ""; }
 
 // Where the windows tile the height of every plane, the planes, which lie one behind the other,
-// are one tall plane: a net's small maps become long runs of rows.
+// are one tall plane: a net's small maps become long runs of rows. Not for CUDA, whose threads go
+// through all planes as one run anyway.
 void stack_planes(Pool2dGeometry& g) {
   const bool tiles =
       g.pad_h == 0 && g.dilation_h == 1 && g.kernel_h == g.stride_h && g.oh * g.stride_h == g.h;
@@ -60,19 +62,33 @@ void stack_planes(Pool2dGeometry& g) {
   g.c = 1;
 }
 
-constexpr ForwardChoice kForward[] = {
-    {"rows", supports_rows, &MaxPool2dKernels::rows},
-    {"channels", supports_channels, &MaxPool2dKernels::channels},
-    {"tiles", supports_all, &MaxPool2dKernels::tiles},
-};
-const RegisterAlgorithms kForwardNames("max_pool2d", {"rows", "channels", "tiles"});
-
-std::string supports_backward_tiles(const Pool2dGeometry& g, DType) {
+std::string supports_whole_tiles(const Pool2dGeometry& g, DType) {
   const bool tiles = g.kernel_h == 2 && g.kernel_w == 2 && g.stride_h == 2 && g.stride_w == 2 &&
                      g.dilation_h == 1 && g.dilation_w == 1 && g.pad_h == 0 && g.pad_w == 0;
   if (!tiles) return "only for 2x2 windows of stride 2 without padding and dilation";
   return 2 * g.oh > g.h || 2 * g.ow > g.w ? "only without windows that hang over the end" : "";
 }
+
+// CUDA, forward and backward: threads take two rows of 16 bytes.
+std::string supports_pairs(const Pool2dGeometry& g, DType dtype) {
+  if (!is_floating(dtype)) return "only for floating dtypes";
+  if (g.channels_last) return "only for row-major output";
+  if (g.w % (16 / element_size(dtype)) != 0) return "only for rows of whole 16 bytes";
+  return supports_whole_tiles(g, dtype);
+}
+
+constexpr ForwardChoice kForwardCpu[] = {
+    {"rows", supports_rows, &MaxPool2dKernels::rows},
+    {"channels", supports_channels, &MaxPool2dKernels::channels},
+    {"tiles", supports_all, &MaxPool2dKernels::tiles},
+};
+constexpr ForwardChoice kForwardCuda[] = {
+    {"pairs", supports_pairs, &MaxPool2dKernels::pairs},
+    {"windows", supports_all, &MaxPool2dKernels::windows},
+};
+constexpr AlgorithmsByDevice<ForwardChoice> kForward{kForwardCpu, kForwardCuda};
+const RegisterAlgorithms kForwardNames("max_pool2d", names_of(kForward.cpu),
+                                       names_of(kForward.cuda));
 
 std::string supports_backward_shifts(const Pool2dGeometry& g, DType) {
   if (g.stride_h != 1 || g.stride_w != 1) return "only for stride 1";
@@ -86,14 +102,19 @@ std::string supports_backward_channels(const Pool2dGeometry& g, DType) {
   return g.dilation_h != 1 || g.dilation_w != 1 ? "only for dilation 1" : "";
 }
 
-constexpr BackwardChoice kBackward[] = {
-    {"tiles", supports_backward_tiles, &MaxPool2dKernels::backward_tiles},
+constexpr BackwardChoice kBackwardCpu[] = {
+    {"tiles", supports_whole_tiles, &MaxPool2dKernels::backward_tiles},
     {"shifts", supports_backward_shifts, &MaxPool2dKernels::backward_shifts},
     {"channels", supports_backward_channels, &MaxPool2dKernels::backward_channels},
     {"scatter", supports_all, &MaxPool2dKernels::backward_scatter},
 };
-const RegisterAlgorithms kBackwardNames("max_pool2d_backward",
-                                        {"tiles", "shifts", "channels", "scatter"});
+constexpr BackwardChoice kBackwardCuda[] = {
+    {"pairs", supports_pairs, &MaxPool2dKernels::backward_pairs},
+    {"gather", supports_all, &MaxPool2dKernels::backward_gather},
+};
+constexpr AlgorithmsByDevice<BackwardChoice> kBackward{kBackwardCpu, kBackwardCuda};
+const RegisterAlgorithms kBackwardNames("max_pool2d_backward", names_of(kBackward.cpu),
+                                        names_of(kBackward.cuda));
 
 using Ints = std::vector<int64_t>;
 
@@ -194,6 +215,7 @@ Forward run_forward(
     PerDType<MaxPool2dKernels::Forward> MaxPool2dKernels::ForwardAlgorithm::* form) {
   constexpr const char* kOp = "max_pool2d";  // what the caller knows it by
   check_image(kOp, "input", input);
+  const DeviceScope scope(input);
   Pool2dGeometry g = window_geometry(kOp, kernel_size, stride, padding, dilation);
   const auto [n, c, h, w] = image_sizes(input);
   check_extent(kOp, h, w);
@@ -225,10 +247,11 @@ Forward run_forward(
   }
   set_strides(g.input_strides, input);
   set_strides(g.output_strides, result.output);
-  if (record_dtype != DType::kInt64) stack_planes(g);
-  const ForwardChoice& choice = choose_algorithm(kOp, kForward, g, dtype);
+  if (record_dtype != DType::kInt64 && !scope.on_cuda()) stack_planes(g);
+  const ForwardChoice& choice = choose_algorithm(kOp, kForward.of(scope.isa()), g, dtype);
   const auto kernel =
-      kernel_for(name, choice.name, (active_kernels(kTable).*choice.entry).*form, dtype);
+      kernel_for(name, choice.name, (active_kernels(kTable, scope.isa()).*choice.entry).*form,
+                 dtype, scope.isa());
   if (count > 0) {
     kernel(result.output.mutable_data_ptr(), record, input.const_data_ptr(), g,
            thread_count(window_work(g), kGrainElements));
@@ -297,10 +320,9 @@ Pool2dGeometry offsets_geometry(const char* op, const Tensor& offsets, int64_t h
 }
 
 void check_offsets_were_right(const char* op, int64_t wrong, const Tensor& offsets) {
-  NNOPS_CHECK(
-      wrong < 0, op, ": offsets must point into the window and the input, but got ",
-      int64_t{static_cast<const uint8_t*>(offsets.const_data_ptr())[std::max<int64_t>(wrong, 0)]},
-      " at position ", wrong, " of their memory");
+  NNOPS_CHECK(wrong < 0, op, ": offsets must point into the window and the input, but got ",
+              int64_t{static_cast<const uint8_t*>(on_host(offsets).const_data_ptr())[wrong]},
+              " at position ", wrong, " of their memory");
 }
 
 Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets, const Ints& input_size,
@@ -312,6 +334,8 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets, con
   Pool2dGeometry g = offsets_geometry(kOp, offsets, input_size[0], input_size[1], kernel_size,
                                       stride, padding, dilation);
   check_device(kOp, "grad_output", grad_output);
+  check_same_device(kOp, "grad_output", grad_output, "offsets", offsets);
+  const DeviceScope scope(offsets);
   NNOPS_CHECK(same_sizes(grad_output, offsets), kOp,
               ": grad_output and offsets must have the same sizes, but got ",
               tuple_text(grad_output.sizes()), " and ", tuple_text(offsets.sizes()));
@@ -325,14 +349,15 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets, con
   const Tensor gy = packed_image(grad_output, g.channels_last);
   set_strides(g.input_strides, grad_input);
   set_strides(g.output_strides, codes);
-  stack_planes(g);
-  const BackwardChoice& choice = choose_algorithm(kOp, kBackward, g, dtype);
-  const auto kernel = kernel_for(kOp, choice.name, active_kernels(kTable).*choice.entry, dtype);
+  if (!scope.on_cuda()) stack_planes(g);
+  const BackwardChoice& choice = choose_algorithm(kOp, kBackward.of(scope.isa()), g, dtype);
+  const auto kernel = kernel_for(
+      kOp, choice.name, active_kernels(kTable, scope.isa()).*choice.entry, dtype, scope.isa());
   const int threads = thread_count(count, kGrainElements);
   std::optional<SumScratch> scratch;
   if (choice.entry == &MaxPool2dKernels::backward_scatter) {
-    scratch.emplace(dtype, threads, g.channels_last ? std::min(g.c, kChannelBlock) : 1, g.h, g.w,
-                    offsets);
+    scratch.emplace(scope, dtype, threads, g.channels_last ? std::min(g.c, kChannelBlock) : 1, g.h,
+                    g.w, offsets);
   }
   const int64_t wrong = kernel(grad_input.mutable_data_ptr(), gy.const_data_ptr(),
                                static_cast<const uint8_t*>(codes.const_data_ptr()),
@@ -345,13 +370,16 @@ Tensor max_pool2d_gather(const Tensor& input, const Tensor& offsets, const Ints&
                          const Ints& stride, const Ints& padding, const Ints& dilation) {
   constexpr const char* kOp = "max_pool2d_gather";
   check_image(kOp, "input", input);
+  const DeviceScope scope(input);
   const auto [n, c, h, w] = image_sizes(input);
   Pool2dGeometry g = offsets_geometry(kOp, offsets, h, w, kernel_size, stride, padding, dilation);
+  check_same_device(kOp, "offsets", offsets, "input", input);
   NNOPS_CHECK(input.dim() == offsets.dim() && n == g.n && c == g.c, kOp,
               ": input and offsets must have the same batch and channels, but got sizes ",
               tuple_text(input.sizes()), " and ", tuple_text(offsets.sizes()));
   const DType dtype = dtype_of(kOp, input);
-  const auto kernel = kernel_for(kOp, "offsets", active_kernels(kTable).gather, dtype);
+  const auto kernel =
+      kernel_for(kOp, "offsets", active_kernels(kTable, scope.isa()).gather, dtype, scope.isa());
   Tensor output = empty_image(offsets.sizes(), g.channels_last, dtype, offsets);
   const int64_t count = offsets.numel();
   if (count == 0) return output;

@@ -54,14 +54,20 @@ struct MaxPool2dKernels {
   // Backward does.
   using Gather = int64_t (*)(void* output, const void* input, const uint8_t* offsets,
                              const Pool2dGeometry& geometry, int threads);
-  ForwardAlgorithm rows;
-  ForwardAlgorithm channels;
-  ForwardAlgorithm tiles;
-  PerDType<Backward> backward_tiles;
-  PerDType<Backward> backward_shifts;
-  PerDType<Backward> backward_channels;
-  PerDType<Backward> backward_scatter;
-  PerDType<Gather> gather;
+  ForwardAlgorithm rows = {};
+  ForwardAlgorithm channels = {};
+  ForwardAlgorithm tiles = {};
+  PerDType<Backward> backward_tiles = {};
+  PerDType<Backward> backward_shifts = {};
+  PerDType<Backward> backward_channels = {};
+  PerDType<Backward> backward_scatter = {};
+  PerDType<Gather> gather = {};
+  // CUDA's own. Its kernels do not look for wrong offsets: "backward" and "gather" answer -1; a
+  // gradient whose offset points outside of the window or the input is added nowhere.
+  ForwardAlgorithm pairs = {};
+  ForwardAlgorithm windows = {};
+  PerDType<Backward> backward_pairs = {};
+  PerDType<Backward> backward_gather = {};
 };
 NNOPS_DECLARE_KERNELS(MaxPool2dKernels, max_pool2d_kernels)
 

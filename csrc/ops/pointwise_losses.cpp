@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/device_scope.h"
 #include "core/dispatch.h"
 #include "core/elementwise.h"
 #include "core/library.h"
@@ -50,8 +51,8 @@ struct Problem {
   const Weight* pos_weight = nullptr;
 };
 
-const PointwiseLossFunctions& functions_of(const Problem& problem) {
-  return active_kernels(kTable).*problem.loss;
+const PointwiseLossFunctions& functions_of(const Problem& problem, const DeviceScope& scope) {
+  return active_kernels(kTable, scope.isa()).*problem.loss;
 }
 
 void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
@@ -137,24 +138,26 @@ Tensor forward(const Problem& problem, const Tensor& input, const Tensor& target
   check_same_sizes(op, "target", target, input);
   check_reduction(op, problem.reduction);
   const DType dtype = dtype_of(op, input);
-  const PointwiseLossFunctions& functions = functions_of(problem);
+  const DeviceScope scope(input);
+  const PointwiseLossFunctions& functions = functions_of(problem, scope);
   const int64_t n = input.numel();
   const int threads = thread_count(n, kGrainElements);
 
   if (problem.reduction == kNone) {
-    const auto kernel = kernel_for(op, "vector", functions.forward, dtype);
+    const auto kernel = kernel_for(op, "vector", functions.forward, dtype, scope.isa());
     Tensor output = empty_in_order(order, input, target, dtype);
     const Operands operands(problem, input, target, output);
     check_domain(op, kernel(output.mutable_data_ptr(), operands.arguments, threads));
     return output;
   }
 
-  const auto kernel = kernel_for(op, "vector", functions.reduce, dtype);
+  const auto kernel = kernel_for(op, "vector", functions.reduce, dtype, scope.isa());
   NNOPS_CHECK(is_floating(dtype) || problem.reduction == kSum, op,
               ": reduction 'mean' needs a floating dtype, but got dtype ", dtype_name(dtype));
   const Operands operands(problem, input, target, dense(input));
   Tensor output = empty_contiguous({}, is_floating(dtype) ? dtype : DType::kInt64, input);
-  std::vector<double> block_sums((n + kLossBlock - 1) / kLossBlock);
+  constexpr auto kSumBytes = static_cast<int64_t>(sizeof(double));
+  const Scratch block_sums(scope, (n + kLossBlock - 1) / kLossBlock * kSumBytes);
   const double divisor = problem.reduction == kMean ? static_cast<double>(n) : 1.0;
   check_domain(op, kernel(output.mutable_data_ptr(), block_sums.data(), operands.arguments, divisor,
                           threads));
@@ -162,7 +165,8 @@ Tensor forward(const Problem& problem, const Tensor& input, const Tensor& target
 }
 
 // `input` and `target` may be one tensor, for a derivative that reads only one of them.
-Tensor backward(const Problem& problem, PerDType<PointwiseLossFunctions::Backward> kernels,
+Tensor backward(const Problem& problem,
+                PerDType<PointwiseLossFunctions::Backward> PointwiseLossFunctions::* derivative,
                 const Tensor& grad_output, const Tensor& input, const Tensor& target) {
   const char* op = problem.op;
   check_device(op, "input", input);
@@ -178,7 +182,9 @@ Tensor backward(const Problem& problem, PerDType<PointwiseLossFunctions::Backwar
                 ": grad_output of a reduced loss must have no dimensions, but got sizes ",
                 tuple_text(grad_output.sizes()));
   }
-  const auto kernel = kernel_for(op, "vector", kernels, dtype_of(op, input));
+  const DeviceScope scope(input);
+  const auto kernel = kernel_for(op, "vector", functions_of(problem, scope).*derivative,
+                                 dtype_of(op, input), scope.isa());
   Tensor gradient = empty_dense_like(input);
   const Operands operands(problem, input, target, gradient);
   if (n == 0) return gradient;
@@ -192,12 +198,12 @@ Tensor backward(const Problem& problem, PerDType<PointwiseLossFunctions::Backwar
 
 Tensor backward_input(const Problem& problem, const Tensor& grad_output, const Tensor& input,
                       const Tensor& target) {
-  return backward(problem, functions_of(problem).backward, grad_output, input, target);
+  return backward(problem, &PointwiseLossFunctions::backward, grad_output, input, target);
 }
 
 Tensor backward_target(const Problem& problem, const Tensor& grad_output, const Tensor& input,
                        const Tensor& target) {
-  return backward(problem, functions_of(problem).backward_target, grad_output, input, target);
+  return backward(problem, &PointwiseLossFunctions::backward_target, grad_output, input, target);
 }
 
 // --- l1, mse ------------------------------------------------------------------------------------

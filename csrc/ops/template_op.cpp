@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/check.h"
+#include "core/device_scope.h"
 #include "core/dispatch.h"
 #include "core/library.h"
 #include "core/tensor.h"
@@ -25,9 +26,10 @@ void check_scale(const char* op, double scale) {
 Tensor template_op(const Tensor& input, double scale) {
   constexpr const char* kOp = "template_op";
   check_device(kOp, "input", input);
+  const DeviceScope scope(input);
   check_scale(kOp, scale);
-  const auto kernel =
-      kernel_for(kOp, "vector", active_kernels(kTable).forward, dtype_of(kOp, input));
+  const auto kernel = kernel_for(kOp, "vector", active_kernels(kTable, scope.isa()).forward,
+                                 dtype_of(kOp, input), scope.isa());
   const Tensor x = dense(input);
   Tensor output = empty_as(x);
   const int64_t n = x.numel();
@@ -43,12 +45,13 @@ Tensor template_op_backward(const Tensor& grad_output, const Tensor& input, doub
   constexpr const char* kOp = "template_op_backward";
   check_device(kOp, "grad_output", grad_output);
   check_same_type(kOp, "input", input, "grad_output", grad_output);
+  const DeviceScope scope(input);
   check_scale(kOp, scale);
   NNOPS_CHECK(same_sizes(grad_output, input), kOp,
               ": grad_output and input must have the same sizes, but got ",
               tuple_text(grad_output.sizes()), " and ", tuple_text(input.sizes()));
-  const auto kernel =
-      kernel_for(kOp, "vector", active_kernels(kTable).backward, dtype_of(kOp, input));
+  const auto kernel = kernel_for(kOp, "vector", active_kernels(kTable, scope.isa()).backward,
+                                 dtype_of(kOp, input), scope.isa());
   const Tensor x = dense(input);
   const Tensor gy = with_strides_of(grad_output, x);
   Tensor grad_input = empty_as(x);

@@ -21,11 +21,23 @@ def rows() -> list[tuple[str, str]]:
         ("torch", f"{torch.__version__} (compiled with {build['torch']})"),
         ("Python", platform.python_version()),
         ("compiler", build["compiler"]),
-        ("CUDA", build["cuda"]),
+        ("CUDA", cuda()),
         ("ISA levels", f"{', '.join(_C.available_isas())}; active: {_C.active_isa()}"),
         ("threads", str(torch.get_num_threads())),
         ("OpenMP runtime", "\n".join(loaded_openmp_runtimes()) or "unknown on this system"),
     ]
+
+
+def cuda() -> str:
+    """What was built, and whether a kernel runs on this machine."""
+    built = _C.build_info()["cuda"]
+    if built == "not built":
+        return built
+    try:
+        _C.check_cuda()
+    except RuntimeError as error:
+        return f"{built}\n{error}"
+    return f"{built}\na kernel ran"
 
 
 def info() -> None:
@@ -40,6 +52,9 @@ def info() -> None:
     console.print(report, highlight=False)
 
     algorithms = Table("operator", "algorithms, in the order in which they are tried")
+    on_cuda = _C.cuda_algorithms()
     for name, names in sorted(_C.algorithms().items()):
         algorithms.add_row(name, ", ".join(names))
+        if on_cuda and on_cuda[name] != names:
+            algorithms.add_row("  on CUDA", ", ".join(on_cuda[name]))
     console.print(algorithms, highlight=False)

@@ -200,22 +200,24 @@ def tensors_of(sample: Sample) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def detached(sample: Sample, dtype: torch.dtype | None = None) -> Sample:
+def detached(sample: Sample, dtype: torch.dtype | None = None, device: str | None = None) -> Sample:
     """A copy whose tensors are leaves of their own; floating ones are cast to `dtype`.
 
-    The strides stay, gaps included; only an expanded tensor is packed.
+    The strides stay, gaps included; only an expanded tensor is packed. The copies lie on `device`,
+    where it is given.
     """
 
     def change(tensor: Tensor) -> Tensor:
         cast = dtype if dtype is not None and tensor.dtype.is_floating_point else tensor.dtype
+        place = tensor.device if device is None else device
         expanded = any(
             size > 1 and stride == 0
             for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
         )
         if expanded:
-            copy = tensor.detach().to(cast, copy=True)
+            copy = tensor.detach().to(place, cast, copy=True)
         else:
-            copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=cast)
+            copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=cast, device=place)
             copy.copy_(tensor.detach())
         return copy.requires_grad_(tensor.requires_grad)
 

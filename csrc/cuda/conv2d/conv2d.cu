@@ -1,0 +1,19 @@
+// conv2d on CUDA: the kernel struct.
+#include "cuda/conv2d/launchers.h"
+
+namespace nnops::cuda {
+
+extern const Conv2dKernels conv2d_kernels = {
+    .forward_reference = {.run = NNOPS_ALL_DTYPES(reference_forward)},
+    .backward_input_reference = {.run = NNOPS_ALL_DTYPES(reference_backward_input)},
+    .backward_weight_reference = {.run = NNOPS_ALL_DTYPES(reference_backward_weight)},
+    .backward_bias = NNOPS_ALL_DTYPES(backward_bias),
+    .forward_implicit_gemm = {NNOPS_FLOAT_DTYPES(implicit_gemm_forward_workspace),
+                              NNOPS_FLOAT_DTYPES(implicit_gemm_forward)},
+    .backward_input_implicit_gemm = {NNOPS_FLOAT_DTYPES(implicit_gemm_backward_input_workspace),
+                                     NNOPS_FLOAT_DTYPES(implicit_gemm_backward_input)},
+    .backward_weight_implicit_gemm = {NNOPS_FLOAT_DTYPES(implicit_gemm_backward_weight_workspace),
+                                      NNOPS_FLOAT_DTYPES(implicit_gemm_backward_weight)},
+};
+
+}  // namespace nnops::cuda

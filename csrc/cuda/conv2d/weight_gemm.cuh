@@ -1,0 +1,274 @@
+// backward_weight of conv2d as an implicit GEMM:
+//
+//   grad_weight[oc m, n] = sum over pixels k of grad_output[pixel k][channel m]
+//                                               * input[pixel k, shifted by n's tap][n's channel]
+//
+// m: output channels of a group; n: (kernel row, kernel column, input channel), the channel
+// innermost; k: the output pixels of all images. Both tiles lie in shared memory with their rows
+// (channels) side by side: in channels_last order chunks of 16 bytes of them are copied at once,
+// in other orders element by element, neighbouring lanes taking neighbouring pixels.
+//
+// There are few tiles of C and many pixels, so the pixels are cut into `splits` parts of equal
+// length, a block each. With one split its sums are the gradient; else they go to the workspace,
+// [split][oc][n], and add_splits adds them in order. The cut depends on the geometry alone.
+#pragma once
+
+#include "cuda/conv2d/copy_tile.cuh"
+#include "cuda/conv2d/digits.cuh"
+#include "cuda/conv2d/pixel_pass.cuh"
+
+namespace nnops::cuda {
+
+template <typename T>
+struct WeightGemm {
+  T* grad_weight;
+  const T* grad_output;
+  const T* input;
+  acc_t<T>* partials;  // null with one split
+  int64_t pixels;      // of all images
+  int64_t split_pixels;
+  int groups;
+  int rows;      // output channels of a group
+  int channels;  // input channels of a group
+  int kh, kw;
+  int h, w, oh, ow;
+  int stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
+  Strides4 input_strides, output_strides, weight_strides;
+  bool chunks_of_output, chunks_of_input;  // 16 bytes of neighbouring channels at once
+  unsigned tiles_m, tiles_n;
+
+  NNOPS_HOST_DEVICE int columns() const { return kh * kw * channels; }
+};
+
+// Where a column n of C reads, relative to a pixel, and where it is written. Outside of the columns
+// h is kNowhere.
+struct alignas(16) WeightColumn {
+  int h, w;
+  int read;   // offset in the image
+  int write;  // offset in the weights of an output channel
+};
+
+template <typename T>
+NNOPS_DEVICE WeightColumn weight_column(const WeightGemm<T>& p, int n) {
+  if (n >= p.columns()) return {kNowhere, 0, 0, 0};
+  const Digits digits = Digits::of(n, p.channels, p.kw);
+  const int h = digits.d2 * p.dilation_h;
+  const int w = digits.d1 * p.dilation_w;
+  return {h, w,
+          static_cast<int>(h * p.input_strides.h + w * p.input_strides.w +
+                           digits.d0 * p.input_strides.c),
+          static_cast<int>(digits.d0 * p.weight_strides.c + digits.d2 * p.weight_strides.h +
+                           digits.d1 * p.weight_strides.w)};
+}
+
+// The pixels that a thread copies, from `first` on in equal steps: where each stands in
+// grad_output, and where its window begins in the input.
+template <typename T>
+class PixelWalk {
+ public:
+  struct Place {
+    bool exists;
+    int64_t output, input;  // offsets; the one of the input may lie outside of the image
+    int h, w;               // of the window
+  };
+
+  NNOPS_DEVICE PixelWalk(const WeightGemm<T>& p, int64_t first, int64_t end, int step)
+      : at_(Digits::of(first, p.ow, p.oh)),
+        step_(Digits::of(step, p.ow, p.oh)),
+        left_(static_cast<int>(end - first)),
+        step_pixels_(step) {}
+
+  // Where the thread is; then on to the next.
+  NNOPS_DEVICE Place next(const WeightGemm<T>& p) {
+    const int h = at_.d1 * p.stride_h - p.pad_top;
+    const int w = at_.d0 * p.stride_w - p.pad_left;
+    const Place place = {
+        left_ > 0,
+        at_.d2 * p.output_strides.n + at_.d1 * p.output_strides.h + at_.d0 * p.output_strides.w,
+        at_.d2 * p.input_strides.n + h * p.input_strides.h + w * p.input_strides.w, h, w};
+    at_.advance(step_, p.ow, p.oh);
+    left_ -= step_pixels_;
+    return place;
+  }
+
+ private:
+  Digits at_, step_;
+  int left_;
+  int step_pixels_;
+};
+
+// The threads' shares of a tile of kRows rows whose chunks go along the rows. By chunks: one chunk
+// of rows, kPixels values of k with kPixelStep between them. By elements: one value of k, and
+// kElementRows rows with kRowStep between them; the lanes of a warp have neighbouring k.
+template <typename Multiply, int kRows>
+struct ChannelShares {
+  static constexpr int kWidth = kVectorWidth<typename Multiply::Element>;
+  static constexpr int kChunks = kRows / kWidth;
+  static constexpr int kPixelStep = Multiply::kThreads / kChunks;
+  static constexpr int kPixels = Multiply::kTileK / kPixelStep;
+  static constexpr int kRowStep = Multiply::kThreads / Multiply::kTileK;
+  static constexpr int kElementRows = kRows / kRowStep;
+  static_assert(kChunks * kPixelStep == Multiply::kThreads);
+  static_assert(kPixels * kPixelStep == Multiply::kTileK && kPixels >= 1);
+  static_assert(kRowStep * Multiply::kTileK == Multiply::kThreads);
+  static_assert(kElementRows * kRowStep == kRows && kElementRows >= 1);
+
+  static NNOPS_DEVICE int chunk_row() { return static_cast<int>(threadIdx.x) % kChunks * kWidth; }
+  static NNOPS_DEVICE int element_row() { return static_cast<int>(threadIdx.x) / Multiply::kTileK; }
+  static NNOPS_DEVICE int first_k(bool chunks) {
+    return static_cast<int>(threadIdx.x) / kChunks * (chunks ? 1 : 0) +
+           static_cast<int>(threadIdx.x) % Multiply::kTileK * (chunks ? 0 : 1);
+  }
+  static NNOPS_HOST_DEVICE int step(bool chunks) { return chunks ? kPixelStep : Multiply::kTileK; }
+};
+
+// Tiles of grad_output.
+template <typename Multiply>
+class OutputLoader {
+  using T = typename Multiply::Element;
+  using Shares = ChannelShares<Multiply, Multiply::kTileM>;
+
+ public:
+  NNOPS_DEVICE OutputLoader(const WeightGemm<T>& p, int group, int first_row, int64_t begin,
+                            int64_t end)
+      : k_(Shares::first_k(p.chunks_of_output)),
+        walk_(p, begin + k_, end, Shares::step(p.chunks_of_output)) {
+    const int row = p.chunks_of_output ? Shares::chunk_row() : Shares::element_row();
+    rows_ = p.rows - first_row - row;
+    read_ = p.grad_output + (int64_t{group} * p.rows + first_row + row) * p.output_strides.c;
+  }
+
+  NNOPS_DEVICE void load(const WeightGemm<T>& p, T* a) {
+    if (p.chunks_of_output) {
+#pragma unroll
+      for (int i = 0; i < Shares::kPixels; ++i) {
+        const auto place = walk_.next(p);
+        copy_chunk(a + Multiply::offset_a(Shares::chunk_row(), k_ + i * Shares::kPixelStep),
+                   read_ + place.output, place.exists && rows_ > 0);
+      }
+    } else {
+      const auto place = walk_.next(p);
+      const T* from = read_ + place.output;
+#pragma unroll
+      for (int i = 0; i < Shares::kElementRows; ++i) {
+        copy_element(a + Multiply::offset_a(Shares::element_row() + i * Shares::kRowStep, k_), from,
+                     place.exists && i * Shares::kRowStep < rows_);
+        from += Shares::kRowStep * p.output_strides.c;
+      }
+    }
+  }
+
+ private:
+  int k_;
+  PixelWalk<T> walk_;
+  int rows_;
+  const T* read_;
+};
+
+// Tiles of the input, one row a column of C.
+template <typename Multiply>
+class InputLoader {
+  using T = typename Multiply::Element;
+  using Shares = ChannelShares<Multiply, Multiply::kTileN>;
+
+ public:
+  // columns: those of the tile, in shared memory.
+  NNOPS_DEVICE InputLoader(const WeightGemm<T>& p, int group, const WeightColumn* columns,
+                           int64_t begin, int64_t end)
+      : columns_(columns),
+        k_(Shares::first_k(p.chunks_of_input)),
+        walk_(p, begin + k_, end, Shares::step(p.chunks_of_input)),
+        read_(p.input + int64_t{group} * p.channels * p.input_strides.c) {}
+
+  NNOPS_DEVICE void load(const WeightGemm<T>& p, T* b) {
+    if (p.chunks_of_input) {
+      const WeightColumn column = columns_[Shares::chunk_row()];
+#pragma unroll
+      for (int i = 0; i < Shares::kPixels; ++i) {
+        const auto place = walk_.next(p);
+        copy_chunk(b + Multiply::offset_b(Shares::chunk_row(), k_ + i * Shares::kPixelStep),
+                   read_ + (place.input + column.read), place.exists && inside(p, place, column));
+      }
+    } else {
+      const auto place = walk_.next(p);
+#pragma unroll
+      for (int i = 0; i < Shares::kElementRows; ++i) {
+        const int row = Shares::element_row() + i * Shares::kRowStep;
+        const WeightColumn column = columns_[row];
+        copy_element(b + Multiply::offset_b(row, k_), read_ + (place.input + column.read),
+                     place.exists && inside(p, place, column));
+      }
+    }
+  }
+
+ private:
+  static NNOPS_DEVICE bool inside(const WeightGemm<T>& p, const typename PixelWalk<T>::Place& place,
+                                  const WeightColumn& column) {
+    return static_cast<unsigned>(place.h + column.h) < static_cast<unsigned>(p.h) &&
+           static_cast<unsigned>(place.w + column.w) < static_cast<unsigned>(p.w);
+  }
+
+  const WeightColumn* columns_;
+  int k_;
+  PixelWalk<T> walk_;
+  const T* read_;
+};
+
+template <typename Multiply>
+__global__ void __launch_bounds__(Multiply::kThreads, Multiply::kBlocksPerMultiprocessor)
+    weight_gemm(const WeightGemm<typename Multiply::Element> p) {
+  using T = typename Multiply::Element;
+  static_assert(Multiply::kOrder == TileOrder::kAlongRows);
+  NNOPS_SHARED_DYNAMIC(T, shared);
+  NNOPS_SHARED(WeightColumn, columns, Multiply::kTileN);
+
+  const int first_column = static_cast<int>(blockIdx.x % p.tiles_n) * Multiply::kTileN;
+  const int first_row = static_cast<int>(blockIdx.x / p.tiles_n % p.tiles_m) * Multiply::kTileM;
+  const int part = static_cast<int>(blockIdx.x / p.tiles_n / p.tiles_m);
+  const int group = part % p.groups;
+  const int split = part / p.groups;
+  const int64_t begin = split * p.split_pixels;
+  const int64_t end = smaller(begin + p.split_pixels, p.pixels);
+
+  for (int i = static_cast<int>(threadIdx.x); i < Multiply::kTileN; i += Multiply::kThreads) {
+    columns[i] = weight_column(p, first_column + i);
+  }
+  __syncthreads();
+
+  Multiply tile;
+  {
+    OutputLoader<Multiply> output(p, group, first_row, begin, end);
+    InputLoader<Multiply> input(p, group, columns, begin, end);
+    const int steps = static_cast<int>(ceil_divide<int64_t>(end - begin, Multiply::kTileK));
+    multiply_steps(tile, shared, steps, [&](T* a, T* b) {
+      output.load(p, a);
+      input.load(p, b);
+    });
+  }
+
+  tile.for_each([&](int row, int column, acc_t<T> sum) {
+    if (first_row + row >= p.rows || columns[column].h == kNowhere) return;
+    const int64_t oc = int64_t{group} * p.rows + first_row + row;
+    if (p.partials == nullptr) {
+      p.grad_weight[oc * p.weight_strides.n + columns[column].write] = from_acc<T>(sum);
+    } else {
+      p.partials[((int64_t{split} * p.groups * p.rows) + oc) * p.columns() + first_column +
+                 column] = sum;
+    }
+  });
+}
+
+// The second stage: one thread an element of the gradient, splits in order.
+template <typename T>
+__global__ void __launch_bounds__(256) add_splits(const WeightGemm<T> p, const int splits) {
+  const int64_t size = int64_t{p.groups} * p.rows * p.columns();
+  for_grid_stride(size, [&](int64_t i) {
+    acc_t<T> sum{0};
+    for (int split = 0; split < splits; ++split) sum += p.partials[split * size + i];
+    const int64_t oc = i / p.columns();
+    const WeightColumn column = weight_column(p, static_cast<int>(i % p.columns()));
+    p.grad_weight[oc * p.weight_strides.n + column.write] = from_acc<T>(sum);
+  });
+}
+
+}  // namespace nnops::cuda
