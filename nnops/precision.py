@@ -15,6 +15,9 @@ pixel a million times as large as its neighbours costs these six digits, where a
 them. An image with numbers that are not finite, or so large that a transform is not, is computed
 directly: what is NaN or infinite is so where torch has it.
 
+A call can say otherwise than the process, and its gradients then go with it:
+`F.conv2d(..., precision="highest")`, or the attribute `precision` of a module.
+
 float64 is always computed directly, and results of either setting have the same bits for any
 number of threads, any batch around an image, and every run.
 """
@@ -27,6 +30,9 @@ from contextlib import contextmanager
 from nnops import _library
 
 _C = _library._C
+
+# Names to what the operators take; their default, 0, is what is set for the process.
+CONV_PRECISIONS = {"highest": 1, "high": 2}
 
 
 def set_conv_precision(precision: str) -> None:

@@ -193,6 +193,42 @@ def test_the_precision_says_which_forms_may_run(wide: tuple[Tensor, Tensor]) -> 
     assert _C.conv_precision() == "high"
 
 
+def calls_of_a_step(function, x: Tensor, w: Tensor) -> dict[str, str]:
+    """Operator to algorithm, of a forward and backward pass."""
+    leaves = [each.requires_grad_() for each in (x, w)]
+
+    def step() -> None:
+        torch.autograd.grad(function(*leaves).sum(), leaves)
+
+    return {call.op: call.algorithm for call in nnops.explain(step)}
+
+
+def test_a_call_says_otherwise_than_the_process(wide: tuple[Tensor, Tensor]) -> None:
+    def call(precision: str | None) -> Callable:
+        return lambda x, w: F.conv2d(x, w, padding=1, precision=precision)
+
+    for outer in ("highest", "high"):
+        with nnops.conv_precision(outer):
+            for inner in ("highest", "high", None):
+                form = {"highest": "2x2", "high": "4x4"}[inner or outer]
+                assert calls_of_a_step(call(inner), *wide) == {
+                    "conv2d": f"winograd_{form}_3x3",
+                    "conv2d_backward_input": f"winograd_{form}_3x3",
+                    "conv2d_backward_weight": f"winograd_{form}_3x3",
+                }
+    with pytest.raises(ValueError, match="'highest' or 'high', but got 'low'"):
+        call("low")(*wide)
+    with pytest.raises(RuntimeError, match="precision must be 0"):
+        torch.ops.nnops.conv2d(*wide, None, [1, 1], [1, 1], [1, 1], 1, 3)
+
+
+def test_a_module_says_otherwise_than_the_process(wide: tuple[Tensor, Tensor]) -> None:
+    layer = nnops.nn.Conv2d(64, 64, 3, padding=1)
+    layer.precision = "highest"
+    calls = nnops.explain(layer, wide[0])
+    assert [call.algorithm for call in calls] == ["winograd_2x2_3x3"]
+
+
 def test_highest_is_as_accurate_as_torch(wide: tuple[Tensor, Tensor]) -> None:
     with nnops.conv_precision("highest"):
         error, torchs = errors(*wide, PASSES[0], None)

@@ -548,8 +548,9 @@ const void* weight_for(const Algorithm& algorithm, const Tensor& weight, DType d
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
               const IntList& stride, const IntList& padding, const IntList& dilation,
-              int64_t groups) {
+              int64_t groups, int64_t precision) {
   constexpr const char* kOp = "conv2d";
+  const ConvPrecisionScope precision_scope(kOp, precision);
   check_image(kOp, "input", input);
   check_image(kOp, "weight", weight);
   check_same_type(kOp, "weight", weight, "input", input);
@@ -585,8 +586,10 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
 // input_size: (height, width) of the input.
 Tensor conv2d_backward_input(const Tensor& grad_output, const Tensor& weight,
                              const IntList& input_size, const IntList& stride,
-                             const IntList& padding, const IntList& dilation, int64_t groups) {
+                             const IntList& padding, const IntList& dilation, int64_t groups,
+                             int64_t precision) {
   constexpr const char* kOp = "conv2d_backward_input";
+  const ConvPrecisionScope precision_scope(kOp, precision);
   check_image(kOp, "grad_output", grad_output);
   check_image(kOp, "weight", weight);
   check_same_type(kOp, "weight", weight, "grad_output", grad_output);
@@ -620,8 +623,10 @@ Tensor conv2d_backward_input(const Tensor& grad_output, const Tensor& weight,
 // kernel_size: (height, width) of the weight.
 Tensor conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
                               const IntList& kernel_size, const IntList& stride,
-                              const IntList& padding, const IntList& dilation, int64_t groups) {
+                              const IntList& padding, const IntList& dilation, int64_t groups,
+                              int64_t precision) {
   constexpr const char* kOp = "conv2d_backward_weight";
+  const ConvPrecisionScope precision_scope(kOp, precision);
   check_image(kOp, "grad_output", grad_output);
   check_image(kOp, "input", input);
   check_same_type(kOp, "input", input, "grad_output", grad_output);
@@ -699,15 +704,15 @@ Partition conv2d_partition(const std::string& op, const Conv2dProblem& problem, 
 
 NNOPS_OPERATOR(conv2d,
                "(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
-               "int[] dilation, int groups) -> Tensor",
+               "int[] dilation, int groups, int precision=0) -> Tensor",
                conv2d)
 NNOPS_OPERATOR(conv2d_backward_input,
                "(Tensor grad_output, Tensor weight, SymInt[] input_size, int[] stride, "
-               "int[] padding, int[] dilation, int groups) -> Tensor",
+               "int[] padding, int[] dilation, int groups, int precision=0) -> Tensor",
                conv2d_backward_input)
 NNOPS_OPERATOR(conv2d_backward_weight,
                "(Tensor grad_output, Tensor input, SymInt[] kernel_size, int[] stride, "
-               "int[] padding, int[] dilation, int groups) -> Tensor",
+               "int[] padding, int[] dilation, int groups, int precision=0) -> Tensor",
                conv2d_backward_weight)
 NNOPS_OPERATOR(conv2d_backward_bias, "(Tensor grad_output) -> Tensor", conv2d_backward_bias)
 

@@ -15,6 +15,8 @@ ConvPrecision initial_precision() {
                                                                   : ConvPrecision::kHigh;
 }
 
+thread_local ConvPrecision t_precision = ConvPrecision::kDefault;  // of the call that runs
+
 std::atomic<ConvPrecision>& current() {
   static std::atomic<ConvPrecision> precision{initial_precision()};
   return precision;
@@ -22,7 +24,19 @@ std::atomic<ConvPrecision>& current() {
 
 }  // namespace
 
-ConvPrecision conv_precision() { return current().load(std::memory_order_relaxed); }
+ConvPrecision conv_precision() {
+  return t_precision != ConvPrecision::kDefault ? t_precision
+                                                : current().load(std::memory_order_relaxed);
+}
+
+ConvPrecisionScope::ConvPrecisionScope(const char* op, int64_t precision) : before_(t_precision) {
+  NNOPS_CHECK(precision >= static_cast<int64_t>(ConvPrecision::kDefault) &&
+                  precision <= static_cast<int64_t>(ConvPrecision::kHigh),
+              op, ": precision must be 0 (the process's), 1 (highest) or 2 (high), but got ",
+              precision);
+  t_precision = static_cast<ConvPrecision>(precision);
+}
+ConvPrecisionScope::~ConvPrecisionScope() { t_precision = before_; }
 
 void set_conv_precision(const std::string& name) {
   for (const ConvPrecision precision : {ConvPrecision::kHighest, ConvPrecision::kHigh}) {

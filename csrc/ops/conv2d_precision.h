@@ -10,10 +10,24 @@ namespace nnops {
 // points, within the bound that nnops/precision.py states. kDefault: as the process has it set.
 enum class ConvPrecision : int64_t { kDefault = 0, kHighest = 1, kHigh = 2 };
 
-// Of the process, never kDefault; kHigh at the start, or as NNOPS_CONV_PRECISION says.
+// What holds on the calling thread, never kDefault: that of the innermost scope that says one, or
+// else the process's, which is kHigh at the start, or as NNOPS_CONV_PRECISION says.
 ConvPrecision conv_precision();
 // "highest" or "high"; ValueError for another name.
 void set_conv_precision(const std::string& name);
 const char* precision_name(ConvPrecision precision);
+
+// For one call of an operator, whose argument `precision` is one of the enum's numbers;
+// RuntimeError for another one.
+class ConvPrecisionScope {
+ public:
+  ConvPrecisionScope(const char* op, int64_t precision);
+  ~ConvPrecisionScope();
+  ConvPrecisionScope(const ConvPrecisionScope&) = delete;
+  ConvPrecisionScope& operator=(const ConvPrecisionScope&) = delete;
+
+ private:
+  ConvPrecision before_;
+};
 
 }  // namespace nnops

@@ -9,7 +9,14 @@ from nnops.nn import functional as F
 
 
 class Conv2d(torch.nn.Conv2d):
-    """torch.nn.Conv2d on nnops.nn.functional.conv2d; every padding_mode."""
+    """torch.nn.Conv2d on nnops.nn.functional.conv2d; every padding_mode.
+
+    Attributes:
+        precision: how exact the sums of this layer must be, "highest" or "high" as for
+            `nnops.set_conv_precision`; None, the default, takes what is set there.
+    """
+
+    precision: str | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         padding: str | tuple[int, ...] = self.padding
@@ -19,5 +26,12 @@ class Conv2d(torch.nn.Conv2d):
             )
             padding = (0, 0)
         return F.conv2d(
-            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            precision=self.precision,
         )

@@ -32,6 +32,7 @@ from nnops.ops import (
     max_unpool2d as _max_unpool2d,
     relu as _relu,
 )
+from nnops.precision import CONV_PRECISIONS
 
 # `from nnops.nn.functional import *` gives every name that torch's gives.
 __all__ = [name for name in dir(_torch_functional) if name[0] != "_"]
@@ -79,6 +80,8 @@ def conv2d(
     padding: str | _arguments.IntOrPair = 0,
     dilation: _arguments.IntOrPair = 1,
     groups: int = 1,
+    *,
+    precision: str | None = None,
 ) -> Tensor:
     """Cross-correlates a batch of images with a bank of filters.
 
@@ -96,6 +99,8 @@ def conv2d(
             bottom or right).
         dilation: pixels from one tap of the filter to the next; 1 is dense.
         groups: channels are split into this many groups that do not see each other.
+        precision: how exact the sums must be, here and in the gradients: "highest" or "high"; None
+            is what `nnops.set_conv_precision` set.
 
     Returns:
         Tensor[N, C_out, H_out, W_out] (or without N), channels_last if input or weight is.
@@ -105,6 +110,7 @@ def conv2d(
     Raises:
         RuntimeError: for sizes, strides, paddings, dilations or groups that do not fit.
         TypeError: for arguments of a wrong type.
+        ValueError: for another precision.
         NotImplementedError: for bool and complex dtypes.
 
     Differences from torch: an input with zero channels raises RuntimeError.
@@ -133,8 +139,18 @@ def conv2d(
         paddings,
         dilations,
         group_count,
+        # The operator's default is what is set for the process.
+        *(() if precision is None else (_precision_code(precision),)),
     )
     return output if batched else output.squeeze(0)
+
+
+def _precision_code(precision: str) -> int:
+    if precision not in CONV_PRECISIONS:
+        raise ValueError(
+            f"nnops::conv2d: precision must be 'highest' or 'high', but got {precision!r}"
+        )
+    return CONV_PRECISIONS[precision]
 
 
 def _named_padding(

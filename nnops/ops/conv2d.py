@@ -7,6 +7,8 @@ with the others and close under differentiation:
     gx = conv2d_backward_input(gy, w)      linear in gy and in w
     gw = conv2d_backward_weight(gy, x)     linear in gy and in x
     gb = conv2d_backward_bias(gy)          linear in gy
+
+`precision` says how exact the sums must be (nnops/precision.py); gradients have their operator's.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 class Conv2d(Formulas):
-    """(input, weight, bias, stride, padding, dilation, groups) -> output"""
+    """(input, weight, bias, stride, padding, dilation, groups, precision) -> output"""
 
     name = "conv2d"
     differentiable = (0, 1, 2)
@@ -55,6 +57,7 @@ class Conv2d(Formulas):
         padding: Any,
         dilation: Any,
         groups: int,
+        precision: int = 0,
     ) -> Tensor:
         sizes = _output_sizes(input, weight, stride, padding, dilation)
         channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
@@ -88,6 +91,7 @@ class Conv2d(Formulas):
             None,
             None,
             None,
+            None,
         )
 
     @staticmethod
@@ -107,7 +111,7 @@ class Conv2d(Formulas):
 
 
 class _Gradient(Formulas):
-    """(a, b, size, stride, padding, dilation, groups) -> gradient, linear in a and in b"""
+    """(a, b, size, stride, .., precision) -> gradient, linear in a and in b"""
 
     differentiable = (0, 1)
 
@@ -126,7 +130,7 @@ class _Gradient(Formulas):
     @classmethod
     def backward(cls, ctx: Any, *grad_outputs: Any) -> Any:
         partials = cls.partials(ctx, grad_outputs[0], *ctx.saved_tensors)
-        return (*partials, None, None, None, None, None)
+        return (*partials, None, None, None, None, None, None)
 
     @classmethod
     def jvp(cls, ctx: Any, *tangents: Any) -> Any:
@@ -142,7 +146,7 @@ class _Gradient(Formulas):
 
 
 class Conv2dBackwardInput(_Gradient):
-    """(grad_output, weight, input_size, stride, padding, dilation, groups) -> grad_input"""
+    """(grad_output, weight, input_size, stride, .., precision) -> grad_input"""
 
     name = "conv2d_backward_input"
 
@@ -155,6 +159,7 @@ class Conv2dBackwardInput(_Gradient):
         padding: Any,
         dilation: Any,
         groups: int,
+        precision: int = 0,
     ) -> Tensor:
         sizes = (grad_output.shape[0], weight.shape[1] * groups, *input_size)
         channels_last = suggests_channels_last(grad_output) or suggests_channels_last(weight)
@@ -170,7 +175,7 @@ class Conv2dBackwardInput(_Gradient):
 
 
 class Conv2dBackwardWeight(_Gradient):
-    """(grad_output, input, kernel_size, stride, padding, dilation, groups) -> grad_weight"""
+    """(grad_output, input, kernel_size, stride, .., precision) -> grad_weight"""
 
     name = "conv2d_backward_weight"
 
@@ -183,6 +188,7 @@ class Conv2dBackwardWeight(_Gradient):
         padding: Any,
         dilation: Any,
         groups: int,
+        precision: int = 0,
     ) -> Tensor:
         sizes = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
         channels_last = suggests_channels_last(grad_output) or suggests_channels_last(input)
