@@ -43,7 +43,11 @@ emulated-build = PATH="$(abspath $(VENV))/bin:$$PATH" && \
 
 test-cuda-emulated: build ## run the CUDA kernels on the CPU against torch, and check what they do
 	$(call emulated-build,emulated)
-	NNOPS_EXTENSION=build/cuda-emulated $(python) -m pytest tests/test_opdb.py tests/test_cuda.py $(PYTEST_ARGS)
+	$(call emulated-build,checked)
+	NNOPS_EXTENSION=build/cuda-emulated \
+		$(python) -m pytest tests/test_opdb.py tests/test_cuda.py tests/cuda_emulation $(PYTEST_ARGS)
+	NNOPS_EXTENSION=build/cuda-checked LD_PRELOAD=build/cuda-checked/libnnops_allocations.so \
+		$(python) -m pytest tests/test_cuda.py -k every_order
 
 bench: build ## measure nnops beside torch: BENCH_ARGS="--op relu --threads 1 2" (bench/README.md)
 	$(python) -m nnops bench $(BENCH_ARGS)

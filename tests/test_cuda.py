@@ -41,7 +41,15 @@ from nnops import _C
 from nnops.testing.compare import outputs_of
 from nnops.testing.opdb import CASES
 from nnops.testing.recorder import OperatorCalls, public_operators
-from nnops.testing.samples import FLOATING, Maker, OpCase, Sample, detached, map_tensors
+from nnops.testing.samples import (
+    FLOATING,
+    Maker,
+    OpCase,
+    Sample,
+    detached,
+    map_tensors,
+    tensors_of,
+)
 from nnops.testing.tolerances import assert_equal
 
 BUILT = _C.build_info()["cuda"]
@@ -137,6 +145,27 @@ def test_every_operator_of_the_database_has_cuda_kernels_in_every_floating_dtype
     missing = sorted(f"{name} {dtype}" for name, dtype in wanted - reached)
     assert not missing
     assert len(wanted) == 4 * len(public_operators()) >= 4 * 30
+
+
+# Larger samples take too long where every access to memory is checked.
+MOST_ELEMENTS = 3000
+
+
+@pytest.mark.skipif(not EMULATED, reason="for the emulated extension: make test-cuda-emulated")
+@pytest.mark.parametrize("order", ["seq", "rev", "rand:1"])
+@pytest.mark.parametrize("case", BY_CASE)
+def test_small_problems_in_every_order_of_threads(
+    case: OpCase, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right results; in the checked extension also no race and no access out of bounds."""
+    monkeypatch.setenv("NNOPS_CUDA_ORDER", order)
+    for dtype in (torch.float32, torch.bfloat16):
+        for sample in case.samples(Maker(dtype, requires_grad=True)):
+            if sum(tensor.numel() for tensor in tensors_of(sample)) > MOST_ELEMENTS:
+                continue
+            compare_outputs(case, sample, f" {order}")
+            if any(tensor.requires_grad for tensor in tensors_of(sample)):
+                compare_gradients(case, sample, f" {order}")
 
 
 # --- a CUDA device --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@
 namespace nnops::cuda {
 namespace {
 
-__global__ void nothing() {}
+__global__ void empty_kernel() {}
 
 }  // namespace
 
@@ -18,7 +18,7 @@ void set_device([[maybe_unused]] int device) {
 }
 
 void check_launch() {
-  NNOPS_LAUNCH((nothing), 1, 1, 0);
+  NNOPS_LAUNCH((empty_kernel), 1, 1, 0);
 #if !defined(NNOPS_CUDA_EMULATED)
   check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 #endif
