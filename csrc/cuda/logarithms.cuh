@@ -50,7 +50,8 @@ NNOPS_DEVICE float add_exponent(float exponent, float logarithm) {
 // log(x) for a finite x >= 0, at most 1 ulp off; at 0 some number below -100.
 NNOPS_DEVICE float log_of_finite(float x) {
   const bool subnormal = x < 0x1p-126f;
-  const float scaled = subnormal ? x * 0x1p23f : x;
+  // Adding 0 makes 0 of -0.
+  const float scaled = subnormal ? fmaf(x, 0x1p23f, 0.0f) : x;
   const int bits = exponent_bits(scaled);
   const float f = bits_as<float>(bits_as<int>(scaled) - bits) - 1.0f;
   const float exponent = exponent_of(bits);
