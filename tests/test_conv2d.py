@@ -45,6 +45,8 @@ def computable(args, kwargs) -> bool:
 def assert_as_accurate_as_it_claims(algorithm: str, actual, expected, reference, what: str) -> None:
     """Sums of products as torch's; the bound of Winograd's forms is in test_conv2d_winograd.py."""
     if algorithm.startswith("winograd") and actual.dtype == torch.float32:
+        if not actual.numel():
+            return
         error = (actual - reference).abs().max()
         assert error <= 1e-5 * reference.abs().max(), f"{what}: {error=}"
         return

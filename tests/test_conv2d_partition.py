@@ -117,6 +117,8 @@ def test_every_algorithm_tells_all_its_work(
     algorithm: tuple[str, str], dtype: torch.dtype, level: str
 ) -> None:
     conv_pass, name = algorithm
+    if name.startswith("winograd") and dtype == torch.float64:
+        pytest.skip("float64 is computed directly")
     told = 0
     for _, input_size, weight_size, _, parameters in GEOMETRIES:
         if len(input_size) < 4 or isinstance(parameters.get("padding"), str) or not input_size[0]:

@@ -440,13 +440,13 @@ struct AlgorithmCall {
   int threads;
 };
 
-template <typename Algorithm>
-constexpr bool kAddsImages = std::is_same_v<Algorithm, Conv2dBackwardWeight>;
+// Whether a pass computes image by image, or one sum over all.
+enum class Images { kApart, kAddedUp };
 
 template <typename Algorithm, typename Call>
 void run_algorithm(const char* op, const DeviceScope& scope, const Candidate<Algorithm>& choice,
-                   const Conv2dGeometry& g, DType dtype, int64_t first_image, const Call& call,
-                   std::vector<int64_t>* left_out) {
+                   const Conv2dGeometry& g, DType dtype, Images images, int64_t first_image,
+                   const Call& call, std::vector<int64_t>* left_out) {
   const Isa isa = scope.isa();
   const Algorithm& algorithm = active_kernels(kTable, isa).*choice.entry;
   const auto kernel = kernel_for(op, choice.name, algorithm.run, dtype, isa);
@@ -457,7 +457,7 @@ void run_algorithm(const char* op, const DeviceScope& scope, const Candidate<Alg
   call(kernel, AlgorithmCall<Algorithm>{algorithm, g, first_image, workspace.data(), threads});
   if (!algorithm.flags_images) return;
   const auto* flags = static_cast<const uint8_t*>(workspace.data());
-  for (int64_t n = 0; n < (kAddsImages<Algorithm> ? 1 : g.n); ++n) {
+  for (int64_t n = 0; n < (images == Images::kAddedUp ? 1 : g.n); ++n) {
     if (flags[n] != 0) left_out->push_back(n);
   }
 }
@@ -466,19 +466,20 @@ void run_algorithm(const char* op, const DeviceScope& scope, const Candidate<Alg
 // out, the first algorithm that leaves out none.
 template <typename Algorithm, typename Call>
 void run(const char* op, const DeviceScope& scope, const Candidates<Algorithm>& candidates,
-         const Conv2dGeometry& g, DType dtype, const Call& call) {
+         const Conv2dGeometry& g, DType dtype, Images images, const Call& call) {
   const auto& list = candidates.of(scope.isa());
   std::vector<int64_t> left_out;
-  run_algorithm(op, scope, choose_algorithm(op, list, g, dtype), g, dtype, 0, call, &left_out);
+  run_algorithm(op, scope, choose_algorithm(op, list, g, dtype), g, dtype, images, 0, call,
+                &left_out);
   if (left_out.empty()) return;
   Conv2dGeometry image = g;
-  if (!kAddsImages<Algorithm>) image.n = 1;
+  if (images == Images::kApart) image.n = 1;
   for (const auto& candidate : list) {
     const bool takes_all = !(active_kernels(kTable, scope.isa()).*candidate.entry).flags_images;
     if (!takes_all || !candidate.supports(image, dtype).empty()) continue;
     if (candidate.pays != nullptr && !candidate.pays(image, dtype).empty()) continue;
     for (const int64_t n : left_out) {
-      run_algorithm(op, scope, candidate, image, dtype, n, call, nullptr);
+      run_algorithm(op, scope, candidate, image, dtype, images, n, call, nullptr);
     }
     return;
   }
@@ -572,7 +573,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   g.input = strides_of(input);
   g.weight = strides_of(weight);
   g.output = strides_of(output);
-  run(kOp, scope, kForward, g, dtype, [&](auto kernel, const auto& run) {
+  run(kOp, scope, kForward, g, dtype, Images::kApart, [&](auto kernel, const auto& run) {
     std::shared_ptr<const Workspace> keeper;
     const void* ordered =
         weight_for(run.algorithm, weight, dtype, g, forward_packing_geometry(g), &keeper);
@@ -609,7 +610,7 @@ Tensor conv2d_backward_input(const Tensor& grad_output, const Tensor& weight,
   g.input = strides_of(grad_input);
   g.weight = strides_of(weight);
   g.output = strides_of(grad_output);
-  run(kOp, scope, kBackwardInput, g, dtype, [&](auto kernel, const auto& run) {
+  run(kOp, scope, kBackwardInput, g, dtype, Images::kApart, [&](auto kernel, const auto& run) {
     std::shared_ptr<const Workspace> keeper;
     const void* ordered =
         weight_for(run.algorithm, weight, dtype, g, backward_input_packing_geometry(g), &keeper);
@@ -647,7 +648,7 @@ Tensor conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
   g.weight = strides_of(grad_weight);
   g.output = strides_of(grad_output);
   if (g.n == 0) torch::stable::zero_(grad_weight);
-  run(kOp, scope, kBackwardWeight, g, dtype, [&](auto kernel, const auto& run) {
+  run(kOp, scope, kBackwardWeight, g, dtype, Images::kAddedUp, [&](auto kernel, const auto& run) {
     kernel(grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(), input.const_data_ptr(), g,
            run.workspace, run.threads);
   });

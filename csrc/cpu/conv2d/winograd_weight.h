@@ -26,10 +26,10 @@ NNOPS_BEGIN_KERNELS
 // Of the input and of the output, a multiple of all vectors: the more, the fewer blocks transform
 // the same channels, unless those blocks would be too few for the threads.
 constexpr int64_t kMostBlockChannels = 128, kLeastBlockChannels = 64;
-constexpr int64_t kLeastBlocks = 4;
+constexpr int64_t kLeastBlocks = 16;
 constexpr int64_t kGradientTiles = 64;  // of a strip, about
-constexpr int64_t kWeightTasks = 8;     // to which the strips are cut, if there are enough
-constexpr int64_t kLeastStrips = 4;     // of a part
+constexpr int64_t kWeightTasks = 16;    // to which the strips are cut, if there are enough
+constexpr int64_t kLeastStrips = 2;     // of a part
 
 // A strip: some rows of tiles of one or more images.
 struct WinogradWeightStrip {
@@ -75,7 +75,9 @@ struct WinogradWeightPlan {
     vertical = divide_up(tile_rows, height);
     strip_images = vertical > 1 ? 1 : larger(1, kGradientTiles / (height * tile_columns));
     strips = divide_up(images, strip_images) * vertical;
-    parts = smaller(divide_up(strips, kLeastStrips), divide_up(kWeightTasks, blocks));
+    // A power of two: so many threads have the same to do.
+    parts = 1;
+    while (2 * parts * blocks <= kWeightTasks && 2 * parts * kLeastStrips <= strips) parts *= 2;
     input_columns = tile_columns * kM + Form::kTaps - 1;
     gradient_columns = tile_columns * kM;
     const int64_t width = smaller(block_channels, round_up(outer, kLanes<A>));
