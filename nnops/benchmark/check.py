@@ -56,13 +56,15 @@ def check(case: OpCase, sample: Sample, expected: Expected) -> None:
             if case.exact:
                 assert_equal(actual, torchs, what)
             else:
-                assert_within_operands(actual, torchs, reference, inputs, what)
+                assert_within_operands(actual, torchs, reference, inputs, what, case.error_share)
     for actual_grad, torchs_grad, reference_grad in zip(
         gradients(ours, sample), expected.gradients, expected.reference_gradients, strict=True
     ):
         assert (actual_grad is None) == (torchs_grad is None), "one of the gradients is None"
         if actual_grad is not None and torchs_grad is not None and reference_grad is not None:
-            assert_within_operands(actual_grad, torchs_grad, reference_grad, inputs, "gradient")
+            assert_within_operands(
+                actual_grad, torchs_grad, reference_grad, inputs, "gradient", case.error_share
+            )
 
 
 def _detached(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

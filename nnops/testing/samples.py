@@ -153,6 +153,8 @@ class OpCase:
     error_samples: Callable[[], Iterator[ErrorSample]]
     # The result must equal torch's bit for bit (selection, not arithmetic).
     exact: bool = False
+    # What float32 results of benchmark samples may be off by, in units of the largest one.
+    error_share: float = 0.0
     function: Callable[..., Any] | None = None
     reference: Callable[..., Any] | None = None
     # For benchmarks: the calls to time, and the work of one forward and one backward pass, the

@@ -200,6 +200,8 @@ CASES = (
         samples=samples,
         gradcheck_samples=gradcheck_samples,
         error_samples=error_samples,
+        # The bound of the default precision, "high".
+        error_share=1e-5,
         benchmark_samples=tuple(benchmark_samples()),
         forward_work=forward_work,
         backward_work=backward_work,
