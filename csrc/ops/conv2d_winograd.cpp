@@ -56,7 +56,8 @@ double places_of(const WinogradForm& form) {
   return static_cast<double>(form.points() * form.points());
 }
 double padded(int64_t channels) {
-  return static_cast<double>((channels + kLanes - 1) / kLanes * kLanes);
+  const int64_t vectors = (channels + kLanes - 1) / kLanes;
+  return static_cast<double>(vectors * kLanes);
 }
 std::string costs_less(double winograd, double direct) {
   return winograd < kLargestShare * direct ? "" : "a direct sum costs less";
@@ -109,7 +110,8 @@ std::string winograd_backward_weight_pays(const WinogradForm& form, const Conv2d
   constexpr double kSumTiles = 100;
   constexpr int64_t kBlock = 128;  // channels whose products are computed together
   const auto blocks = [](int64_t channels) {
-    return static_cast<double>((channels + kBlock - 1) / kBlock);
+    const int64_t count = (channels + kBlock - 1) / kBlock;
+    return static_cast<double>(count);
   };
   const int64_t outer = g.c / g.groups;
   const int64_t written = g.oc / g.groups;
