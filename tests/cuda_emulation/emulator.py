@@ -93,8 +93,14 @@ def compiler_is_missing() -> bool:
     return shutil.which(COMPILER) is None
 
 
-def run(program: Path, argument: str, order: str) -> subprocess.CompletedProcess[str]:
+def run(
+    program: Path, argument: str, order: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"NNOPS_CUDA_ORDER": order, "ASAN_OPTIONS": "detect_leaks=0"}
     return subprocess.run(
-        [str(program), argument], env=environment, capture_output=True, text=True, timeout=60
+        [str(program), argument],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
