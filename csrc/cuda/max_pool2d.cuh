@@ -8,7 +8,8 @@
 //
 // Threads go through the written tensor in the order of its memory, which is packed: neighbouring
 // threads write side by side, and read side by side along the rows (row-major) or the channels
-// (channels_last), up to 16 bytes each. The overlap of windows is left to the caches. Backward is a
+// (channels_last), up to 16 bytes each. As there are no more threads than elements in memory, a
+// grid of one dimension holds them all. The overlap of windows is left to the caches. Backward is a
 // gather: each element of the gradient sums the windows that chose it, in row-major order, which
 // needs no atomics and gives the bits of the CPU's scatter.
 //

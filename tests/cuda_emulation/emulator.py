@@ -50,7 +50,7 @@ ORDERS = ["seq", "rev", "rand:1", "rand:2", "rand:3"]
 class Emulator:
     def __init__(self, cache: Path) -> None:
         self.cache = cache
-        headers = sorted(SOURCES.glob("cuda/**/*.h")) + sorted(SOURCES.glob("cuda/**/*.cuh"))
+        headers = sorted(SOURCES.glob("cuda/**/*.h")) + sorted(SOURCES.glob("cuda/**/*.cu*"))
         headers += sorted(Path(__file__).parent.glob("*.inc"))
         self.headers = hashlib.sha256(b"".join(path.read_bytes() for path in headers)).hexdigest()
 
