@@ -395,8 +395,9 @@ __global__ void __launch_bounds__(kPoolThreads)
     const Vector<uint8_t, kWindows> codes = load_vector<kWindows>(offsets + window);
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
-      if (codes[i / 2] == i % 2) upper[i] += gradients[i / 2];
-      if (codes[i / 2] == 2 + i % 2) lower[i] += gradients[i / 2];
+      const acc_t<T> gradient = acc_t<T>{0} + gradients[i / 2];  // a sum: -0 becomes 0
+      upper[i] = codes[i / 2] == i % 2 ? gradient : acc_t<T>{0};
+      lower[i] = codes[i / 2] == 2 + i % 2 ? gradient : acc_t<T>{0};
     }
   }
   const int32_t width = problem.columns.size;
