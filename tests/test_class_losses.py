@@ -104,6 +104,46 @@ def test_every_combination_of_nll_loss(
         compare("nll_loss", x, target, weight, ignore_index=ignore_index, reduction=reduction)
 
 
+# Few and many classes, and around the widths at which CUDA shares a row among more threads.
+WIDTHS = (1, 4, 5, 31, 64, 65, 130, 257, 1000, 2048, 2051, 5003)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("c", WIDTHS)
+def test_rows_of_any_width(c: int, dtype: torch.dtype, isa: str) -> None:
+    n = 5
+    x = torch.randn(n, c + 1).to(dtype)
+    rows = {
+        "packed": x[:, 1:].contiguous(),
+        "unaligned": x[:, 1:],
+        "classes apart": x[:, 1:].t().contiguous().t(),
+    }
+    target = torch.randint(c, (n,))
+    target[2] = -100
+    probabilities = torch.rand(n, c).to(dtype)
+    losses = {}
+    for name, row in rows.items():
+        weight = torch.rand(c).to(dtype) + 0.1
+        compare("cross_entropy", row, target, None)
+        compare("cross_entropy", row, target, weight, label_smoothing=0.1)
+        compare("cross_entropy", row, probabilities, weight, label_smoothing=0.1)
+        losses[name] = F.cross_entropy(row, target, reduction="none")
+        part = F.cross_entropy(row[1:3], target[1:3], reduction="none")
+        assert torch.equal(part, losses[name][1:3]), f"{name}: a row's bits depend on the batch"
+    assert torch.equal(losses["packed"], losses["unaligned"])
+
+
+def test_more_rows_than_threads(isa: str) -> None:
+    """On CUDA a block then takes several rows, one after the other, and sums them up."""
+    for n, c in ((270_000, 2), (33_000, 7), (16_500, 65), (2_100, 2_050)):
+        x, target = torch.randn(n, c), torch.randint(c, (n,))
+        compare("cross_entropy", x, target, None)
+    n, c = 33_000, 7
+    compare("cross_entropy", torch.randn(n, c), torch.rand(n, c), None, reduction="sum")
+    n, c = 530_000, 2
+    compare("nll_loss", torch.randn(n, c), torch.randint(c, (n,)), torch.rand(c), reduction="sum")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_promotion_among_logits_probabilities_and_weight(dtype: torch.dtype) -> None:
     x = torch.randn(4, 6, dtype=dtype)

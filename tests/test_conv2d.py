@@ -238,6 +238,9 @@ def test_infinities_stay_where_they_are_multiplied(algorithm: str, isa: str) -> 
     assert computed
 
 
+@pytest.mark.skipif(
+    "cuda" in _C.available_isas(), reason="CUDA's algorithms each sum in an order of their own"
+)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("operator", ["conv2d", "conv2d_backward_input"])
 def test_the_algorithms_of_a_pass_give_the_same_bits(operator: str, channels_last: bool) -> None:

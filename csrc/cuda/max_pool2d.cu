@@ -90,11 +90,6 @@ void for_images(const Pool2dGeometry& g, int64_t threads_per_image, Launch launc
   }
 }
 
-// Threads cover every element of packed memory, so that a grid of one dimension always suffices.
-unsigned blocks(int64_t threads) {
-  return static_cast<unsigned>(ceil_divide<int64_t>(threads, kPoolThreads));
-}
-
 // Whether vectors of `lanes` channels are aligned in both tensors (and the bytes beside them).
 template <typename... Pointers>
 bool channels_are_vectors(const Pool2dGeometry& g, const OtherSide& other, int lanes,
@@ -125,7 +120,8 @@ void launch_windows(void* output, void* record, const void* input, const Pool2dG
   const PoolProblem<Index> problem = pool_problem<Index>(g, other, g.oh, g.ow, kLanes);
   const int64_t image = g.c * g.oh * g.ow;
   for_images<Index>(g, image / kLanes, [&](int64_t first, int64_t count) {
-    NNOPS_LAUNCH((pool_windows<T, kRecord, kLanes, kKernel, Index>), blocks(count), kPoolThreads, 0,
+    NNOPS_LAUNCH((pool_windows<T, kRecord, kLanes, kKernel, Index>),
+                 grid_stride_blocks(count, kPoolThreads), kPoolThreads, 0,
                  static_cast<T*>(output) + first * image, record_at<kRecord>(record, first * image),
                  static_cast<const T*>(input) + first * other.image_stride, count, problem);
   });
@@ -175,7 +171,7 @@ void forward_pairs(void* output, void* record, const void* input, const Pool2dGe
   const PoolProblem<int32_t> problem = pool_problem<int32_t>(g, other, g.oh, g.ow, kLanes / 2);
   const int64_t image = g.c * g.oh * g.ow;
   for_images<int32_t>(g, image / (kLanes / 2), [&](int64_t first, int64_t count) {
-    NNOPS_LAUNCH((pool_pairs<T, kRecord>), blocks(count), kPoolThreads, 0,
+    NNOPS_LAUNCH((pool_pairs<T, kRecord>), grid_stride_blocks(count, kPoolThreads), kPoolThreads, 0,
                  static_cast<T*>(output) + first * image, record_at<kRecord>(record, first * image),
                  static_cast<const T*>(input) + first * other.image_stride, count, problem);
   });
@@ -190,7 +186,8 @@ void launch_gather(void* grad_input, const void* grad_output, const uint8_t* off
   const PoolProblem<Index> problem = pool_problem<Index>(g, other, g.h, g.w, kLanes);
   const int64_t image = g.c * g.h * g.w;
   for_images<Index>(g, image / kLanes, [&](int64_t first, int64_t count) {
-    NNOPS_LAUNCH((pool_backward<T, kLanes, kKernel, Index>), blocks(count), kPoolThreads, 0,
+    NNOPS_LAUNCH((pool_backward<T, kLanes, kKernel, Index>),
+                 grid_stride_blocks(count, kPoolThreads), kPoolThreads, 0,
                  static_cast<T*>(grad_input) + first * image,
                  static_cast<const T*>(grad_output) + first * other.image_stride,
                  offsets + first * other.image_stride, count, problem);
@@ -240,7 +237,7 @@ int64_t backward_pairs(void* grad_input, const void* grad_output, const uint8_t*
   const PoolProblem<int32_t> problem = pool_problem<int32_t>(g, other, row_pairs, g.w, kLanes);
   const int64_t image = g.c * g.h * g.w;
   for_images<int32_t>(g, g.c * row_pairs * (g.w / kLanes), [&](int64_t first, int64_t count) {
-    NNOPS_LAUNCH((pool_backward_pairs<T>), blocks(count), kPoolThreads, 0,
+    NNOPS_LAUNCH((pool_backward_pairs<T>), grid_stride_blocks(count, kPoolThreads), kPoolThreads, 0,
                  static_cast<T*>(grad_input) + first * image,
                  static_cast<const T*>(grad_output) + first * other.image_stride,
                  offsets + first * other.image_stride, count, problem);
@@ -252,8 +249,8 @@ template <typename T>
 int64_t gather(void* output, const void* input, const uint8_t* offsets, const Pool2dGeometry& g,
                int) {
   const int64_t count = g.n * g.c * g.oh * g.ow;
-  NNOPS_LAUNCH((pool_gather<T>), blocks(count), kPoolThreads, 0, static_cast<T*>(output),
-               static_cast<const T*>(input), offsets, count,
+  NNOPS_LAUNCH((pool_gather<T>), grid_stride_blocks(count, kPoolThreads), kPoolThreads, 0,
+               static_cast<T*>(output), static_cast<const T*>(input), offsets, count,
                pool_problem<int64_t>(g, input_side(g), g.oh, g.ow, 1),
                FastDivision<int32_t>(static_cast<int32_t>(g.kernel_w)));
   return -1;

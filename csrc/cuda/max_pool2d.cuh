@@ -8,7 +8,8 @@
 //
 // Threads go through the written tensor in the order of its memory, which is packed: neighbouring
 // threads write side by side, and read side by side along the rows (row-major) or the channels
-// (channels_last), up to 16 bytes each. The overlap of windows is left to the caches. Backward is a
+// (channels_last), up to 16 bytes each. As there are no more threads than elements in memory, a
+// grid of one dimension holds them all. The overlap of windows is left to the caches. Backward is a
 // gather: each element of the gradient sums the windows that chose it, in row-major order, which
 // needs no atomics and gives the bits of the CPU's scatter.
 //
@@ -394,8 +395,9 @@ __global__ void __launch_bounds__(kPoolThreads)
     const Vector<uint8_t, kWindows> codes = load_vector<kWindows>(offsets + window);
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
-      if (codes[i / 2] == i % 2) upper[i] += gradients[i / 2];
-      if (codes[i / 2] == 2 + i % 2) lower[i] += gradients[i / 2];
+      const acc_t<T> gradient = acc_t<T>{0} + gradients[i / 2];  // a sum: -0 becomes 0
+      upper[i] = codes[i / 2] == i % 2 ? gradient : acc_t<T>{0};
+      lower[i] = codes[i / 2] == 2 + i % 2 ? gradient : acc_t<T>{0};
     }
   }
   const int32_t width = problem.columns.size;

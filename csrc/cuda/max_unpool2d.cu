@@ -21,11 +21,6 @@ int64_t find_invalid(const int64_t* indices, int64_t count, int64_t lowest, int6
   return answer == 0 ? -1 : count - static_cast<int64_t>(answer);
 }
 
-// Threads cover every element of packed memory, so that a grid of one dimension always suffices.
-unsigned blocks(int64_t threads) {
-  return static_cast<unsigned>(ceil_divide<int64_t>(threads, kUnpoolThreads));
-}
-
 template <typename Index>
 PackedLines<Index> lines_of(const IndexedPlanes& g, int64_t length) {
   return {FastDivision<Index>(static_cast<Index>(g.c)),
@@ -58,11 +53,12 @@ void launch_assign(T* planes, const T* values, const int64_t* indices, const Ind
     const int64_t value_count = images * value_image;
     const int64_t plane_count = images * plane_image;
     set_zero(last, static_cast<size_t>(plane_count) * sizeof(Word));
-    NNOPS_LAUNCH((mark_last<Index>), blocks(value_count), kUnpoolThreads, 0, last,
-                 indices + image * value_image, value_count, value_lines, plane_lines);
-    NNOPS_LAUNCH((take_last<T, Index>), blocks(plane_count), kUnpoolThreads, 0,
-                 planes + image * plane_image, values + image * value_image, last, plane_count,
-                 value_lines, plane_lines);
+    NNOPS_LAUNCH((mark_last<Index>), grid_stride_blocks(value_count, kUnpoolThreads),
+                 kUnpoolThreads, 0, last, indices + image * value_image, value_count, value_lines,
+                 plane_lines);
+    NNOPS_LAUNCH((take_last<T, Index>), grid_stride_blocks(plane_count, kUnpoolThreads),
+                 kUnpoolThreads, 0, planes + image * plane_image, values + image * value_image,
+                 last, plane_count, value_lines, plane_lines);
   }
 }
 
@@ -89,12 +85,13 @@ void launch_add(T* planes, const T* values, const int64_t* indices, const Indexe
     const int64_t plane_count = images * plane_image;
     set_zero(first, static_cast<size_t>(plane_count) * sizeof(Word));
     if (value_count > 0) {
-      NNOPS_LAUNCH((chain_positions<Index>), blocks(value_count), kUnpoolThreads, 0, first, next,
-                   indices + image * value_image, value_count, value_lines, plane_lines);
+      NNOPS_LAUNCH((chain_positions<Index>), grid_stride_blocks(value_count, kUnpoolThreads),
+                   kUnpoolThreads, 0, first, next, indices + image * value_image, value_count,
+                   value_lines, plane_lines);
     }
-    NNOPS_LAUNCH((add_chains<T, Index>), blocks(plane_count), kUnpoolThreads, 0,
-                 planes + image * plane_image, values + image * value_image, first, next,
-                 plane_count, value_lines, plane_lines);
+    NNOPS_LAUNCH((add_chains<T, Index>), grid_stride_blocks(plane_count, kUnpoolThreads),
+                 kUnpoolThreads, 0, planes + image * plane_image, values + image * value_image,
+                 first, next, plane_count, value_lines, plane_lines);
   }
 }
 
@@ -111,8 +108,8 @@ void launch_gather(T* values, const T* planes, const int64_t* indices, const Ind
   const int64_t value_image = g.c * g.positions;
   for (int64_t image = 0; image < g.n; image += most) {
     const int64_t count = smaller(most, g.n - image) * value_image;
-    NNOPS_LAUNCH((gather_at_indices<T, Index>), blocks(count), kUnpoolThreads, 0,
-                 values + image * value_image, planes + image * g.c * g.plane,
+    NNOPS_LAUNCH((gather_at_indices<T, Index>), grid_stride_blocks(count, kUnpoolThreads),
+                 kUnpoolThreads, 0, values + image * value_image, planes + image * g.c * g.plane,
                  indices + image * value_image, count, lines_of<Index>(g, g.positions),
                  lines_of<Index>(g, g.plane));
   }

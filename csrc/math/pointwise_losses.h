@@ -9,8 +9,8 @@
 //   log_finite(x)       finite x >= 0; at 0 any number below -100
 //   log1m_unit(x)       log(1 - x) for x in [0, 1]; at 1 any number below -100
 //   log1p_unit(x)       log(1 + x) for x in [0, 1] or NaN
-// No torch headers. A lives in the unnamed namespace of the file that includes this one, and with
-// it every instantiation, so nothing here has external linkage.
+// No torch headers. The CPU's A lives in the unnamed namespace of the file that includes this one,
+// and with it every instantiation, so that nothing of one ISA has external linkage.
 //
 // With d = input - target, x = input, t = target, w = weight, p = pos_weight:
 //   l1                 |d|

@@ -291,15 +291,37 @@ std::string floating_and_fits_32_bits(const Conv2dGeometry& g, DType dtype) {
   return first_reason(floating_only(g, dtype), fits_32_bits(g));
 }
 
+// Sums of the direct algorithm, over `outer` channels of a group, are one chain.
+std::string fits_direct(const Conv2dGeometry& g, DType dtype, int64_t outer) {
+  if (!is_one_chain(g, outer)) return "a sum is more than one chain";
+  return floating_and_fits_32_bits(g, dtype);
+}
+// With more channels in a group, a GEMM wastes less of its tiles than is lost without them.
+std::string few_channels_in_groups(const Conv2dGeometry& g, DType) {
+  constexpr int64_t kFew = 4;
+  if (g.groups == 1) return "a single group";
+  return g.c / g.groups <= kFew && (g.c == g.groups || g.oc / g.groups <= kFew)
+             ? ""
+             : "a group has enough channels for a GEMM";
+}
+
 constexpr Candidate<Conv2dForward> kForwardCuda[] = {
+    {"direct",
+     [](const Conv2dGeometry& g, DType dtype) { return fits_direct(g, dtype, g.c / g.groups); },
+     &Conv2dKernels::forward_direct, few_channels_in_groups},
     {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::forward_implicit_gemm},
     {"reference", everything, &Conv2dKernels::forward_reference},
 };
 constexpr Candidate<Conv2dBackwardInput> kBackwardInputCuda[] = {
+    {"direct",
+     [](const Conv2dGeometry& g, DType dtype) { return fits_direct(g, dtype, g.oc / g.groups); },
+     &Conv2dKernels::backward_input_direct, few_channels_in_groups},
     {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::backward_input_implicit_gemm},
     {"reference", everything, &Conv2dKernels::backward_input_reference},
 };
 constexpr Candidate<Conv2dBackwardWeight> kBackwardWeightCuda[] = {
+    {"direct", floating_and_fits_32_bits, &Conv2dKernels::backward_weight_direct,
+     few_channels_in_groups},
     {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::backward_weight_implicit_gemm},
     {"reference", everything, &Conv2dKernels::backward_weight_reference},
 };

@@ -147,6 +147,9 @@ struct Conv2dKernels {
   Conv2dBackwardWeight backward_weight_winograd_4x4_3x3{};
   PerDType<BackwardBias> backward_bias{};
   // CUDA's alone.
+  Conv2dForward forward_direct{};
+  Conv2dBackwardInput backward_input_direct{};
+  Conv2dBackwardWeight backward_weight_direct{};
   Conv2dForward forward_implicit_gemm{};
   Conv2dBackwardInput backward_input_implicit_gemm{};
   Conv2dBackwardWeight backward_weight_implicit_gemm{};

@@ -50,7 +50,7 @@ ORDERS = ["seq", "rev", "rand:1", "rand:2", "rand:3"]
 class Emulator:
     def __init__(self, cache: Path) -> None:
         self.cache = cache
-        headers = sorted(SOURCES.glob("cuda/**/*.h")) + sorted(SOURCES.glob("cuda/*.cuh"))
+        headers = sorted(SOURCES.glob("cuda/**/*.h")) + sorted(SOURCES.glob("cuda/**/*.cu*"))
         headers += sorted(Path(__file__).parent.glob("*.inc"))
         self.headers = hashlib.sha256(b"".join(path.read_bytes() for path in headers)).hexdigest()
 
@@ -93,8 +93,14 @@ def compiler_is_missing() -> bool:
     return shutil.which(COMPILER) is None
 
 
-def run(program: Path, argument: str, order: str) -> subprocess.CompletedProcess[str]:
+def run(
+    program: Path, argument: str, order: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"NNOPS_CUDA_ORDER": order, "ASAN_OPTIONS": "detect_leaks=0"}
     return subprocess.run(
-        [str(program), argument], env=environment, capture_output=True, text=True, timeout=60
+        [str(program), argument],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )

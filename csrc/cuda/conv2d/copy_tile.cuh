@@ -29,29 +29,25 @@ NNOPS_DEVICE void multiply_steps(Multiply& tile, typename Multiply::Element* sha
   constexpr int kStages = Multiply::kStages;
   constexpr int kStage = Multiply::kElementsA + Multiply::kElementsB;
   static_assert(kStages >= 2 && kConv2dLongestChain % Multiply::kTileK == 0);
-  int loaded = 0;
-#pragma unroll
-  for (; loaded < kStages - 1; ++loaded) {
-    if (loaded < steps) {
-      load(shared + loaded * kStage, shared + loaded * kStage + Multiply::kElementsA);
-    }
-    copy_async_commit();
-  }
-  int write_stage = kStages - 1;
+  int write_stage = 0;
   int read_stage = 0;
   int left_of_chain = kTilesPerChain<Multiply>;
   tile.clear();
-  for (int step = 0; step < steps; ++step) {
-    // The copies of this step have landed, and nobody reads the stage of the last step any more.
-    copy_async_wait<kStages - 2>();
-    __syncthreads();
+  // The first rounds only load.
+  for (int step = 1 - kStages; step < steps; ++step) {
+    if (step >= 0) {
+      // The copies of this step have landed, and nobody reads the stage of the last step any more.
+      copy_async_wait<kStages - 2>();
+      __syncthreads();
+    }
     if (step + kStages - 1 < steps) {
       load(shared + write_stage * kStage, shared + write_stage * kStage + Multiply::kElementsA);
+      write_stage = write_stage + 1 == kStages ? 0 : write_stage + 1;
     }
     copy_async_commit();
+    if (step < 0) continue;
     const auto* a = shared + read_stage * kStage;
     tile.multiply(a, a + Multiply::kElementsA);
-    write_stage = write_stage + 1 == kStages ? 0 : write_stage + 1;
     read_stage = read_stage + 1 == kStages ? 0 : read_stage + 1;
     if (--left_of_chain == 0) {
       tile.end_chain();

@@ -13,8 +13,9 @@ using Simt = SimtMultiply<T, Shape, TileOrder::kAlongK>;
 using LargeShape = SimtShape<16, 16, 8, 8>;
 using MediumShape = SimtShape<16, 8, 8, 8>;
 using SmallShape = SimtShape<16, 8, 4, 4>;
-// float64 and the 16-bit types, for which CUDA cores are not the fast way, have one size, 64 x 64.
-using OtherShape = SimtShape<16, 8, 4, 8>;
+// float64 has one size, 64 x 64; so have the 16-bit types, 64 x 32, for which CUDA cores are
+// not the fast way.
+using DoubleShape = SimtShape<16, 8, 4, 8>;
 
 // Blocks below which a smaller tile is worth its slower products: about as many as there are
 // multiprocessors on a large GPU. The bits are the same in every tile.
@@ -35,7 +36,7 @@ void run(T* written, const T* read, const T* weight, const PixelPass& pass, void
     if (pass.rows > 32 && enough(Simt<T, MediumShape>{})) return launch(Simt<T, MediumShape>{});
     launch(Simt<T, SmallShape>{});
   } else {
-    launch(Simt<T, OtherShape>{});
+    launch(Simt<T, std::conditional_t<std::is_same_v<T, double>, DoubleShape, SmallShape>>{});
   }
 }
 

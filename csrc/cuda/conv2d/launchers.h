@@ -26,6 +26,23 @@ template <typename T>
 void implicit_gemm_backward_weight(void* grad_weight, const void* grad_output, const void* input,
                                    const Conv2dGeometry& geometry, void* workspace, int threads);
 
+// direct.cu
+template <typename T>
+int64_t direct_forward_workspace(const Conv2dGeometry& geometry, int threads);
+template <typename T>
+void direct_forward(void* output, const void* input, const void* weight, const void* bias,
+                    const Conv2dGeometry& geometry, void* workspace, int threads);
+template <typename T>
+int64_t direct_backward_input_workspace(const Conv2dGeometry& geometry, int threads);
+template <typename T>
+void direct_backward_input(void* grad_input, const void* grad_output, const void* weight,
+                           const Conv2dGeometry& geometry, void* workspace, int threads);
+template <typename T>
+int64_t direct_backward_weight_workspace(const Conv2dGeometry& geometry, int threads);
+template <typename T>
+void direct_backward_weight(void* grad_weight, const void* grad_output, const void* input,
+                            const Conv2dGeometry& geometry, void* workspace, int threads);
+
 // reference.cu
 template <typename T>
 void reference_forward(void* output, const void* input, const void* weight, const void* bias,

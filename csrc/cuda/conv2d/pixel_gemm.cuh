@@ -17,6 +17,7 @@
 
 #include "cuda/conv2d/copy_tile.cuh"
 #include "cuda/conv2d/digits.cuh"
+#include "cuda/conv2d/epilogue.cuh"
 #include "cuda/conv2d/pixel_pass.cuh"
 
 namespace nnops::cuda {
@@ -34,15 +35,6 @@ struct PixelGemm {
   bool chunks_of_image;  // 16 bytes of neighbouring k at once; needs channels_inner
   bool chunks_of_weights;
   unsigned tiles_m, tiles_n;
-};
-
-// What is done to a sum on its way out. channel: of the written image.
-template <typename T>
-struct AddBias {
-  const T* bias;  // or null
-  NNOPS_DEVICE T operator()(acc_t<T> sum, int channel) const {
-    return from_acc<T>(bias != nullptr ? sum + to_acc(bias[channel]) : sum);
-  }
 };
 
 // The threads' shares of a tile whose chunks go along k: one column of chunks, and rows first_row +

@@ -10,7 +10,8 @@
 // stride meet the same subset of the taps: each pair of residues is a phase, a grid of its own, so
 // that nothing is multiplied by the zeros between the strides.
 //
-// Positions are 32-bit; fits_pixel_pass says whether a problem keeps to that.
+// Positions are 32-bit and, with paddings and reaches, less than 2^29 (fits_32_bits in
+// ops/conv2d.cpp), so that sums of two, one of them "nowhere", do not overflow.
 #pragma once
 
 #include "cuda/numbers.cuh"
@@ -18,9 +19,6 @@
 
 namespace nnops::cuda {
 
-// All sizes, paddings and reaches of what pixel passes compute are less than this, so that sums of
-// two positions, one of them "nowhere", stay within 32 bits.
-inline constexpr int64_t kMostPosition = int64_t{1} << 29;
 // A position that no sum brings into an image.
 inline constexpr int kNowhere = -(1 << 30);
 

@@ -120,7 +120,7 @@ struct SimtMultiply {
         }
       }
     } else {
-#pragma unroll
+#pragma unroll 8
       for (int k = 0; k < kTileK; ++k) {
         Vector<Accumulator, kVector> rows[Shape::kRows / kVector];
         Vector<Accumulator, kVector> columns[Shape::kColumns / kVector];

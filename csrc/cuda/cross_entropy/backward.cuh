@@ -147,6 +147,8 @@ __global__ void __launch_bounds__(RowShape<T, kWideRows>::kThreads)
     };
 
     A mass{};
+    A part{};
+    int steps = 0;
     lanes.for_each_step([&](auto step) {
       typename RowLanes<T, kWideRows>::Values q;
       load_q(q, step);
@@ -155,8 +157,13 @@ __global__ void __launch_bounds__(RowShape<T, kWideRows>::kThreads)
       for (int j = 0; j < Shape::kValues; ++j) {
         if (lanes.is_class(step, j)) sum += q[j];
       }
-      mass += sum;
+      part += sum;
+      if (++steps % kStepsPerSum == 0) {
+        mass += part;
+        part = 0;
+      }
     });
+    mass += part;
     mass = join_lanes(mass, smaller(call.lanes, kWarpSize), Sum{});
     if (kWideRows && call.lanes > kWarpSize) {
       if (lane_index() == 0) warps[warp_index()] = mass;

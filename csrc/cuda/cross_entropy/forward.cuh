@@ -81,6 +81,8 @@ __global__ void __launch_bounds__(RowShape<T, kWideRows>::kThreads)
     }
     const RowLanes<T, kWideRows> lanes{call.lanes, index, call.aligned, exists ? g.classes : 0};
     SoftmaxSum<A> sum = empty_softmax_sum<A>();
+    SoftmaxSum<A> part = empty_softmax_sum<A>();
+    int steps = 0;
     lanes.for_each_step([&](auto step) {
       typename RowLanes<T, kWideRows>::Values values;
       typename RowLanes<T, kWideRows>::Values q;
@@ -102,9 +104,11 @@ __global__ void __launch_bounds__(RowShape<T, kWideRows>::kThreads)
           q[j] = smoothed(probabilities[j], q[j], call.smoothing);
         }
       }
-      add_step<kDot>(sum, values, q, [&](int j) { return lanes.is_class(step, j); });
+      add_step<kDot>(part, values, q, [&](int j) { return lanes.is_class(step, j); });
+      if (++steps % kStepsPerSum == 0) move_into<kDot>(sum, part);
     });
 
+    move_into<kDot>(sum, part);
     join_softmax_sums<kDot>(sum, smaller(call.lanes, kWarpSize));
     if (kWideRows && call.lanes > kWarpSize) {
       if (lane_index() == 0) warps[warp_index()] = sum;

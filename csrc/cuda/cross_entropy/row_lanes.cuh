@@ -132,8 +132,9 @@ NNOPS_DEVICE Value join_lanes(Value value, int count, Join join) {
 template <typename Body>
 NNOPS_DEVICE void for_each_row(const ClassGeometry& g, int lanes, Body body) {
   const int64_t rows = g.batch * g.spatial;
-  const int64_t rows_per_block = blockDim.x / static_cast<unsigned>(lanes);
-  const int64_t mine = threadIdx.x / static_cast<unsigned>(lanes);
+  const int shift = __ffs(lanes) - 1;  // lanes are a power of two
+  const int64_t rows_per_block = blockDim.x >> shift;
+  const int64_t mine = threadIdx.x >> shift;
   for (int64_t first = blockIdx.x * rows_per_block; first < rows;
        first += gridDim.x * rows_per_block) {
     const int64_t row = smaller(first + mine, rows - 1);

@@ -48,10 +48,26 @@ NNOPS_DEVICE void raise(SoftmaxSum<A>& sum, A max) {
   if (!(max > sum.max)) return;
   const A difference = sum.max - max;
   sum.rest = (sum.rest + sum.ties) * exponential(difference);
-  sum.ties = 0;
   // With nothing but -infinity so far, `dot` is referred to 0.
   if (kDot && sum.max != kLowest<A>) sum.dot += difference * sum.mass;
+  sum.ties = 0;
   sum.max = max;
+}
+
+// A lane adds up so many steps before they join what was before them: the rounding error of one
+// long sum would grow with its length.
+constexpr int kStepsPerSum = 16;
+
+// Moves `part` into `sum`, and leaves it empty.
+template <bool kDot, typename A>
+NNOPS_DEVICE void move_into(SoftmaxSum<A>& sum, SoftmaxSum<A>& part) {
+  raise<kDot>(sum, part.max);
+  raise<kDot>(part, sum.max);
+  sum.rest += part.rest;
+  sum.ties += part.ties;
+  sum.mass += part.mass;
+  sum.dot += part.dot;
+  part = empty_softmax_sum<A>();
 }
 
 // Adds the values x[j] for which is_class(j); q is only read with kDot.

@@ -39,10 +39,14 @@ std::string text(uint3 v) {
   return '(' + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ')';
 }
 
-static uint3 thread_index(int thread) {
+namespace {
+
+uint3 thread_index(int thread) {
   const unsigned t = static_cast<unsigned>(thread);
   return {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
 }
+
+}  // namespace
 
 std::string thread_text(int thread) { return text(thread_index(thread)); }
 
@@ -176,6 +180,7 @@ NNOPS_EMULATION_THREAD_LOCAL Device* device;
 
 void Device::launch(const char* kernel, Site site, dim3 grid, dim3 block, size_t dynamic_bytes,
                     void (*call)(const void*), const void* arguments, size_t argument_bytes) {
+  if (running_thread >= 0) fail("a kernel cannot launch kernels", site);
   kernel_ = kernel;
   launch_site_ = site;
   call_ = call;
@@ -188,7 +193,6 @@ void Device::launch(const char* kernel, Site site, dim3 grid, dim3 block, size_t
                                " bytes of dynamic shared memory");
     }
   };
-  require(running_thread < 0, "a kernel cannot launch kernels");
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   require(
       threads >= 1 && block.x <= 1024 && block.y <= 1024 && block.z <= 64 && threads <= kMaxThreads,
@@ -239,9 +243,7 @@ void Device::run_block(uint64_t number) {
     warps_[w].meeting_count = 0;
     ready_warps_ |= 1u << w;
   }
-  for (int t = 0; t < thread_count_; ++t) {
-    threads_[t].state = Thread::kUnstarted;
-  }
+  for (int t = 0; t < thread_count_; ++t) threads_[t].state = Thread::kUnstarted;
   warp_ = order_.choose(ready_warps_);
   Thread* first = next();
   begin(*first);

@@ -1,6 +1,5 @@
 #include "cuda/emulation/shared_memory.h"
 
-#include <algorithm>
 #include <cstring>
 #include <new>
 
@@ -44,7 +43,8 @@ const SharedMemory::Array* SharedMemory::overrun() const {
   for (size_t i = 0; i <= arrays_.size() && !arrays_.empty(); ++i) {
     const bool last = i == arrays_.size();
     const char* zone_end = last ? memory_ + end_ : arrays_[i].begin;
-    if (!std::all_of(zone, zone_end, [](char byte) { return byte == '\xff'; })) {
+    const size_t bytes = static_cast<size_t>(zone_end - zone);
+    if (zone[0] != '\xff' || std::memcmp(zone, zone + 1, bytes - 1) != 0) {
       return &arrays_[i == 0 ? 0 : i - 1];
     }
     if (!last) zone = arrays_[i].begin + arrays_[i].bytes;
