@@ -259,8 +259,10 @@ std::string fits_32_bits(const Conv2dGeometry& g) {
   const auto span = [](int64_t a, int64_t b) {
     return static_cast<double>(a) * static_cast<double>(b);
   };
-  const double group_c = static_cast<double>(g.c / g.groups);
-  const double group_oc = static_cast<double>(g.oc / g.groups);
+  const int64_t channels = g.c / g.groups;
+  const int64_t filters = g.oc / g.groups;
+  const auto group_c = static_cast<double>(channels);
+  const auto group_oc = static_cast<double>(filters);
   const double taps = span(g.kh, g.kw);
   // What the kernels step over outside of an image counts as well.
   const auto extent = [&](const Strides4& strides, int64_t c, double h, double w) {
@@ -273,11 +275,13 @@ std::string fits_32_bits(const Conv2dGeometry& g) {
                          std::max(reach_h, reach_w) < kMost && span(g.h, g.w) < kMost &&
                          span(g.oh, g.ow) < kMost;
   const bool terms = taps * std::max(group_c, group_oc) < kMost;
+  const auto at_least = [](int64_t size, double reach) {
+    return std::max(static_cast<double>(size), reach);
+  };
   const bool offsets =
-      std::max(
-          {extent(g.input, g.c, std::max<double>(g.h, reach_h), std::max<double>(g.w, reach_w)),
-           extent(g.output, g.oc, std::max<double>(g.oh, reach_h), std::max<double>(g.ow, reach_w)),
-           extent(g.weight, g.c / g.groups, g.kh, g.kw)}) < 2 * kMost;
+      std::max({extent(g.input, g.c, at_least(g.h, reach_h), at_least(g.w, reach_w)),
+                extent(g.output, g.oc, at_least(g.oh, reach_h), at_least(g.ow, reach_w)),
+                extent(g.weight, channels, at_least(g.kh, 0), at_least(g.kw, 0))}) < 2 * kMost;
   // Blocks of threads, had they the smallest tile.
   const double pixels = static_cast<double>(g.n) * static_cast<double>(g.groups);
   const double blocks =
