@@ -1,10 +1,12 @@
 // nnops._C: importing it registers the operators under torch.ops.nnops; its functions only look.
 //
-// Nothing here lies on the path of an operator call.
+// Nothing here lies on the path of an operator call, except that convolutions which could use TF32
+// ask Python whether torch's switch allows it.
 #include <omp.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <exception>
 #include <map>
 #include <string>
 #include <utility>
@@ -14,6 +16,7 @@
 #include "core/dispatch.h"
 #include "core/huge_pages.h"
 #include "core/isa.h"
+#include "core/tf32.h"
 #include "core/workspace.h"
 #include "ops/conv2d_partition.h"
 #include "ops/conv2d_precision.h"
@@ -27,8 +30,24 @@ namespace py = pybind11;
 #define NNOPS_COMPILER "GCC " __VERSION__
 #endif
 
+namespace {
+
+// Whether torch lets convolutions use TF32: what its switch, which has several names, adds up to.
+bool read_tf32_switch() {
+  const py::gil_scoped_acquire gil;
+  try {
+    const py::object cudnn = py::module_::import("torch.backends.cudnn");
+    return cudnn.attr("conv").attr("fp32_precision").cast<std::string>() == "tf32";
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Loads nnops's operators and tells how they were built and what ran.";
+  nnops::set_tf32_switch(read_tf32_switch);
 
   module.def(
       "build_info",

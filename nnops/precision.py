@@ -7,6 +7,9 @@ algorithms may run:
     "highest"   direct sums, and F(2x2, 3x3), whose error is that of a direct sum
     "high"      also F(4x4, 3x3) and F(2x2, 5x5), the forms of six points: the default
 
+On CUDA "high" also lets float32 run in TF32 where torch.backends.cudnn.conv.fp32_precision is
+'tf32', as torch's convolutions do; "highest" does not. What follows is about Winograd's forms.
+
 The bound of "high", against float64: for inputs and weights without preferred sign, at most 1e-5 of
 the output's standard deviation at any element and 1.5e-6 in the mean square, for sums over up to
 2048 channels (longer ones are computed directly). A direct sum has about 2e-6 and 3e-7 there. The

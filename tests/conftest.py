@@ -33,6 +33,10 @@ if extension := os.environ.get("NNOPS_EXTENSION"):
 
 from nnops import _C  # noqa: E402
 
+# On CUDA, float32 convolutions round their operands to TF32 unless torch is told otherwise; the
+# tests' tolerances are those of float32.
+torch.backends.cudnn.allow_tf32 = False
+
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Says aloud that the tests for a CUDA device did not run."""

@@ -17,12 +17,14 @@
 //   mma_m16n8k16(d, a, b, float16() or bfloat16()), mma_m16n8k8_tf32(d, a, b), to_tf32(x)
 //                                             warp-wide D += A B in float32, fragments as in PTX;
 //                                             bfloat16 and TF32 from sm_80 on: in device code
-//                                             kMmaHasBFloat16, for a launcher compute_capability()
+//                                             kMmaHasBFloat16, in a launcher architecture_of
 //   copy_to_host(host, device, bytes)         waits for the stream
 //   set_zero(device, bytes)
 //   multiprocessor_count(), compute_capability(), shared_memory_limit()
 //                                             of the current device: 80 for sm_80; bytes that a
 //                                             block may have at most
+//   architecture_of<kernel>()                 80 where the current device runs a kernel's code for
+//                                             sm_80, however new the device is
 //
 // Functions of nnops are in namespace nnops::cuda.
 #pragma once

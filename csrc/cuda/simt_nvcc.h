@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdint>
 #include <type_traits>
 
@@ -31,9 +32,10 @@ inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw_cuda_error(what, cudaGetErrorString(error));
 }
 
-// Above 48 KiB a kernel must be told so before its launch.
+// A launch with more than 48 KiB must be announced, and a kernel's static arrays count too: of
+// those a kernel that has a dynamic one declares at most 8 KiB.
 inline void allow_shared_bytes(const void* kernel, const char* name, size_t bytes) {
-  if (bytes <= 48 << 10) return;
+  if (bytes <= 40 << 10) return;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(bytes)),
         name);
@@ -50,6 +52,26 @@ inline int multiprocessor_count() { return device_attribute(cudaDevAttrMultiProc
 inline int compute_capability() {
   return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) +
          device_attribute(cudaDevAttrComputeCapabilityMinor);
+}
+// What the code of a kernel was compiled for that the current device runs: less than the device's
+// compute capability where the binary has only PTX for it, and 0 where it has nothing.
+template <auto kKernel>
+int architecture_of() {
+  constexpr int kDevices = 64;
+  static std::atomic<int> known[kDevices];
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  int architecture = device < kDevices ? known[device].load(std::memory_order_relaxed) : 0;
+  if (architecture == 0) {
+    cudaFuncAttributes attributes;
+    if (cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kKernel)) != cudaSuccess) {
+      (void)cudaGetLastError();  // a launch will say it
+      return 0;
+    }
+    architecture = attributes.ptxVersion;
+    if (device < kDevices) known[device].store(architecture, std::memory_order_relaxed);
+  }
+  return architecture;
 }
 inline size_t shared_memory_limit() {
   return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));

@@ -15,6 +15,7 @@
 #include "core/dispatch.h"
 #include "core/library.h"
 #include "core/tensor.h"
+#include "core/tf32.h"
 #include "core/threads.h"
 #include "ops/conv2d_partition.h"
 #include "ops/conv2d_precision.h"
@@ -309,10 +310,52 @@ std::string few_channels_in_groups(const Conv2dGeometry& g, DType) {
              : "a group has enough channels for a GEMM";
 }
 
+// What the tensor cores multiply: float16 from sm_75 on, bfloat16 and TF32 from sm_80 on.
+std::string tensor_cores_multiply(DType dtype) {
+  if (dtype == DType::kFloat16) return "";
+  const Conv2dKernels& kernels = *kTable.per_isa[static_cast<int>(Isa::kCuda)];
+  const int architecture = kernels.tensor_core_architecture();
+  if (architecture >= 80) return "";
+  return concat("tensor cores of sm_", architecture, " do not multiply ",
+                dtype == DType::kBFloat16 ? "bfloat16" : "TF32");
+}
+std::string tensor_cores(const Conv2dGeometry& g, DType dtype) {
+  if (dtype != DType::kBFloat16 && dtype != DType::kFloat16) {
+    return "it computes bfloat16 and float16 only";
+  }
+  return first_reason(fits_32_bits(g), tensor_cores_multiply(dtype));
+}
+// The operands rounded to TF32 are a loss that torch's users can forbid.
+std::string tensor_cores_tf32(const Conv2dGeometry& g, DType dtype) {
+  if (dtype != DType::kFloat32) return "it computes float32 only";
+  const std::string lack = first_reason(fits_32_bits(g), tensor_cores_multiply(dtype));
+  if (!lack.empty()) return lack;
+  if (conv_precision() == ConvPrecision::kHighest) return "the precision is 'highest'";
+  return conv_may_use_tf32() ? "" : "torch.backends.cudnn.conv.fp32_precision does not allow TF32";
+}
+// The channels of a group and what else stands beside them fill the tiles of the matrix products;
+// tensor cores are no faster where these are mostly empty.
+std::string tiles_pay(int64_t channels, int64_t beside) {
+  constexpr int64_t kLeast = 8;
+  return std::min(channels, beside) >= kLeast ? "" : "a group has too few channels to fill a tile";
+}
+std::string forward_tiles_pay(const Conv2dGeometry& g, DType) {
+  return tiles_pay(g.oc / g.groups, g.c / g.groups * g.kh * g.kw);
+}
+std::string backward_input_tiles_pay(const Conv2dGeometry& g, DType) {
+  return tiles_pay(g.c / g.groups, g.oc / g.groups * g.kh * g.kw);
+}
+std::string backward_weight_tiles_pay(const Conv2dGeometry& g, DType dtype) {
+  return forward_tiles_pay(g, dtype);
+}
+
 constexpr Candidate<Conv2dForward> kForwardCuda[] = {
     {"direct",
      [](const Conv2dGeometry& g, DType dtype) { return fits_direct(g, dtype, g.c / g.groups); },
      &Conv2dKernels::forward_direct, few_channels_in_groups},
+    {"tensor_cores", tensor_cores, &Conv2dKernels::forward_tensor_cores, forward_tiles_pay},
+    {"tensor_cores_tf32", tensor_cores_tf32, &Conv2dKernels::forward_tensor_cores,
+     forward_tiles_pay},
     {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::forward_implicit_gemm},
     {"reference", everything, &Conv2dKernels::forward_reference},
 };
@@ -320,12 +363,20 @@ constexpr Candidate<Conv2dBackwardInput> kBackwardInputCuda[] = {
     {"direct",
      [](const Conv2dGeometry& g, DType dtype) { return fits_direct(g, dtype, g.oc / g.groups); },
      &Conv2dKernels::backward_input_direct, few_channels_in_groups},
+    {"tensor_cores", tensor_cores, &Conv2dKernels::backward_input_tensor_cores,
+     backward_input_tiles_pay},
+    {"tensor_cores_tf32", tensor_cores_tf32, &Conv2dKernels::backward_input_tensor_cores,
+     backward_input_tiles_pay},
     {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::backward_input_implicit_gemm},
     {"reference", everything, &Conv2dKernels::backward_input_reference},
 };
 constexpr Candidate<Conv2dBackwardWeight> kBackwardWeightCuda[] = {
     {"direct", floating_and_fits_32_bits, &Conv2dKernels::backward_weight_direct,
      few_channels_in_groups},
+    {"tensor_cores", tensor_cores, &Conv2dKernels::backward_weight_tensor_cores,
+     backward_weight_tiles_pay},
+    {"tensor_cores_tf32", tensor_cores_tf32, &Conv2dKernels::backward_weight_tensor_cores,
+     backward_weight_tiles_pay},
     {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::backward_weight_implicit_gemm},
     {"reference", everything, &Conv2dKernels::backward_weight_reference},
 };

@@ -153,6 +153,13 @@ struct Conv2dKernels {
   Conv2dForward forward_implicit_gemm{};
   Conv2dBackwardInput backward_input_implicit_gemm{};
   Conv2dBackwardWeight backward_weight_implicit_gemm{};
+  // float32 in TF32.
+  Conv2dForward forward_tensor_cores{};
+  Conv2dBackwardInput backward_input_tensor_cores{};
+  Conv2dBackwardWeight backward_weight_tensor_cores{};
+  // The architecture, 80 for sm_80, that the kernels which the current device runs were compiled
+  // for.
+  int (*tensor_core_architecture)() = nullptr;
 };
 NNOPS_DECLARE_KERNELS(Conv2dKernels, conv2d_kernels)
 

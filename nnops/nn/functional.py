@@ -105,7 +105,10 @@ def conv2d(
     Returns:
         Tensor[N, C_out, H_out, W_out] (or without N), channels_last if input or weight is.
         H_out = floor((H + 2 padding - dilation (K_h - 1) - 1) / stride) + 1, W_out alike.
-        bfloat16 and float16 accumulate in float32; integers wrap around.
+        bfloat16 and float16 accumulate in float32; integers wrap around. On CUDA, operands of
+        float32 are rounded to TF32 (10 bits of mantissa) while torch's switch
+        torch.backends.cudnn.conv.fp32_precision is 'tf32', which is torch's default; sums stay
+        in float32.
 
     Raises:
         RuntimeError: for sizes, strides, paddings, dilations or groups that do not fit.

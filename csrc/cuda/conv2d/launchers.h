@@ -43,6 +43,26 @@ template <typename T>
 void direct_backward_weight(void* grad_weight, const void* grad_output, const void* input,
                             const Conv2dGeometry& geometry, void* workspace, int threads);
 
+// tensor_cores.cu; float stands for TF32.
+int tensor_core_architecture();
+template <typename T>
+int64_t tensor_cores_forward_workspace(const Conv2dGeometry& geometry, int threads);
+template <typename T>
+void tensor_cores_forward(void* output, const void* input, const void* weight, const void* bias,
+                          const Conv2dGeometry& geometry, void* workspace, int threads);
+template <typename T>
+int64_t tensor_cores_backward_input_workspace(const Conv2dGeometry& geometry, int threads);
+template <typename T>
+void tensor_cores_backward_input(void* grad_input, const void* grad_output, const void* weight,
+                                 const Conv2dGeometry& geometry, void* workspace, int threads);
+
+// tensor_cores_weight.cu
+template <typename T>
+int64_t tensor_cores_backward_weight_workspace(const Conv2dGeometry& geometry, int threads);
+template <typename T>
+void tensor_cores_backward_weight(void* grad_weight, const void* grad_output, const void* input,
+                                  const Conv2dGeometry& geometry, void* workspace, int threads);
+
 // reference.cu
 template <typename T>
 void reference_forward(void* output, const void* input, const void* weight, const void* bias,

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <source_location>
 #include <tuple>
@@ -308,7 +309,16 @@ void launch_kernel(const char* name, Site site, void (*kernel)(Parameters...), d
 namespace nnops::cuda {
 
 inline int multiprocessor_count() { return emulation::kMultiprocessors; }
-inline int compute_capability() { return 80; }
+// Of the device that is emulated. NNOPS_CUDA_EMULATED_CAPABILITY=75 makes launchers do without what
+// sm_75 lacks; the emulator itself has it.
+inline int compute_capability() {
+  const char* value = std::getenv("NNOPS_CUDA_EMULATED_CAPABILITY");
+  return value == nullptr ? 80 : std::atoi(value);
+}
+template <auto kKernel>
+int architecture_of() {
+  return compute_capability();
+}
 inline size_t shared_memory_limit() { return emulation::kSharedLimit; }
 
 inline void copy_to_host(void* host, const void* device, size_t bytes) {
