@@ -1,7 +1,9 @@
 # CUDA: whether it is built, for which devices, and the two builds that emulate it.
 #
-#   NNOPS_CUDA=auto      (default) on where nvcc is found, whether or not a GPU is
-#   NNOPS_CUDA=on, off   nvcc is required, or not looked for
+#   NNOPS_CUDA=auto      (default) on where nvcc is found and torch is a build for CUDA, whether or
+#                        not there is a GPU: compiling takes minutes, and a torch for CPUs has no
+#                        tensors that the kernels could be called with
+#   NNOPS_CUDA=on, off   nvcc is required, whatever torch is, or not looked for
 #   NNOPS_CUDA=emulated  csrc/cuda compiled by the C++ compiler for csrc/cuda/emulation, without
 #                        nvcc and without CPU kernels: CPU tensors go to the CUDA kernels
 #   NNOPS_CUDA=checked   the same, with every access of a kernel to memory looked at
@@ -30,7 +32,10 @@ endif()
 set(NNOPS_CUDA_BUILD "not built") # what _C.build_info() says
 set(NNOPS_CUDA_DEFINITIONS "")
 
-if(nnops_cuda_mode STREQUAL "auto")
+if(nnops_cuda_mode STREQUAL "auto" AND torch_cuda STREQUAL "None")
+  set(nnops_cuda_mode off)
+  message(STATUS "nnops: this torch is for CPUs, so no CUDA kernels are built")
+elseif(nnops_cuda_mode STREQUAL "auto")
   include(CheckLanguage)
   check_language(CUDA)
   if(NOT CMAKE_CUDA_COMPILER)
