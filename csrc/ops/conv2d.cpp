@@ -328,7 +328,7 @@ std::string tensor_cores(const Conv2dGeometry& g, DType dtype) {
 // The operands rounded to TF32 are a loss that torch's users can forbid.
 std::string tensor_cores_tf32(const Conv2dGeometry& g, DType dtype) {
   if (dtype != DType::kFloat32) return "it computes float32 only";
-  const std::string lack = first_reason(fits_32_bits(g), tensor_cores_multiply(dtype));
+  std::string lack = first_reason(fits_32_bits(g), tensor_cores_multiply(dtype));
   if (!lack.empty()) return lack;
   if (conv_precision() == ConvPrecision::kHighest) return "the precision is 'highest'";
   return conv_may_use_tf32() ? "" : "torch.backends.cudnn.conv.fp32_precision does not allow TF32";

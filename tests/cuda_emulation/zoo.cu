@@ -4,6 +4,7 @@
 //   zoo <bug or "none">     exit status 0: all right; 1: the emulator found an error, which is
 //                           printed; 2: the results are wrong, or right by luck, and nobody noticed
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 
@@ -29,16 +30,19 @@ const char* const kNames[] = {
 #undef BUG
 };
 
-// Global memory of exactly so many elements.
+// Global memory of exactly so many elements, zero at first, aligned as a device's is.
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(size_t count) : values_(new T[count]()) {
+  explicit Buffer(size_t count) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 256, count * sizeof(T)) != 0) std::abort();
+    values_ = static_cast<T*>(std::memset(memory, 0, count * sizeof(T)));
     nnops::emulation::register_allocation(values_, count * sizeof(T));
   }
   ~Buffer() {
     nnops::emulation::forget_allocation(values_);
-    delete[] values_;
+    std::free(values_);
   }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
