@@ -33,12 +33,13 @@ SIGNATURES = {
 OWN_OPTIONS = {
     "binary_cross_entropy_with_logits": ("finite",),
     "BCEWithLogitsLoss": ("finite",),
+    "conv2d": ("precision",),
 }
 
 
 def without_own_options(name: str, signature: inspect.Signature) -> inspect.Signature:
     own = [signature.parameters[option] for option in OWN_OPTIONS.get(name, ())]
-    assert all(each.kind is each.KEYWORD_ONLY and each.default is False for each in own)
+    assert all(each.kind is each.KEYWORD_ONLY and not each.default for each in own)
     others = [each for each in signature.parameters.values() if each not in own]
     return signature.replace(parameters=others)
 
