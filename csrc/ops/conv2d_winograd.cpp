@@ -63,17 +63,18 @@ std::string costs_less(double winograd, double direct) {
   return winograd < kLargestShare * direct ? "" : "a direct sum costs less";
 }
 
-// Costs of one image, in multiply-adds. A tile costs its products and its transforms; weights are
-// transformed, and n^2 numbers for r^2 fetched from memory, once for the tiles of a call, which may
-// be a single image.
+// Costs of one image, in multiply-adds. Direct sums pad few channels to nothing, as their vectors
+// can run along pixels; Winograd's run along channels. A tile costs its products and its
+// transforms; weights are transformed, and n^2 numbers for r^2 fetched from memory, once for the
+// tiles of a call, which may be a single image.
 std::string form_pays(const WinogradForm& form, const WinogradProblem& problem) {
   constexpr double kWeightTiles = 16;
   const auto [outer, written, height, width] = problem;
   const double products = static_cast<double>(outer) * padded(written);
   const double pixels = static_cast<double>(height) * static_cast<double>(width);
   const double transforms = kTransformCost * (padded(outer) + padded(written));
-  const double direct =
-      products * static_cast<double>(form.taps * form.taps) * (pixels + kWeightTiles);
+  const double direct = static_cast<double>(outer) * static_cast<double>(written) *
+                        static_cast<double>(form.taps * form.taps) * (pixels + kWeightTiles);
   const double winograd =
       places_of(form) *
       ((products + transforms) * tiles_of(form, height, width) + products * kWeightTiles);
@@ -120,7 +121,8 @@ std::string winograd_backward_weight_pays(const WinogradForm& form, const Conv2d
   const double pixels = static_cast<double>(g.oh) * static_cast<double>(g.ow);
   const double transforms =
       kTransformCost * (padded(outer) * blocks(written) + padded(written) * blocks(outer));
-  const double direct = products * static_cast<double>(form.taps * form.taps) * images * pixels;
+  const double direct = static_cast<double>(outer) * static_cast<double>(written) *
+                        static_cast<double>(form.taps * form.taps) * images * pixels;
   const double winograd =
       places_of(form) *
       ((products + transforms) * images * tiles_of(form, g.oh, g.ow) + products * kSumTiles);
