@@ -8,8 +8,20 @@
 #pragma once
 
 #include "cpu/conv2d/pixel_tile.h"
+#include "cpu/conv2d/tap_axis.h"
 
 NNOPS_BEGIN_KERNELS
+
+// Channels in vectors of `lanes`, and these in panels, of which each is a tile's: about equally
+// wide.
+struct ChannelPanels {
+  int64_t vectors, panels;
+
+  ChannelPanels(int64_t channels, int64_t lanes)
+      : vectors(divide_up(channels, lanes)), panels(divide_up(vectors, kTileVectors)) {}
+
+  int64_t first_vector(int64_t panel) const { return panel * vectors / panels; }
+};
 
 template <typename A>
 struct ChannelTile {
@@ -108,6 +120,22 @@ NNOPS_INLINE ChannelTileFunction<A> channel_tile_function(int64_t pixels, int64_
       return channel_tile_of_rows<A, 2>(vectors);
     default:
       return channel_tile_of_rows<A, 1>(vectors);
+  }
+}
+
+// The same for `count` pixels, `step` apart, in tiles that differ by at most one pixel. Of `tile`,
+// whose sums are those of the first pixel, `pixels` is left to this function.
+template <typename A>
+NNOPS_INLINE void multiply_pixels(ChannelTile<A> tile, const A* pixels, int64_t step, int64_t count,
+                                  int64_t vectors) {
+  A* sums = tile.sums;
+  const int64_t tiles = divide_up(count, kTileRows);
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t first = i * count / tiles;
+    const int64_t size = (i + 1) * count / tiles - first;
+    tile.sums = sums + first * tile.sum_stride;
+    for (int64_t p = 0; p < size; ++p) tile.pixels[p] = pixels + (first + p) * step;
+    channel_tile_function<A>(size, vectors)(tile);
   }
 }
 

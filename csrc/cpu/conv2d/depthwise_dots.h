@@ -42,7 +42,7 @@ struct DotsPlan {
     x = with_sequences(forward_axis(g.w, g.ow, g.kw, g.stride_w, g.pad_left, g.dilation_w), g.ow);
     pitch = x.class_length(0, g.ow);
     sequence_rows = y.sequence_length(height);
-    plane_size = (divide_up(sequence_rows * pitch + kLine, kLine) | 1) * kLine;
+    plane_size = odd_lines<A>(sequence_rows * pitch + kLine);
     gradients_pitch = round_up(g.ow, kLine);
     gradients_size = height * gradients_pitch;
   }

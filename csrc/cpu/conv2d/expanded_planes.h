@@ -121,8 +121,8 @@ struct StripPlan : PackedTiles {
     // An odd number of cache lines, so that the planes do not share their sets; the last vector of
     // a plane may reach beyond its end.
     constexpr int64_t kLine = kLanes<A>;
-    plane_size = (divide_up(images * image_size + kLine, kLine) | 1) * kLine;
-    sum_stride = (images * divide_up(pitch * height, kLine) | 1) * kLine;
+    plane_size = odd_lines<A>(images * image_size + kLine);
+    sum_stride = odd_lines<A>(images * round_up(pitch * height, kLine));
     planes_size = block_channels * copies * plane_size;
     staging_size = round_up((expanded ? sequence_rows * staging_width : 0) + kLine, kLine);
     sums_size = resident_tiles * tile_rows * sum_stride;

@@ -107,7 +107,7 @@ struct OuterPlan {
                  : layout == ColumnLayout::kUnfolded ? group_c * g.kh
                  // An odd number of cache lines: pixels that follow each other do not share
                  // their sets.
-                 : layout == ColumnLayout::kSeparate ? (divide_up(channel_block, kLine) | 1) * kLine
+                 : layout == ColumnLayout::kSeparate ? odd_lines<A>(channel_block)
                                                      : group_c;
     row_size = row_length * pixel_size;
     plane_size = sequence_rows * row_size;
@@ -141,9 +141,7 @@ struct OuterPlan {
     return smaller(piece * kPieceVectors * kLanes<A>, chunk_size);
   }
   // From a filter to the next, where gradients are planes: an odd number of cache lines.
-  static int64_t gradients_pitch(int64_t pixels) {
-    return (divide_up(pixels, kLanes<A>) | 1) * kLanes<A>;
-  }
+  static int64_t gradients_pitch(int64_t pixels) { return odd_lines<A>(pixels); }
   // Of columns, for a block of channels.
   int64_t column_vectors(int64_t channels) const {
     constexpr int64_t kLine = kLanes<A>;

@@ -32,22 +32,17 @@ constexpr int64_t kGroupChannels = 64;              // outer channels copied at 
 constexpr int64_t kAlignedWidth = 5;                // from which on tiles are parts of a row
 
 // How the weights of a pass are packed, `lanes` numbers in a vector. Sizes are in elements.
-struct PackedPanels {
+struct PackedPanels : ChannelPanels {
   int64_t taps, depth;
-  int64_t chain;            // outer channels of a chain
-  int64_t vectors, panels;  // of the written channels
+  int64_t chain;  // outer channels of a chain
   int64_t packed_group;
 
-  PackedPanels(const PixelPass& pass, int64_t lanes) {
+  PackedPanels(const PixelPass& pass, int64_t lanes) : ChannelPanels(pass.rows, lanes) {
     taps = pass.y.taps * pass.x.taps;
     depth = pass.outer * taps;
     chain = chain_channels(pass);
-    vectors = divide_up(pass.rows, lanes);
-    panels = divide_up(vectors, kTileVectors);
     packed_group = vectors * lanes * depth;
   }
-
-  int64_t first_vector(int64_t panel) const { return panel * vectors / panels; }
 };
 
 // From a pixel to the next one, and to those below it and in the next image.
@@ -114,9 +109,9 @@ struct RowsPlan : PackedPanels {
     row_step = row_length * column_step;
     read_steps = {dense_step * column_step, row_step, sequence_rows * row_step};
     // An odd number of cache lines: the channels' planes do not share their sets.
-    channel_step = planar ? (divide_up(images * read_steps.image, kLine) | 1) * kLine : 1;
+    channel_step = planar ? odd_lines<A>(images * read_steps.image) : 1;
     rows_size = planar ? channels * channel_step : round_up(images * read_steps.image, kLine);
-    sum_stride = (resident_panels * kTileVectors | 1) * kLine;
+    sum_stride = odd_lines<A>(resident_panels * kTileVectors * kLine);
     sums_size = images * height * width * sum_stride;
     planes_size = kLine * plane_stride();
 
@@ -148,7 +143,7 @@ struct RowsPlan : PackedPanels {
   bool flat() const { return width < kAlignedWidth; }
 
   // Of the buffer in which the sums of a row are transposed for images that are not packed.
-  int64_t plane_stride() const { return (divide_up(width, kLanes<A>) | 1) * kLanes<A>; }
+  int64_t plane_stride() const { return odd_lines<A>(width); }
   int64_t table_size() const { return round_up(2 * chain * taps, 8); }
   int64_t thread_size() const { return rows_size + sums_size + planes_size; }
   int64_t workspace_bytes(int threads) const {

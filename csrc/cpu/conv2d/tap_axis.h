@@ -22,6 +22,13 @@ NNOPS_BEGIN_KERNELS
 NNOPS_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 NNOPS_INLINE int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
+// The least odd number of cache lines that holds `count` numbers: what stands so far apart does not
+// share the cache's sets.
+template <typename A>
+NNOPS_INLINE int64_t odd_lines(int64_t count) {
+  return (divide_up(count, kLanes<A>) | 1) * kLanes<A>;
+}
+
 NNOPS_INLINE int64_t greatest_common_divisor(int64_t a, int64_t b) {
   while (b != 0) {
     const int64_t rest = a % b;

@@ -49,18 +49,13 @@ struct WinogradForm {
 
 // How the weights of a pass are packed. Sizes are in elements.
 template <typename A, typename Form>
-struct PackedWinograd {
-  int64_t vectors, panels;  // of the written channels
+struct PackedWinograd : ChannelPanels {
   int64_t packed_place, packed_group;
 
-  explicit PackedWinograd(const PixelPass& pass) {
-    vectors = divide_up(pass.rows, kLanes<A>);
-    panels = divide_up(vectors, kTileVectors);
-    // An odd number of cache lines: all places are written in turn, and their sets differ.
-    packed_place = (vectors * pass.outer | 1) * kLanes<A>;
+  explicit PackedWinograd(const PixelPass& pass) : ChannelPanels(pass.rows, kLanes<A>) {
+    packed_place = odd_lines<A>(vectors * kLanes<A> * pass.outer);
     packed_group = Form::kPlaces * packed_place;
   }
-  int64_t first_vector(int64_t panel) const { return panel * vectors / panels; }
 };
 
 template <typename A, typename Form>
@@ -88,8 +83,7 @@ struct WinogradPlan : PackedWinograd<A, Form> {
       axis->step = kM;
       axis->taps = Form::kPoints;
     }
-    // An odd number of cache lines from tile to tile and place to place: their sets differ.
-    transformed_tile = odd_lines(pass.outer);
+    transformed_tile = odd_lines<A>(pass.outer);
     const int64_t fitting = kTransformedBytes / (Form::kPlaces * transformed_tile * kSize);
     const int64_t most = smaller(kMostTiles, larger(kLeastTiles, fitting));
     width = smaller(tiles.x.grid, most);
@@ -111,21 +105,17 @@ struct WinogradPlan : PackedWinograd<A, Form> {
     staged_pixel = smaller(round_up(pass.outer, kLine), kStagedChannels);
     staged_size = (height * kM + Form::kTaps - 1) * columns * staged_pixel;
     const int64_t strip_tiles = images * height * width;
-    transformed_place = odd_lines(strip_tiles * transformed_tile);
+    transformed_place = odd_lines<A>(strip_tiles * transformed_tile);
     transformed_size = Form::kPlaces * transformed_place;
     const int64_t panel_bytes = Form::kPlaces * strip_tiles * kTileVectors * kLine * kSize;
     resident_panels =
         smaller(divide_up(panels, panel_splits), larger(1, kProductBytes / panel_bytes));
-    product_tile = odd_lines(resident_panels * kTileVectors * kLine);
-    product_place = odd_lines(strip_tiles * product_tile);
+    product_tile = odd_lines<A>(resident_panels * kTileVectors * kLine);
+    product_place = odd_lines<A>(strip_tiles * product_tile);
     product_size = Form::kPlaces * product_place;
     pixels_size = kM * width * kM * product_tile;
   }
 
-  static int64_t odd_lines(int64_t count) {
-    constexpr int64_t kLine = kLanes<A>;
-    return (divide_up(count, kLine) | 1) * kLine;
-  }
   int64_t first_panel(int64_t split) const { return split * panels / panel_splits; }
   int64_t flags_bytes() const { return round_up(tiles.images, 64); }
   // 0, 1, 2, ..: where the channels of a chain stand.
@@ -151,25 +141,17 @@ NNOPS_INLINE auto widen(Register<A> value) {
 template <typename Form, typename A>
 NNOPS_INLINE void transform_weights(A* packed, int64_t place_stride, const A* taps,
                                     int64_t stride_h, int64_t stride_w) {
-  constexpr int kR = Form::kTaps;
   constexpr int kN = Form::kPoints;
   using Wider = decltype(widen<A>(Register<A>{}));
-  Wider columns[kN][kR];
-  for (int s = 0; s < kR; ++s) {
-    Wider w[kR];
-    Wider u[kN];
-    for (int r = 0; r < kR; ++r) w[r] = widen<A>(load_register(taps + r * stride_h + s * stride_w));
-    transform_weight(w, u);
-    for (int i = 0; i < kN; ++i) columns[i][s] = u[i];
-  }
-  for (int i = 0; i < kN; ++i) {
-    Wider u[kN];
-    transform_weight(columns[i], u);
-    for (int j = 0; j < kN; ++j) {
-      store_register(packed + (i * kN + j) * place_stride,
-                     __builtin_convertvector(u[j], Register<A>));
-    }
-  }
+  transform_both_axes<Wider, Form::kTaps, kN>(
+      [=](int r, int s) NNOPS_INLINE_LAMBDA {
+        return widen<A>(load_register(taps + r * stride_h + s * stride_w));
+      },
+      NNOPS_TRANSFORM(transform_weight),
+      [=](int i, int j, Wider u) NNOPS_INLINE_LAMBDA {
+        store_register(packed + (i * kN + j) * place_stride,
+                       __builtin_convertvector(u, Register<A>));
+      });
 }
 
 template <typename Form, typename T>
@@ -228,21 +210,13 @@ NNOPS_INLINE void transform_tile(A* transformed, int64_t place_stride, const A* 
                                  int64_t row_stride, int64_t pixel_stride) {
   constexpr int kN = Form::kPoints;
   using V = Register<A>;
-  V rows[kN][kN];
-  for (int i = 0; i < kN; ++i) {
-    V d[kN];
-    for (int j = 0; j < kN; ++j) d[j] = load_register(pixels + i * row_stride + j * pixel_stride);
-    V t[kN];
-    transform_input(d, t);
-    for (int j = 0; j < kN; ++j) rows[j][i] = t[j];
-  }
-  for (int j = 0; j < kN; ++j) {
-    V t[kN];
-    transform_input(rows[j], t);
-    for (int i = 0; i < kN; ++i) {
-      store_register(transformed + (i * kN + j) * place_stride, t[i]);
-    }
-  }
+  // Along the rows first.
+  transform_both_axes<V, kN, kN>(
+      [=](int x, int y)
+          NNOPS_INLINE_LAMBDA { return load_register(pixels + y * row_stride + x * pixel_stride); },
+      NNOPS_TRANSFORM(transform_input),
+      [=](int x, int y, V t)
+          NNOPS_INLINE_LAMBDA { store_register(transformed + (y * kN + x) * place_stride, t); });
 }
 
 // V of a strip.
@@ -281,7 +255,6 @@ void multiply_strip(A* products, const A* transformed, const A* weights, const i
                     int64_t tiles, int64_t panel0, int64_t panel1, const PixelPass& pass,
                     const WinogradPlan<A, Form>& plan) {
   constexpr int64_t kLine = kLanes<A>;
-  const int64_t groups = divide_up(tiles, kTileRows);
   const int64_t vector0 = plan.first_vector(panel0);
   ChannelTile<A> tile{};
   tile.sum_stride = plan.product_tile;
@@ -295,18 +268,9 @@ void multiply_strip(A* products, const A* transformed, const A* weights, const i
         const int64_t count = plan.first_vector(panel + 1) - vector;
         tile.weights =
             weights + place * plan.packed_place + vector * kLine * pass.outer + c0 * count * kLine;
-        A* sums = products + place * plan.product_place + (vector - vector0) * kLine;
-        const A* pixels = transformed + place * plan.transformed_place + c0;
-        // Groups differ by at most one tile.
-        for (int64_t i = 0; i < groups; ++i) {
-          const int64_t first = i * tiles / groups;
-          const int64_t size = (i + 1) * tiles / groups - first;
-          tile.sums = sums + first * plan.product_tile;
-          for (int64_t p = 0; p < size; ++p) {
-            tile.pixels[p] = pixels + (first + p) * plan.transformed_tile;
-          }
-          channel_tile_function<A>(size, count)(tile);
-        }
+        tile.sums = products + place * plan.product_place + (vector - vector0) * kLine;
+        multiply_pixels(tile, transformed + place * plan.transformed_place + c0,
+                        plan.transformed_tile, tiles, count);
       }
     }
   }
@@ -322,21 +286,15 @@ NNOPS_INLINE void transform_products(A* pixels, int64_t row_stride, int64_t pixe
   constexpr int kN = Form::kPoints;
   constexpr int kM = Form::kOutputs;
   using V = Register<A>;
-  V columns[kM][kN];
-  for (int j = 0; j < kN; ++j) {
-    V m[kN];
-    for (int i = 0; i < kN; ++i) m[i] = load_register(products + (i * kN + j) * place_stride);
-    V y[kM];
-    transform_output(m, y);
-    for (int i = 0; i < kM; ++i) columns[i][j] = y[i];
-  }
   V corners = {};
-  for (int i = 0; i < kM; ++i) {
-    V y[kM];
-    transform_output(columns[i], y);
-    for (int j = 0; j < kM; ++j) store_register(pixels + i * row_stride + j * pixel_stride, y[j]);
-    if (i == 0 || i == kM - 1) corners += y[0] + y[kM - 1];
-  }
+  transform_both_axes<V, kN, kM>(
+      [=](int i, int j)
+          NNOPS_INLINE_LAMBDA { return load_register(products + (i * kN + j) * place_stride); },
+      NNOPS_TRANSFORM(transform_output),
+      [=, &corners](int i, int j, V y) NNOPS_INLINE_LAMBDA {
+        store_register(pixels + i * row_stride + j * pixel_stride, y);
+        if (i % (kM - 1) == 0 && j % (kM - 1) == 0) corners += y;
+      });
   *spread += corners * A{0};
 }
 

@@ -19,7 +19,7 @@
 // the arrays.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/wide.h"
 
 NNOPS_BEGIN_KERNELS
 
@@ -172,5 +172,27 @@ NNOPS_INLINE void transform_back_to_weight(const V (&u)[6], V (&w)[kTaps]) {
   }
   w[kTaps - 1] += u[5];
 }
+
+// store(i, j, T x T^T) for x[i][j] = load(i, j), kIn a side, and kOut after the transform T, which
+// is transform(in, out) along one axis: first along i, then along j.
+template <typename V, int kIn, int kOut, typename Load, typename Transform, typename Store>
+NNOPS_INLINE void transform_both_axes(Load load, Transform transform, Store store) {
+  V between[kOut][kIn];
+  for (int j = 0; j < kIn; ++j) {
+    V in[kIn];
+    V out[kOut];
+    for (int i = 0; i < kIn; ++i) in[i] = load(i, j);
+    transform(in, out);
+    for (int i = 0; i < kOut; ++i) between[i][j] = out[i];
+  }
+  for (int i = 0; i < kOut; ++i) {
+    V out[kOut];
+    transform(between[i], out);
+    for (int j = 0; j < kOut; ++j) store(i, j, out[j]);
+  }
+}
+
+// One of the transforms above, for transform_both_axes.
+#define NNOPS_TRANSFORM(name) [](const auto& in, auto& out) NNOPS_INLINE_LAMBDA { name(in, out); }
 
 NNOPS_END_KERNELS

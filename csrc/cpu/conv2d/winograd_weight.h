@@ -84,10 +84,10 @@ struct WinogradWeightPlan {
     const int64_t tiles = strip_images * height * tile_columns;
     // A part of a block's channels at a time.
     staged_size = (height * kM + Form::kTaps - 1) * input_columns * kStagedChannels;
-    input_place = WinogradPlan<A, Form>::odd_lines(tiles * width);
-    gradient_tile = WinogradPlan<A, Form>::odd_lines(smaller(block_channels, rows));
-    gradient_place = WinogradPlan<A, Form>::odd_lines(tiles * gradient_tile);
-    sum_row = WinogradPlan<A, Form>::odd_lines(width);
+    input_place = odd_lines<A>(tiles * width);
+    gradient_tile = odd_lines<A>(smaller(block_channels, rows));
+    gradient_place = odd_lines<A>(tiles * gradient_tile);
+    sum_row = odd_lines<A>(width);
     sum_place = smaller(block_channels, rows) * sum_row;
     sum_size = Form::kPlaces * sum_place;
   }
@@ -131,39 +131,19 @@ NNOPS_INLINE WinogradWeightBlock weight_block(const Plan& plan, int64_t index) {
   return block;
 }
 
-// The vectors of a block's input channels, in panels of about the same width.
-template <typename A>
-struct ChannelPanels {
-  int64_t vectors, panels;
-  explicit ChannelPanels(int64_t channels) {
-    vectors = divide_up(channels, kLanes<A>);
-    panels = divide_up(vectors, kTileVectors);
-  }
-  int64_t first_vector(int64_t panel) const { return panel * vectors / panels; }
-};
-
 // D of one tile and one register of channels.
 template <typename Form, typename A>
 NNOPS_INLINE void transform_gradient_tile(A* transformed, int64_t place_stride, const A* pixels,
                                           int64_t row_stride, int64_t pixel_stride) {
   constexpr int kN = Form::kPoints;
-  constexpr int kM = Form::kOutputs;
   using V = Register<A>;
-  V rows[kN][kM];
-  for (int i = 0; i < kM; ++i) {
-    V g[kM];
-    for (int j = 0; j < kM; ++j) g[j] = load_register(pixels + i * row_stride + j * pixel_stride);
-    V t[kN];
-    transform_gradient(g, t);
-    for (int j = 0; j < kN; ++j) rows[j][i] = t[j];
-  }
-  for (int j = 0; j < kN; ++j) {
-    V t[kN];
-    transform_gradient(rows[j], t);
-    for (int i = 0; i < kN; ++i) {
-      store_register(transformed + (i * kN + j) * place_stride, t[i]);
-    }
-  }
+  // Along the rows first.
+  transform_both_axes<V, Form::kOutputs, kN>(
+      [=](int x, int y)
+          NNOPS_INLINE_LAMBDA { return load_register(pixels + y * row_stride + x * pixel_stride); },
+      NNOPS_TRANSFORM(transform_gradient),
+      [=](int x, int y, V t)
+          NNOPS_INLINE_LAMBDA { store_register(transformed + (y * kN + x) * place_stride, t); });
 }
 
 // V and D of an image of a strip, whose tiles stand from tile0 on; `x` and `gy` are the image's
@@ -176,7 +156,7 @@ void transform_weight_rows(acc_t<T>* inputs, acc_t<T>* gradients, acc_t<T>* stag
   using A = acc_t<T>;
   constexpr int64_t kM = Form::kOutputs;
   constexpr int64_t kLine = kLanes<A>;
-  const ChannelPanels<A> panels(block.channels);
+  const ChannelPanels panels(block.channels, kLine);
   for (int64_t c0 = 0; c0 < block.channels; c0 += kStagedChannels) {
     const int64_t channels = smaller(kStagedChannels, block.channels - c0);
     stage_rows(staged, kStagedChannels, x + c0 * g.input.c, g.input, strip.row0 * kM - g.pad_top,
@@ -222,8 +202,7 @@ void add_weight_products(A* sums, const A* inputs, const A* gradients, const int
                          int64_t tiles, bool first, const WinogradWeightBlock& block,
                          const WinogradWeightPlan<A, Form>& plan) {
   constexpr int64_t kLine = kLanes<A>;
-  const ChannelPanels<A> panels(block.channels);
-  const int64_t groups = divide_up(block.rows, kTileRows);
+  const ChannelPanels panels(block.channels, kLine);
   ChannelTile<A> tile{};
   tile.sum_stride = plan.sum_row;
   tile.offsets = offsets;
@@ -234,15 +213,8 @@ void add_weight_products(A* sums, const A* inputs, const A* gradients, const int
       const int64_t vector = panels.first_vector(panel);
       const int64_t count = panels.first_vector(panel + 1) - vector;
       tile.weights = inputs + place * plan.input_place + vector * kLine * tiles;
-      for (int64_t i = 0; i < groups; ++i) {
-        const int64_t row = i * block.rows / groups;
-        const int64_t size = (i + 1) * block.rows / groups - row;
-        tile.sums = sums + place * plan.sum_place + row * plan.sum_row + vector * kLine;
-        for (int64_t p = 0; p < size; ++p) {
-          tile.pixels[p] = gradients + place * plan.gradient_place + row + p;
-        }
-        channel_tile_function<A>(size, count)(tile);
-      }
+      tile.sums = sums + place * plan.sum_place + vector * kLine;
+      multiply_pixels(tile, gradients + place * plan.gradient_place, 1, block.rows, count);
     }
   }
 }
@@ -252,30 +224,21 @@ void add_weight_products(A* sums, const A* inputs, const A* gradients, const int
 template <typename Form, typename A>
 NNOPS_INLINE void transform_sums(A* taps, const A* sums, const WinogradWeightPlan<A, Form>& plan) {
   constexpr int kR = Form::kTaps;
-  constexpr int kN = Form::kPoints;
   using Wider = decltype(widen<A>(Register<A>{}));
-  Wider columns[kR][kN];
-  for (int j = 0; j < kN; ++j) {
-    Wider u[kN];
-    Wider w[kR];
-    for (int i = 0; i < kN; ++i) {
-      const A* place = sums + (i * kN + j) * plan.sum_place;
-      u[i] = widen<A>(load_register(place));
-      for (int64_t part = 1; part < plan.parts; ++part) {
-        u[i] += widen<A>(load_register(place + part * plan.blocks * plan.sum_size));
-      }
-    }
-    transform_back_to_weight(u, w);
-    for (int r = 0; r < kR; ++r) columns[r][j] = w[r];
-  }
-  for (int r = 0; r < kR; ++r) {
-    Wider w[kR];
-    transform_back_to_weight(columns[r], w);
-    for (int s = 0; s < kR; ++s) {
-      store_register(taps + (r * kR + s) * kRegisterLanes<A>,
-                     __builtin_convertvector(w[s], Register<A>));
-    }
-  }
+  transform_both_axes<Wider, Form::kPoints, kR>(
+      [&](int i, int j) NNOPS_INLINE_LAMBDA {
+        const A* place = sums + (i * Form::kPoints + j) * plan.sum_place;
+        Wider u = widen<A>(load_register(place));
+        for (int64_t part = 1; part < plan.parts; ++part) {
+          u += widen<A>(load_register(place + part * plan.blocks * plan.sum_size));
+        }
+        return u;
+      },
+      NNOPS_TRANSFORM(transform_back_to_weight),
+      [=](int r, int s, Wider w) NNOPS_INLINE_LAMBDA {
+        store_register(taps + (r * kR + s) * kRegisterLanes<A>,
+                       __builtin_convertvector(w, Register<A>));
+      });
 }
 
 // Row `k` of a block of weights; returns whether all its gradients are finite.
