@@ -119,27 +119,11 @@ template <typename T>
 void direct_backward_weight(void* grad_weight, const void* grad_output, const void* input,
                             const Conv2dGeometry& g, void* workspace, int) {
   DirectWeight<T> p{};
+  static_cast<NarrowGeometry&>(p) = narrow_geometry(g);
   p.grad_output = static_cast<const T*>(grad_output);
   p.input = static_cast<const T*>(input);
   p.partials = static_cast<acc_t<T>*>(workspace);
-  p.pixels = g.n * g.oh * g.ow;
-  p.group_c = static_cast<int>(g.c / g.groups);
-  p.group_oc = static_cast<int>(g.oc / g.groups);
   p.rows = static_cast<int>(g.oc) * p.group_c;
-  p.kh = static_cast<int>(g.kh);
-  p.kw = static_cast<int>(g.kw);
-  p.h = static_cast<int>(g.h);
-  p.w = static_cast<int>(g.w);
-  p.oh = static_cast<int>(g.oh);
-  p.ow = static_cast<int>(g.ow);
-  p.stride_h = static_cast<int>(g.stride_h);
-  p.stride_w = static_cast<int>(g.stride_w);
-  p.pad_top = static_cast<int>(g.pad_top);
-  p.pad_left = static_cast<int>(g.pad_left);
-  p.dilation_h = static_cast<int>(g.dilation_h);
-  p.dilation_w = static_cast<int>(g.dilation_w);
-  p.input_strides = g.input;
-  p.output_strides = g.output;
   T* to = static_cast<T*>(grad_weight);
   if (channels_are_inner(g)) {
     run_weight<T, true>(to, p, g, weight_parts(g));

@@ -20,17 +20,11 @@ inline constexpr int kDirectWeightWarps = kDirectWeightThreads / kWarpSize;
 inline constexpr int kDirectWeightTerms = 64;  // of a thread
 
 template <typename T>
-struct DirectWeight {
+struct DirectWeight : NarrowGeometry {
   const T* grad_output;
   const T* input;
   acc_t<T>* partials;
-  int64_t pixels;  // of all images
   int rows;
-  int group_c, group_oc;  // channels of a group
-  int kh, kw;
-  int h, w, oh, ow;
-  int stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
-  Strides4 input_strides, output_strides;
   unsigned tiles;   // of rows
   unsigned chunks;  // of taps
 

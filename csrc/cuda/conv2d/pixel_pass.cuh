@@ -103,6 +103,38 @@ NNOPS_HOST_DEVICE PassAxis phase_axis(const BackwardAxis& of, int phase) {
   return axis;
 }
 
+// What the kernels of backward_weight ask of the geometry, in 32 bits.
+struct NarrowGeometry {
+  int64_t pixels;         // of the output, of all images
+  int group_c, group_oc;  // channels of a group, of the input and of the output
+  int kh, kw;
+  int h, w, oh, ow;
+  int stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
+  Strides4 input_strides, output_strides;
+};
+
+inline NarrowGeometry narrow_geometry(const Conv2dGeometry& g) {
+  NarrowGeometry narrow{};
+  narrow.pixels = g.n * g.oh * g.ow;
+  narrow.group_c = static_cast<int>(g.c / g.groups);
+  narrow.group_oc = static_cast<int>(g.oc / g.groups);
+  narrow.kh = static_cast<int>(g.kh);
+  narrow.kw = static_cast<int>(g.kw);
+  narrow.h = static_cast<int>(g.h);
+  narrow.w = static_cast<int>(g.w);
+  narrow.oh = static_cast<int>(g.oh);
+  narrow.ow = static_cast<int>(g.ow);
+  narrow.stride_h = static_cast<int>(g.stride_h);
+  narrow.stride_w = static_cast<int>(g.stride_w);
+  narrow.pad_top = static_cast<int>(g.pad_top);
+  narrow.pad_left = static_cast<int>(g.pad_left);
+  narrow.dilation_h = static_cast<int>(g.dilation_h);
+  narrow.dilation_w = static_cast<int>(g.dilation_w);
+  narrow.input_strides = g.input;
+  narrow.output_strides = g.output;
+  return narrow;
+}
+
 // The images of a pass, the channels of a group, and the grids: in forward y and x, in
 // backward_input the phases of backward_y and backward_x.
 struct PixelPass {
@@ -128,10 +160,17 @@ struct PixelPass {
   NNOPS_HOST_DEVICE bool backward() const { return backward_y.size > 0; }
 };
 
-inline PixelPass forward_pass(const Conv2dGeometry& g) {
+inline PixelPass pass_of_images(const Conv2dGeometry& g) {
   PixelPass pass{};
   pass.images = g.n;
   pass.groups = static_cast<int>(g.groups);
+  pass.weight_h = g.weight.h;
+  pass.weight_w = g.weight.w;
+  return pass;
+}
+
+inline PixelPass forward_pass(const Conv2dGeometry& g) {
+  PixelPass pass = pass_of_images(g);
   pass.rows = static_cast<int>(g.oc / g.groups);
   pass.outer = static_cast<int>(g.c / g.groups);
   pass.written = g.output;
@@ -139,8 +178,6 @@ inline PixelPass forward_pass(const Conv2dGeometry& g) {
   pass.weight_group = pass.rows * g.weight.n;
   pass.weight_row = g.weight.n;
   pass.weight_outer = g.weight.c;
-  pass.weight_h = g.weight.h;
-  pass.weight_w = g.weight.w;
   pass.phases_h = pass.phases_w = 1;
   pass.slots_h = pass.slots_w = 1;
   pass.y = forward_axis(g.h, g.oh, g.kh, g.stride_h, g.pad_top, g.dilation_h);
@@ -149,9 +186,7 @@ inline PixelPass forward_pass(const Conv2dGeometry& g) {
 }
 
 inline PixelPass backward_pass(const Conv2dGeometry& g) {
-  PixelPass pass{};
-  pass.images = g.n;
-  pass.groups = static_cast<int>(g.groups);
+  PixelPass pass = pass_of_images(g);
   pass.rows = static_cast<int>(g.c / g.groups);
   pass.outer = static_cast<int>(g.oc / g.groups);
   pass.written = g.input;
@@ -159,8 +194,6 @@ inline PixelPass backward_pass(const Conv2dGeometry& g) {
   pass.weight_group = pass.outer * g.weight.n;
   pass.weight_row = g.weight.c;
   pass.weight_outer = g.weight.n;
-  pass.weight_h = g.weight.h;
-  pass.weight_w = g.weight.w;
   pass.backward_y = backward_axis(g.h, g.oh, g.kh, g.stride_h, g.pad_top, g.dilation_h);
   pass.backward_x = backward_axis(g.w, g.ow, g.kw, g.stride_w, g.pad_left, g.dilation_w);
   pass.phases_h = pass.backward_y.phases();

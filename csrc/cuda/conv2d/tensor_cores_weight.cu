@@ -35,9 +35,7 @@ template <typename T>
 void tensor_cores_backward_weight(void* grad_weight, const void* grad_output, const void* input,
                                   const Conv2dGeometry& g, void* workspace, int) {
   with_tile<T>(g, [&](auto multiply) {
-    launch_weight_gemm<decltype(multiply)>(static_cast<T*>(grad_weight),
-                                           static_cast<const T*>(grad_output),
-                                           static_cast<const T*>(input), g, workspace);
+    launch_weight_gemm<decltype(multiply)>(grad_weight, grad_output, input, g, workspace);
   });
 }
 

@@ -20,24 +20,18 @@
 namespace nnops::cuda {
 
 template <typename T>
-struct WeightGemm {
+struct WeightGemm : NarrowGeometry {
   T* grad_weight;
   const T* grad_output;
   const T* input;
   acc_t<T>* partials;  // null with one split
-  int64_t pixels;      // of all images
   int64_t split_pixels;
   int groups;
-  int rows;      // output channels of a group
-  int channels;  // input channels of a group
-  int kh, kw;
-  int h, w, oh, ow;
-  int stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
-  Strides4 input_strides, output_strides, weight_strides;
+  Strides4 weight_strides;
   bool chunks_of_output, chunks_of_input;  // 16 bytes of neighbouring channels at once
   unsigned tiles_m, tiles_n;
 
-  NNOPS_HOST_DEVICE int columns() const { return kh * kw * channels; }
+  NNOPS_HOST_DEVICE int columns() const { return kh * kw * group_c; }
 };
 
 // Where a column n of C reads, relative to a pixel, and where it is written. Outside of the columns
@@ -51,7 +45,7 @@ struct alignas(16) WeightColumn {
 template <typename T>
 NNOPS_DEVICE WeightColumn weight_column(const WeightGemm<T>& p, int n) {
   if (n >= p.columns()) return {kNowhere, 0, 0, 0};
-  const Digits digits = Digits::of(n, p.channels, p.kw);
+  const Digits digits = Digits::of(n, p.group_c, p.kw);
   const int h = digits.d2 * p.dilation_h;
   const int w = digits.d1 * p.dilation_w;
   return {h, w,
@@ -134,8 +128,8 @@ class OutputLoader {
       : k_(Shares::first_k(p.chunks_of_output)),
         walk_(p, begin + k_, end, Shares::step(p.chunks_of_output)) {
     const int row = p.chunks_of_output ? Shares::chunk_row() : Shares::element_row();
-    rows_ = p.rows - first_row - row;
-    read_ = p.grad_output + (int64_t{group} * p.rows + first_row + row) * p.output_strides.c;
+    rows_ = p.group_oc - first_row - row;
+    read_ = p.grad_output + (int64_t{group} * p.group_oc + first_row + row) * p.output_strides.c;
   }
 
   NNOPS_DEVICE void load(const WeightGemm<T>& p, T* a) {
@@ -178,7 +172,7 @@ class InputLoader {
       : columns_(columns),
         k_(Shares::first_k(p.chunks_of_input)),
         walk_(p, begin + k_, end, Shares::step(p.chunks_of_input)),
-        read_(p.input + int64_t{group} * p.channels * p.input_strides.c) {}
+        read_(p.input + int64_t{group} * p.group_c * p.input_strides.c) {}
 
   NNOPS_DEVICE void load(const WeightGemm<T>& p, T* b) {
     if (p.chunks_of_input) {
@@ -247,12 +241,12 @@ __global__ void __launch_bounds__(Multiply::kThreads, Multiply::kBlocksPerMultip
   }
 
   tile.for_each([&](int row, int column, acc_t<T> sum) {
-    if (first_row + row >= p.rows || columns[column].h == kNowhere) return;
-    const int64_t oc = int64_t{group} * p.rows + first_row + row;
+    if (first_row + row >= p.group_oc || columns[column].h == kNowhere) return;
+    const int64_t oc = int64_t{group} * p.group_oc + first_row + row;
     if (p.partials == nullptr) {
       p.grad_weight[oc * p.weight_strides.n + columns[column].write] = from_acc<T>(sum);
     } else {
-      p.partials[((int64_t{split} * p.groups * p.rows) + oc) * p.columns() + first_column +
+      p.partials[((int64_t{split} * p.groups * p.group_oc) + oc) * p.columns() + first_column +
                  column] = sum;
     }
   });
@@ -261,7 +255,7 @@ __global__ void __launch_bounds__(Multiply::kThreads, Multiply::kBlocksPerMultip
 // The second stage: one thread an element of the gradient, splits in order.
 template <typename T>
 __global__ void __launch_bounds__(256) add_splits(const WeightGemm<T> p, const int splits) {
-  const int64_t size = int64_t{p.groups} * p.rows * p.columns();
+  const int64_t size = int64_t{p.groups} * p.group_oc * p.columns();
   for_grid_stride(size, [&](int64_t i) {
     acc_t<T> sum{0};
     for (int split = 0; split < splits; ++split) sum += p.partials[split * size + i];

@@ -38,46 +38,28 @@ int64_t weight_gemm_workspace(const Conv2dGeometry& g) {
 }
 
 template <typename Multiply>
-void launch_weight_gemm(typename Multiply::Element* grad_weight,
-                        const typename Multiply::Element* grad_output,
-                        const typename Multiply::Element* input, const Conv2dGeometry& g,
-                        void* workspace) {
+void launch_weight_gemm(void* grad_weight, const void* grad_output, const void* input,
+                        const Conv2dGeometry& g, void* workspace) {
   using T = typename Multiply::Element;
   constexpr int kWidth = kVectorWidth<T>;
   const WeightSplits<Multiply> splits(g);
   // Chunks of channels that are neighbours in memory, in every pixel.
-  const auto has_chunks = [&](const T* image, const Strides4& strides, int64_t group_channels) {
+  const auto has_chunks = [&](const void* image, const Strides4& strides, int64_t group_channels) {
     return strides.c == 1 && group_channels % kWidth == 0 && are_aligned(image) &&
            (g.n == 1 || strides.n % kWidth == 0) && strides.h % kWidth == 0 &&
            strides.w % kWidth == 0;
   };
   WeightGemm<T> p{};
-  p.grad_weight = grad_weight;
-  p.grad_output = grad_output;
-  p.input = input;
+  static_cast<NarrowGeometry&>(p) = narrow_geometry(g);
+  p.grad_weight = static_cast<T*>(grad_weight);
+  p.grad_output = static_cast<const T*>(grad_output);
+  p.input = static_cast<const T*>(input);
   p.partials = splits.count > 1 ? static_cast<acc_t<T>*>(workspace) : nullptr;
-  p.pixels = g.n * g.oh * g.ow;
   p.split_pixels = splits.pixels;
   p.groups = static_cast<int>(g.groups);
-  p.rows = static_cast<int>(g.oc / g.groups);
-  p.channels = static_cast<int>(g.c / g.groups);
-  p.kh = static_cast<int>(g.kh);
-  p.kw = static_cast<int>(g.kw);
-  p.h = static_cast<int>(g.h);
-  p.w = static_cast<int>(g.w);
-  p.oh = static_cast<int>(g.oh);
-  p.ow = static_cast<int>(g.ow);
-  p.stride_h = static_cast<int>(g.stride_h);
-  p.stride_w = static_cast<int>(g.stride_w);
-  p.pad_top = static_cast<int>(g.pad_top);
-  p.pad_left = static_cast<int>(g.pad_left);
-  p.dilation_h = static_cast<int>(g.dilation_h);
-  p.dilation_w = static_cast<int>(g.dilation_w);
-  p.input_strides = g.input;
-  p.output_strides = g.output;
   p.weight_strides = g.weight;
-  p.chunks_of_output = has_chunks(grad_output, g.output, p.rows);
-  p.chunks_of_input = has_chunks(input, g.input, p.channels);
+  p.chunks_of_output = has_chunks(grad_output, g.output, p.group_oc);
+  p.chunks_of_input = has_chunks(input, g.input, p.group_c);
   p.tiles_m = static_cast<unsigned>(splits.tiles_m);
   p.tiles_n = static_cast<unsigned>(splits.tiles_n);
   const int64_t blocks = splits.tiles_m * splits.tiles_n * g.groups * splits.count;

@@ -1,0 +1,358 @@
+#include "ops/conv2d_algorithms.h"
+
+#include <algorithm>
+
+#include "core/check.h"
+#include "core/tf32.h"
+#include "ops/conv2d_precision.h"
+#include "ops/conv2d_winograd.h"
+
+namespace nnops {
+namespace {
+
+std::string floating_only(const Conv2dGeometry&, DType dtype) {
+  return dtype <= DType::kFloat16 ? "" : "it computes floating dtypes only";
+}
+std::string everything(const Conv2dGeometry&, DType) { return ""; }
+
+constexpr int64_t kLanes = kConv2dLanes;
+
+// pixel_rows and expanded_planes give the same bits: this is a matter of speed alone. Vectors along
+// `written` channels waste what is missing to a multiple of kLanes, vectors along pixels the same
+// at an image's end; images in channels_last order need no transposition along channels.
+std::string rows_pay(int64_t written, int64_t pixels, bool channels_last, int64_t kernel_width) {
+  if (channels_last && written >= kLanes / 2) return "";
+  if (written < kLanes) return "too few channels to have vectors along them";
+  // With one kernel column the planes are copied as they are, which is cheaper than to transpose
+  // the sums.
+  const int64_t allowance = kernel_width == 1 ? 7 : 9;
+  return whole_vectors(written) * pixels * 8 < whole_vectors(pixels) * written * allowance
+             ? ""
+             : "more of a vector along channels would be padding than of one along pixels";
+}
+
+// Whether sums over `outer` channels are one chain.
+bool is_one_chain(const Conv2dGeometry& g, int64_t outer) {
+  constexpr int64_t kMost = kConv2dLongestChain;
+  return g.kh <= kMost && g.kw <= kMost && outer <= kMost && outer * g.kh * g.kw <= kMost;
+}
+
+// Sums of a single chain go straight to row-major images where vectors go along pixels, and would
+// be transposed on the way out where they go along channels. Worth it for rows of nearly whole
+// vectors, or else, if planes can be expanded cheaply, for short sums or few channels.
+std::string rows_pay_in_forward(const Conv2dGeometry& g, DType dtype) {
+  constexpr int64_t kShort = 80;
+  const int64_t written = g.oc / g.groups;
+  const int64_t terms = g.c / g.groups * g.kh * g.kw;
+  const bool whole = g.ow >= 2 * kLanes && whole_vectors(g.ow) * 8 <= g.ow * 9;
+  const bool cheap = g.stride_w == 1 && (terms <= kShort || written <= kLanes);
+  if (dtype <= DType::kFloat64 && g.output.w == 1 && is_one_chain(g, g.c / g.groups) &&
+      (whole || cheap)) {
+    return "the sums of one chain go straight to rows of pixels";
+  }
+  return rows_pay(written, g.oh * g.ow, g.output.c == 1, g.kw);
+}
+
+// The depthwise algorithms of forward and backward_input give the same bits too, as their sums are
+// one chain.
+std::string one_input_channel(const Conv2dGeometry& g, DType dtype) {
+  if (g.c != g.groups) return "more than one input channel a group";
+  if (!is_one_chain(g, 1)) return "too many taps";
+  return floating_only(g, dtype);
+}
+std::string one_channel_each_way(const Conv2dGeometry& g, DType dtype) {
+  if (g.oc != g.groups) return "more than one output channel a group";
+  return one_input_channel(g, dtype);
+}
+std::string stride_one_or_two(const Conv2dGeometry& g) {
+  return g.stride_h == g.stride_w && g.stride_h <= 2 ? "" : "the strides are not both 1 or both 2";
+}
+std::string channels_last_images(const Conv2dGeometry& g) {
+  return g.input.c == 1 && g.output.c == 1 ? "" : "not both images are channels_last";
+}
+// Groups whose channels are spread out over the lanes of vectors; outer: channels a sum goes over.
+std::string can_spread_groups(const Conv2dGeometry& g, int64_t outer) {
+  if (!is_one_chain(g, outer)) return "a sum is more than one chain";
+  if (g.dilation_h != 1 || g.dilation_w != 1) return "the kernel is dilated";
+  return first_reason(channels_last_images(g), stride_one_or_two(g));
+}
+std::string spreading_groups_pays(const Conv2dGeometry& g) {
+  if (g.c < kLanes / 2 || g.oc < kLanes / 2) return "too few channels to have vectors along them";
+  // At stride 2 most of what is spread out is read by few outputs.
+  const int64_t most = std::max(g.c, g.oc) / g.groups;
+  return most < (g.stride_h == 1 ? kLanes : kLanes / 2)
+             ? ""
+             : "a group has enough channels for vectors of its own";
+}
+// Small images are computed with the channels side by side, in the cache.
+std::string fits_transposed(const Conv2dGeometry& g) {
+  constexpr int64_t kMostPixels = 1024;
+  if (g.c < 8) return "too few channels to have vectors along them";
+  return g.h * g.w + g.oh * g.ow <= kMostPixels ? "" : "rows are long enough to go along them";
+}
+
+// A question of conv2d_winograd.h, asked for one form.
+template <const WinogradForm& kForm, auto kQuestion>
+std::string of_form(const Conv2dGeometry& g, DType dtype) {
+  return kQuestion(kForm, g, dtype);
+}
+
+constexpr Conv2dCandidate<Conv2dForward> kForwardCpu[] = {
+    {"depthwise_channels",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return first_reason(channels_last_images(g), one_channel_each_way(g, dtype));
+     },
+     &Conv2dKernels::forward_depthwise_channels},
+    {"depthwise_transposed",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return g.output.w != 1 ? "the output is not row-major" : one_channel_each_way(g, dtype);
+     },
+     &Conv2dKernels::forward_depthwise_transposed,
+     [](const Conv2dGeometry& g, DType) { return fits_transposed(g); }},
+    {"depthwise_rows",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return g.output.w != 1 ? "the output is not row-major" : one_input_channel(g, dtype);
+     },
+     &Conv2dKernels::forward_depthwise_rows},
+    {"grouped_channels",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return first_reason(floating_only(g, dtype), can_spread_groups(g, g.c / g.groups));
+     },
+     &Conv2dKernels::forward_grouped_channels,
+     [](const Conv2dGeometry& g, DType) { return spreading_groups_pays(g); }},
+    {"winograd_4x4_3x3", of_form<k4x4Of3x3, winograd_forward_supports>,
+     &Conv2dKernels::forward_winograd_4x4_3x3, of_form<k4x4Of3x3, winograd_forward_pays>},
+    {"winograd_2x2_5x5", of_form<k2x2Of5x5, winograd_forward_supports>,
+     &Conv2dKernels::forward_winograd_2x2_5x5, of_form<k2x2Of5x5, winograd_forward_pays>},
+    {"winograd_2x2_3x3", of_form<k2x2Of3x3, winograd_forward_supports>,
+     &Conv2dKernels::forward_winograd_2x2_3x3, of_form<k2x2Of3x3, winograd_forward_pays>},
+    {"pixel_rows", floating_only, &Conv2dKernels::forward_pixel_rows, rows_pay_in_forward},
+    {"expanded_planes", floating_only, &Conv2dKernels::forward_expanded_planes},
+    {"reference", everything, &Conv2dKernels::forward_reference},
+};
+constexpr Conv2dCandidate<Conv2dBackwardInput> kBackwardInputCpu[] = {
+    {"depthwise_channels",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return first_reason(channels_last_images(g),
+                           first_reason(stride_one_or_two(g), one_channel_each_way(g, dtype)));
+     },
+     &Conv2dKernels::backward_input_depthwise_channels},
+    {"depthwise_transposed",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return g.input.w != 1 ? "the gradient is not row-major"
+                             : first_reason(stride_one_or_two(g), one_channel_each_way(g, dtype));
+     },
+     &Conv2dKernels::backward_input_depthwise_transposed,
+     [](const Conv2dGeometry& g, DType) { return fits_transposed(g); }},
+    {"depthwise_rows",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return g.input.w != 1 ? "the gradient is not row-major"
+                             : first_reason(stride_one_or_two(g), one_channel_each_way(g, dtype));
+     },
+     &Conv2dKernels::backward_input_depthwise_rows},
+    {"grouped_channels",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return first_reason(floating_only(g, dtype), can_spread_groups(g, g.oc / g.groups));
+     },
+     &Conv2dKernels::backward_input_grouped_channels,
+     [](const Conv2dGeometry& g, DType) { return spreading_groups_pays(g); }},
+    {"winograd_4x4_3x3", of_form<k4x4Of3x3, winograd_backward_input_supports>,
+     &Conv2dKernels::backward_input_winograd_4x4_3x3,
+     of_form<k4x4Of3x3, winograd_backward_input_pays>},
+    {"winograd_2x2_5x5", of_form<k2x2Of5x5, winograd_backward_input_supports>,
+     &Conv2dKernels::backward_input_winograd_2x2_5x5,
+     of_form<k2x2Of5x5, winograd_backward_input_pays>},
+    {"winograd_2x2_3x3", of_form<k2x2Of3x3, winograd_backward_input_supports>,
+     &Conv2dKernels::backward_input_winograd_2x2_3x3,
+     of_form<k2x2Of3x3, winograd_backward_input_pays>},
+    {"pixel_rows", floating_only, &Conv2dKernels::backward_input_pixel_rows,
+     [](const Conv2dGeometry& g, DType) {
+       return rows_pay(g.c / g.groups, g.h * g.w, g.input.c == 1, g.kw);
+     }},
+    {"expanded_planes", floating_only, &Conv2dKernels::backward_input_expanded_planes},
+    {"reference", everything, &Conv2dKernels::backward_input_reference},
+};
+constexpr Conv2dCandidate<Conv2dBackwardWeight> kBackwardWeightCpu[] = {
+    {"depthwise_channel_dots",
+     [](const Conv2dGeometry& g, DType dtype) {
+       return first_reason(channels_last_images(g), one_channel_each_way(g, dtype));
+     },
+     &Conv2dKernels::backward_weight_depthwise_channel_dots},
+    {"depthwise_transposed", one_channel_each_way,
+     &Conv2dKernels::backward_weight_depthwise_transposed,
+     [](const Conv2dGeometry& g, DType) { return fits_transposed(g); }},
+    {"depthwise_dots",
+     [](const Conv2dGeometry& g, DType dtype) -> std::string {
+       return g.c != g.groups ? "more than one input channel a group" : floating_only(g, dtype);
+     },
+     &Conv2dKernels::backward_weight_depthwise_dots,
+     [](const Conv2dGeometry& g, DType) -> std::string {
+       return g.oc / g.groups > 4 ? "enough output channels share an input channel" : "";
+     }},
+    {"winograd_4x4_3x3", of_form<k4x4Of3x3, winograd_backward_weight_supports>,
+     &Conv2dKernels::backward_weight_winograd_4x4_3x3,
+     of_form<k4x4Of3x3, winograd_backward_weight_pays>},
+    {"winograd_2x2_5x5", of_form<k2x2Of5x5, winograd_backward_weight_supports>,
+     &Conv2dKernels::backward_weight_winograd_2x2_5x5,
+     of_form<k2x2Of5x5, winograd_backward_weight_pays>},
+    {"winograd_2x2_3x3", of_form<k2x2Of3x3, winograd_backward_weight_supports>,
+     &Conv2dKernels::backward_weight_winograd_2x2_3x3,
+     of_form<k2x2Of3x3, winograd_backward_weight_pays>},
+    {"outer_products", floating_only, &Conv2dKernels::backward_weight_outer_products},
+    {"reference", everything, &Conv2dKernels::backward_weight_reference},
+};
+
+// CUDA's implicit GEMMs count positions, and offsets within an image or the weight, in 32 bits; the
+// sums of a block of threads are of at most so many terms.
+std::string fits_32_bits(const Conv2dGeometry& g) {
+  constexpr double kMost = 1 << 29;
+  const auto most = [](std::initializer_list<int64_t> values) {
+    return static_cast<double>(std::max(values));
+  };
+  const auto span = [](int64_t a, int64_t b) {
+    return static_cast<double>(a) * static_cast<double>(b);
+  };
+  const int64_t channels = g.c / g.groups;
+  const int64_t filters = g.oc / g.groups;
+  const auto group_c = static_cast<double>(channels);
+  const auto group_oc = static_cast<double>(filters);
+  const double taps = span(g.kh, g.kw);
+  // What the kernels step over outside of an image counts as well.
+  const auto extent = [&](const Strides4& strides, int64_t c, double h, double w) {
+    return static_cast<double>(strides.c) * static_cast<double>(c) +
+           static_cast<double>(strides.h) * h + static_cast<double>(strides.w) * w;
+  };
+  const double reach_h = std::max(span(g.oh, g.stride_h), span(g.kh, g.dilation_h));
+  const double reach_w = std::max(span(g.ow, g.stride_w), span(g.kw, g.dilation_w));
+  const bool positions = most({g.n, g.c, g.oc, g.h, g.w, g.pad_top, g.pad_left}) < kMost &&
+                         std::max(reach_h, reach_w) < kMost && span(g.h, g.w) < kMost &&
+                         span(g.oh, g.ow) < kMost;
+  const bool terms = taps * std::max(group_c, group_oc) < kMost;
+  const auto at_least = [](int64_t size, double reach) {
+    return std::max(static_cast<double>(size), reach);
+  };
+  const bool offsets =
+      std::max({extent(g.input, g.c, at_least(g.h, reach_h), at_least(g.w, reach_w)),
+                extent(g.output, g.oc, at_least(g.oh, reach_h), at_least(g.ow, reach_w)),
+                extent(g.weight, channels, at_least(g.kh, 0), at_least(g.kw, 0))}) < 2 * kMost;
+  // Blocks of threads, had they the smallest tile.
+  const double pixels = static_cast<double>(g.n) * static_cast<double>(g.groups);
+  const double blocks =
+      std::max(pixels * (span(g.oh, g.ow) / 32 + 1) * (group_oc / 32 + 1),
+               pixels * (span(g.h, g.w) / 32 + span(g.stride_h, g.stride_w)) * (group_c / 32 + 1));
+  return positions && terms && offsets && blocks < kMost
+             ? ""
+             : "sizes or offsets need more than 32-bit indices";
+}
+std::string floating_and_fits_32_bits(const Conv2dGeometry& g, DType dtype) {
+  return first_reason(floating_only(g, dtype), fits_32_bits(g));
+}
+
+// Sums of the direct algorithm, over `outer` channels of a group, are one chain.
+std::string fits_direct(const Conv2dGeometry& g, DType dtype, int64_t outer) {
+  if (!is_one_chain(g, outer)) return "a sum is more than one chain";
+  return floating_and_fits_32_bits(g, dtype);
+}
+// With more channels in a group, a GEMM wastes less of its tiles than is lost without them.
+std::string few_channels_in_groups(const Conv2dGeometry& g, DType) {
+  constexpr int64_t kFew = 4;
+  if (g.groups == 1) return "a single group";
+  return g.c / g.groups <= kFew && (g.c == g.groups || g.oc / g.groups <= kFew)
+             ? ""
+             : "a group has enough channels for a GEMM";
+}
+
+// What the tensor cores multiply: float16 from sm_75 on, bfloat16 and TF32 from sm_80 on.
+std::string tensor_cores_multiply(DType dtype) {
+  if (dtype == DType::kFloat16) return "";
+  const Conv2dKernels& kernels = *kConv2dTable.per_isa[static_cast<int>(Isa::kCuda)];
+  const int architecture = kernels.tensor_core_architecture();
+  if (architecture >= 80) return "";
+  return concat("tensor cores of sm_", architecture, " do not multiply ",
+                dtype == DType::kBFloat16 ? "bfloat16" : "TF32");
+}
+std::string tensor_cores(const Conv2dGeometry& g, DType dtype) {
+  if (dtype != DType::kBFloat16 && dtype != DType::kFloat16) {
+    return "it computes bfloat16 and float16 only";
+  }
+  return first_reason(fits_32_bits(g), tensor_cores_multiply(dtype));
+}
+// The operands rounded to TF32 are a loss that torch's users can forbid.
+std::string tensor_cores_tf32(const Conv2dGeometry& g, DType dtype) {
+  if (dtype != DType::kFloat32) return "it computes float32 only";
+  std::string lack = first_reason(fits_32_bits(g), tensor_cores_multiply(dtype));
+  if (!lack.empty()) return lack;
+  if (conv_precision() == ConvPrecision::kHighest) return "the precision is 'highest'";
+  return conv_may_use_tf32() ? "" : "torch.backends.cudnn.conv.fp32_precision does not allow TF32";
+}
+// The channels of a group and what else stands beside them fill the tiles of the matrix products;
+// tensor cores are no faster where these are mostly empty.
+std::string tiles_pay(int64_t channels, int64_t beside) {
+  constexpr int64_t kLeast = 8;
+  return std::min(channels, beside) >= kLeast ? "" : "a group has too few channels to fill a tile";
+}
+std::string forward_tiles_pay(const Conv2dGeometry& g, DType) {
+  return tiles_pay(g.oc / g.groups, g.c / g.groups * g.kh * g.kw);
+}
+std::string backward_input_tiles_pay(const Conv2dGeometry& g, DType) {
+  return tiles_pay(g.c / g.groups, g.oc / g.groups * g.kh * g.kw);
+}
+std::string backward_weight_tiles_pay(const Conv2dGeometry& g, DType dtype) {
+  return forward_tiles_pay(g, dtype);
+}
+
+constexpr Conv2dCandidate<Conv2dForward> kForwardCuda[] = {
+    {"direct",
+     [](const Conv2dGeometry& g, DType dtype) { return fits_direct(g, dtype, g.c / g.groups); },
+     &Conv2dKernels::forward_direct, few_channels_in_groups},
+    {"tensor_cores", tensor_cores, &Conv2dKernels::forward_tensor_cores, forward_tiles_pay},
+    {"tensor_cores_tf32", tensor_cores_tf32, &Conv2dKernels::forward_tensor_cores,
+     forward_tiles_pay},
+    {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::forward_implicit_gemm},
+    {"reference", everything, &Conv2dKernels::forward_reference},
+};
+constexpr Conv2dCandidate<Conv2dBackwardInput> kBackwardInputCuda[] = {
+    {"direct",
+     [](const Conv2dGeometry& g, DType dtype) { return fits_direct(g, dtype, g.oc / g.groups); },
+     &Conv2dKernels::backward_input_direct, few_channels_in_groups},
+    {"tensor_cores", tensor_cores, &Conv2dKernels::backward_input_tensor_cores,
+     backward_input_tiles_pay},
+    {"tensor_cores_tf32", tensor_cores_tf32, &Conv2dKernels::backward_input_tensor_cores,
+     backward_input_tiles_pay},
+    {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::backward_input_implicit_gemm},
+    {"reference", everything, &Conv2dKernels::backward_input_reference},
+};
+constexpr Conv2dCandidate<Conv2dBackwardWeight> kBackwardWeightCuda[] = {
+    {"direct", floating_and_fits_32_bits, &Conv2dKernels::backward_weight_direct,
+     few_channels_in_groups},
+    {"tensor_cores", tensor_cores, &Conv2dKernels::backward_weight_tensor_cores,
+     backward_weight_tiles_pay},
+    {"tensor_cores_tf32", tensor_cores_tf32, &Conv2dKernels::backward_weight_tensor_cores,
+     backward_weight_tiles_pay},
+    {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::backward_weight_implicit_gemm},
+    {"reference", everything, &Conv2dKernels::backward_weight_reference},
+};
+
+}  // namespace
+
+constinit const Conv2dCandidates<Conv2dForward> kConv2dForward{kForwardCpu, kForwardCuda};
+constinit const Conv2dCandidates<Conv2dBackwardInput> kConv2dBackwardInput{kBackwardInputCpu,
+                                                                           kBackwardInputCuda};
+constinit const Conv2dCandidates<Conv2dBackwardWeight> kConv2dBackwardWeight{kBackwardWeightCpu,
+                                                                             kBackwardWeightCuda};
+
+namespace {
+
+template <typename Pass>
+RegisterAlgorithms registered(const char* op, const Conv2dCandidates<Pass>& candidates) {
+  return {op, names_of(candidates.cpu), names_of(candidates.cuda)};
+}
+const RegisterAlgorithms kRegistered[] = {
+    registered("conv2d", kConv2dForward),
+    registered("conv2d_backward_input", kConv2dBackwardInput),
+    registered("conv2d_backward_weight", kConv2dBackwardWeight),
+};
+
+}  // namespace
+
+}  // namespace nnops

@@ -1,0 +1,28 @@
+// The algorithms of conv2d's passes, on the CPU and on CUDA, in the order in which they are asked:
+// what each can compute, and when it pays. Where they round differently, a choice may depend on the
+// dtype and the geometry of one image only: never on the batch, the threads or the ISA.
+#pragma once
+
+#include "core/dispatch.h"
+#include "ops/conv2d.h"
+
+namespace nnops {
+
+inline constexpr KernelTable<Conv2dKernels> kConv2dTable = NNOPS_KERNEL_TABLE(conv2d_kernels);
+
+template <typename Pass>
+using Conv2dCandidate = Algorithm<Conv2dKernels, Pass, Conv2dGeometry>;
+template <typename Pass>
+using Conv2dCandidates = AlgorithmsByDevice<Conv2dCandidate<Pass>>;
+
+extern const Conv2dCandidates<Conv2dForward> kConv2dForward;
+extern const Conv2dCandidates<Conv2dBackwardInput> kConv2dBackwardInput;
+extern const Conv2dCandidates<Conv2dBackwardWeight> kConv2dBackwardWeight;
+
+// Of a float vector in the CPU's kernels, on every ISA.
+inline constexpr int64_t kConv2dLanes = 16;
+constexpr int64_t whole_vectors(int64_t count) {
+  return (count + kConv2dLanes - 1) / kConv2dLanes * kConv2dLanes;
+}
+
+}  // namespace nnops
