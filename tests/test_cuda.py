@@ -21,7 +21,6 @@ from test_opdb import (
     BY_DTYPE,
     BY_ERROR,
     BY_FLOATING_DTYPE,
-    SPECIAL,
     channels_last,
     compare_gradients,
     compare_outputs,
@@ -29,6 +28,7 @@ from test_opdb import (
     offset,
     positional,
     recorded_calls,
+    special_samples,
     strided,
     transposed,
 )
@@ -208,19 +208,7 @@ def test_layouts(case: OpCase, layout: Callable[[Tensor], Tensor]) -> None:
 @on_device
 @pytest.mark.parametrize("case", BY_CASE)
 def test_special_values(case: OpCase) -> None:
-    for sample in case.samples(Maker(torch.float32)):
-        first = sample.args[0]
-        if not first.numel():
-            continue
-        changed = first.clone()
-        flat = changed.view(-1)
-        for index, value in enumerate(SPECIAL):
-            flat[(7 * index) % flat.numel()] = value
-        special = Sample(f"{sample.name} special", (changed, *sample.args[1:]), sample.kwargs)
-        try:
-            case.torchs(detached(special))
-        except RuntimeError:  # outside of what the function accepts (BCE needs [0, 1])
-            continue
+    for special in special_samples(case):
         compare_outputs(case, special, device="cuda")
 
 
