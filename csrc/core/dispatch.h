@@ -99,6 +99,11 @@ Function kernel_for(const char* op, const char* algorithm, const PerDType<Functi
 std::string force_algorithm(const std::string& op, const std::string& algorithm);
 const std::string& forced_algorithm(const char* op);
 
+// The reason why not, of two that must both be empty.
+inline std::string first_reason(std::string first, std::string second) {
+  return first.empty() ? std::move(second) : std::move(first);
+}
+
 template <typename Kernels, typename Entry, typename Geometry>
 struct Algorithm {
   const char* name;

@@ -1,4 +1,4 @@
-// nnops::conv2d and its gradients: checks, geometry, allocation, choice of the algorithm.
+// nnops::conv2d and its gradients: checks, geometry, allocation and the call.
 //
 // Shapes: input (N, C, H, W), weight (OC, C/groups, KH, KW), bias (OC), output (N, OC, OH, OW) with
 //   OH = (H + pad_top + pad_bottom - dilation_h (KH - 1) - 1) / stride_h + 1, OW alike.
@@ -15,383 +15,20 @@
 #include "core/dispatch.h"
 #include "core/library.h"
 #include "core/tensor.h"
-#include "core/tf32.h"
 #include "core/threads.h"
+#include "ops/conv2d_algorithms.h"
 #include "ops/conv2d_partition.h"
 #include "ops/conv2d_precision.h"
-#include "ops/conv2d_winograd.h"
 #include "ops/packed_weights.h"
 
 namespace nnops {
 namespace {
-
-constexpr KernelTable<Conv2dKernels> kTable = NNOPS_KERNEL_TABLE(conv2d_kernels);
 
 // Products below which another thread does not pay: so two threads share calls that take one about
 // 45 us (AVX-512), and then 32. Calls of 25 us gain nothing.
 constexpr int64_t kGrainProducts = int64_t{1} << 20;
 
 using IntList = std::vector<int64_t>;
-
-// The algorithms of each pass. Where they round differently, a choice may depend on the dtype and
-// the geometry of one image only: never on the batch, the threads or the ISA.
-template <typename Pass>
-using Candidate = Algorithm<Conv2dKernels, Pass, Conv2dGeometry>;
-
-std::string floating_only(const Conv2dGeometry&, DType dtype) {
-  return dtype <= DType::kFloat16 ? "" : "it computes floating dtypes only";
-}
-std::string everything(const Conv2dGeometry&, DType) { return ""; }
-std::string first_reason(const std::string& first, const std::string& second) {
-  return first.empty() ? second : first;
-}
-
-// Of a float vector in the kernels, on every ISA.
-constexpr int64_t kLanes = 16;
-
-// pixel_rows and expanded_planes give the same bits: this is a matter of speed alone. Vectors along
-// `written` channels waste what is missing to a multiple of kLanes, vectors along pixels the same
-// at an image's end; images in channels_last order need no transposition along channels.
-std::string rows_pay(int64_t written, int64_t pixels, bool channels_last, int64_t kernel_width) {
-  if (channels_last && written >= kLanes / 2) return "";
-  if (written < kLanes) return "too few channels to have vectors along them";
-  // With one kernel column the planes are copied as they are, which is cheaper than to transpose
-  // the sums.
-  const int64_t allowance = kernel_width == 1 ? 7 : 9;
-  const int64_t padded = (written + kLanes - 1) / kLanes * kLanes;
-  const int64_t padded_pixels = (pixels + kLanes - 1) / kLanes * kLanes;
-  return padded * pixels * 8 < padded_pixels * written * allowance
-             ? ""
-             : "more of a vector along channels would be padding than of one along pixels";
-}
-
-// Whether sums over `outer` channels are one chain.
-bool is_one_chain(const Conv2dGeometry& g, int64_t outer) {
-  constexpr int64_t kMost = kConv2dLongestChain;
-  return g.kh <= kMost && g.kw <= kMost && outer <= kMost && outer * g.kh * g.kw <= kMost;
-}
-
-// Sums of a single chain go straight to row-major images where vectors go along pixels, and would
-// be transposed on the way out where they go along channels. Worth it for rows of nearly whole
-// vectors, or else, if planes can be expanded cheaply, for short sums or few channels.
-std::string rows_pay_in_forward(const Conv2dGeometry& g, DType dtype) {
-  constexpr int64_t kShort = 80;
-  const int64_t written = g.oc / g.groups;
-  const int64_t terms = g.c / g.groups * g.kh * g.kw;
-  const int64_t width = (g.ow + kLanes - 1) / kLanes * kLanes;
-  const bool whole = g.ow >= 2 * kLanes && width * 8 <= g.ow * 9;
-  const bool cheap = g.stride_w == 1 && (terms <= kShort || written <= kLanes);
-  if (dtype <= DType::kFloat64 && g.output.w == 1 && is_one_chain(g, g.c / g.groups) &&
-      (whole || cheap)) {
-    return "the sums of one chain go straight to rows of pixels";
-  }
-  return rows_pay(written, g.oh * g.ow, g.output.c == 1, g.kw);
-}
-
-// The depthwise algorithms of forward and backward_input give the same bits too, as their sums are
-// one chain.
-std::string one_input_channel(const Conv2dGeometry& g, DType dtype) {
-  if (g.c != g.groups) return "more than one input channel a group";
-  if (!is_one_chain(g, 1)) return "too many taps";
-  return floating_only(g, dtype);
-}
-std::string one_channel_each_way(const Conv2dGeometry& g, DType dtype) {
-  if (g.oc != g.groups) return "more than one output channel a group";
-  return one_input_channel(g, dtype);
-}
-std::string stride_one_or_two(const Conv2dGeometry& g) {
-  return g.stride_h == g.stride_w && g.stride_h <= 2 ? "" : "the strides are not both 1 or both 2";
-}
-std::string channels_last_images(const Conv2dGeometry& g) {
-  return g.input.c == 1 && g.output.c == 1 ? "" : "not both images are channels_last";
-}
-// Groups whose channels are spread out over the lanes of vectors; outer: channels a sum goes over.
-std::string can_spread_groups(const Conv2dGeometry& g, int64_t outer) {
-  if (!is_one_chain(g, outer)) return "a sum is more than one chain";
-  if (g.dilation_h != 1 || g.dilation_w != 1) return "the kernel is dilated";
-  return first_reason(channels_last_images(g), stride_one_or_two(g));
-}
-std::string spreading_groups_pays(const Conv2dGeometry& g) {
-  if (g.c < kLanes / 2 || g.oc < kLanes / 2) return "too few channels to have vectors along them";
-  // At stride 2 most of what is spread out is read by few outputs.
-  const int64_t most = std::max(g.c, g.oc) / g.groups;
-  return most < (g.stride_h == 1 ? kLanes : kLanes / 2)
-             ? ""
-             : "a group has enough channels for vectors of its own";
-}
-// Small images are computed with the channels side by side, in the cache.
-std::string fits_transposed(const Conv2dGeometry& g) {
-  constexpr int64_t kMostPixels = 1024;
-  if (g.c < 8) return "too few channels to have vectors along them";
-  return g.h * g.w + g.oh * g.ow <= kMostPixels ? "" : "rows are long enough to go along them";
-}
-
-template <const WinogradForm& kForm>
-std::string is_winograd_forward(const Conv2dGeometry& g, DType dtype) {
-  return winograd_forward_supports(kForm, g, dtype);
-}
-template <const WinogradForm& kForm>
-std::string forward_pays(const Conv2dGeometry& g, DType) {
-  return winograd_forward_pays(kForm, g);
-}
-template <const WinogradForm& kForm>
-std::string is_winograd_backward_input(const Conv2dGeometry& g, DType dtype) {
-  return winograd_backward_input_supports(kForm, g, dtype);
-}
-template <const WinogradForm& kForm>
-std::string backward_input_pays(const Conv2dGeometry& g, DType) {
-  return winograd_backward_input_pays(kForm, g);
-}
-template <const WinogradForm& kForm>
-std::string is_winograd_backward_weight(const Conv2dGeometry& g, DType dtype) {
-  return winograd_backward_weight_supports(kForm, g, dtype);
-}
-template <const WinogradForm& kForm>
-std::string backward_weight_pays(const Conv2dGeometry& g, DType) {
-  return winograd_backward_weight_pays(kForm, g);
-}
-
-constexpr Candidate<Conv2dForward> kForwardCpu[] = {
-    {"depthwise_channels",
-     [](const Conv2dGeometry& g, DType dtype) {
-       return first_reason(channels_last_images(g), one_channel_each_way(g, dtype));
-     },
-     &Conv2dKernels::forward_depthwise_channels},
-    {"depthwise_transposed",
-     [](const Conv2dGeometry& g, DType dtype) {
-       return g.output.w != 1 ? "the output is not row-major" : one_channel_each_way(g, dtype);
-     },
-     &Conv2dKernels::forward_depthwise_transposed,
-     [](const Conv2dGeometry& g, DType) { return fits_transposed(g); }},
-    {"depthwise_rows",
-     [](const Conv2dGeometry& g, DType dtype) {
-       return g.output.w != 1 ? "the output is not row-major" : one_input_channel(g, dtype);
-     },
-     &Conv2dKernels::forward_depthwise_rows},
-    {"grouped_channels",
-     [](const Conv2dGeometry& g, DType dtype) {
-       return first_reason(floating_only(g, dtype), can_spread_groups(g, g.c / g.groups));
-     },
-     &Conv2dKernels::forward_grouped_channels,
-     [](const Conv2dGeometry& g, DType) { return spreading_groups_pays(g); }},
-    {"winograd_4x4_3x3", is_winograd_forward<k4x4Of3x3>, &Conv2dKernels::forward_winograd_4x4_3x3,
-     forward_pays<k4x4Of3x3>},
-    {"winograd_2x2_5x5", is_winograd_forward<k2x2Of5x5>, &Conv2dKernels::forward_winograd_2x2_5x5,
-     forward_pays<k2x2Of5x5>},
-    {"winograd_2x2_3x3", is_winograd_forward<k2x2Of3x3>, &Conv2dKernels::forward_winograd_2x2_3x3,
-     forward_pays<k2x2Of3x3>},
-    {"pixel_rows", floating_only, &Conv2dKernels::forward_pixel_rows, rows_pay_in_forward},
-    {"expanded_planes", floating_only, &Conv2dKernels::forward_expanded_planes},
-    {"reference", everything, &Conv2dKernels::forward_reference},
-};
-constexpr Candidate<Conv2dBackwardInput> kBackwardInputCpu[] = {
-    {"depthwise_channels",
-     [](const Conv2dGeometry& g, DType dtype) {
-       return first_reason(channels_last_images(g),
-                           first_reason(stride_one_or_two(g), one_channel_each_way(g, dtype)));
-     },
-     &Conv2dKernels::backward_input_depthwise_channels},
-    {"depthwise_transposed",
-     [](const Conv2dGeometry& g, DType dtype) {
-       return g.input.w != 1 ? "the gradient is not row-major"
-                             : first_reason(stride_one_or_two(g), one_channel_each_way(g, dtype));
-     },
-     &Conv2dKernels::backward_input_depthwise_transposed,
-     [](const Conv2dGeometry& g, DType) { return fits_transposed(g); }},
-    {"depthwise_rows",
-     [](const Conv2dGeometry& g, DType dtype) {
-       return g.input.w != 1 ? "the gradient is not row-major"
-                             : first_reason(stride_one_or_two(g), one_channel_each_way(g, dtype));
-     },
-     &Conv2dKernels::backward_input_depthwise_rows},
-    {"grouped_channels",
-     [](const Conv2dGeometry& g, DType dtype) {
-       return first_reason(floating_only(g, dtype), can_spread_groups(g, g.oc / g.groups));
-     },
-     &Conv2dKernels::backward_input_grouped_channels,
-     [](const Conv2dGeometry& g, DType) { return spreading_groups_pays(g); }},
-    {"winograd_4x4_3x3", is_winograd_backward_input<k4x4Of3x3>,
-     &Conv2dKernels::backward_input_winograd_4x4_3x3, backward_input_pays<k4x4Of3x3>},
-    {"winograd_2x2_5x5", is_winograd_backward_input<k2x2Of5x5>,
-     &Conv2dKernels::backward_input_winograd_2x2_5x5, backward_input_pays<k2x2Of5x5>},
-    {"winograd_2x2_3x3", is_winograd_backward_input<k2x2Of3x3>,
-     &Conv2dKernels::backward_input_winograd_2x2_3x3, backward_input_pays<k2x2Of3x3>},
-    {"pixel_rows", floating_only, &Conv2dKernels::backward_input_pixel_rows,
-     [](const Conv2dGeometry& g, DType) {
-       return rows_pay(g.c / g.groups, g.h * g.w, g.input.c == 1, g.kw);
-     }},
-    {"expanded_planes", floating_only, &Conv2dKernels::backward_input_expanded_planes},
-    {"reference", everything, &Conv2dKernels::backward_input_reference},
-};
-constexpr Candidate<Conv2dBackwardWeight> kBackwardWeightCpu[] = {
-    {"depthwise_channel_dots",
-     [](const Conv2dGeometry& g, DType dtype) {
-       return first_reason(channels_last_images(g), one_channel_each_way(g, dtype));
-     },
-     &Conv2dKernels::backward_weight_depthwise_channel_dots},
-    {"depthwise_transposed", one_channel_each_way,
-     &Conv2dKernels::backward_weight_depthwise_transposed,
-     [](const Conv2dGeometry& g, DType) { return fits_transposed(g); }},
-    {"depthwise_dots",
-     [](const Conv2dGeometry& g, DType dtype) -> std::string {
-       return g.c != g.groups ? "more than one input channel a group" : floating_only(g, dtype);
-     },
-     &Conv2dKernels::backward_weight_depthwise_dots,
-     [](const Conv2dGeometry& g, DType) -> std::string {
-       return g.oc / g.groups > 4 ? "enough output channels share an input channel" : "";
-     }},
-    {"winograd_4x4_3x3", is_winograd_backward_weight<k4x4Of3x3>,
-     &Conv2dKernels::backward_weight_winograd_4x4_3x3, backward_weight_pays<k4x4Of3x3>},
-    {"winograd_2x2_5x5", is_winograd_backward_weight<k2x2Of5x5>,
-     &Conv2dKernels::backward_weight_winograd_2x2_5x5, backward_weight_pays<k2x2Of5x5>},
-    {"winograd_2x2_3x3", is_winograd_backward_weight<k2x2Of3x3>,
-     &Conv2dKernels::backward_weight_winograd_2x2_3x3, backward_weight_pays<k2x2Of3x3>},
-    {"outer_products", floating_only, &Conv2dKernels::backward_weight_outer_products},
-    {"reference", everything, &Conv2dKernels::backward_weight_reference},
-};
-
-// CUDA's implicit GEMMs count positions, and offsets within an image or the weight, in 32 bits; the
-// sums of a block of threads are of at most so many terms.
-std::string fits_32_bits(const Conv2dGeometry& g) {
-  constexpr double kMost = 1 << 29;
-  const auto most = [](std::initializer_list<int64_t> values) {
-    return static_cast<double>(std::max(values));
-  };
-  const auto span = [](int64_t a, int64_t b) {
-    return static_cast<double>(a) * static_cast<double>(b);
-  };
-  const int64_t channels = g.c / g.groups;
-  const int64_t filters = g.oc / g.groups;
-  const auto group_c = static_cast<double>(channels);
-  const auto group_oc = static_cast<double>(filters);
-  const double taps = span(g.kh, g.kw);
-  // What the kernels step over outside of an image counts as well.
-  const auto extent = [&](const Strides4& strides, int64_t c, double h, double w) {
-    return static_cast<double>(strides.c) * static_cast<double>(c) +
-           static_cast<double>(strides.h) * h + static_cast<double>(strides.w) * w;
-  };
-  const double reach_h = std::max(span(g.oh, g.stride_h), span(g.kh, g.dilation_h));
-  const double reach_w = std::max(span(g.ow, g.stride_w), span(g.kw, g.dilation_w));
-  const bool positions = most({g.n, g.c, g.oc, g.h, g.w, g.pad_top, g.pad_left}) < kMost &&
-                         std::max(reach_h, reach_w) < kMost && span(g.h, g.w) < kMost &&
-                         span(g.oh, g.ow) < kMost;
-  const bool terms = taps * std::max(group_c, group_oc) < kMost;
-  const auto at_least = [](int64_t size, double reach) {
-    return std::max(static_cast<double>(size), reach);
-  };
-  const bool offsets =
-      std::max({extent(g.input, g.c, at_least(g.h, reach_h), at_least(g.w, reach_w)),
-                extent(g.output, g.oc, at_least(g.oh, reach_h), at_least(g.ow, reach_w)),
-                extent(g.weight, channels, at_least(g.kh, 0), at_least(g.kw, 0))}) < 2 * kMost;
-  // Blocks of threads, had they the smallest tile.
-  const double pixels = static_cast<double>(g.n) * static_cast<double>(g.groups);
-  const double blocks =
-      std::max(pixels * (span(g.oh, g.ow) / 32 + 1) * (group_oc / 32 + 1),
-               pixels * (span(g.h, g.w) / 32 + span(g.stride_h, g.stride_w)) * (group_c / 32 + 1));
-  return positions && terms && offsets && blocks < kMost
-             ? ""
-             : "sizes or offsets need more than 32-bit indices";
-}
-std::string floating_and_fits_32_bits(const Conv2dGeometry& g, DType dtype) {
-  return first_reason(floating_only(g, dtype), fits_32_bits(g));
-}
-
-// Sums of the direct algorithm, over `outer` channels of a group, are one chain.
-std::string fits_direct(const Conv2dGeometry& g, DType dtype, int64_t outer) {
-  if (!is_one_chain(g, outer)) return "a sum is more than one chain";
-  return floating_and_fits_32_bits(g, dtype);
-}
-// With more channels in a group, a GEMM wastes less of its tiles than is lost without them.
-std::string few_channels_in_groups(const Conv2dGeometry& g, DType) {
-  constexpr int64_t kFew = 4;
-  if (g.groups == 1) return "a single group";
-  return g.c / g.groups <= kFew && (g.c == g.groups || g.oc / g.groups <= kFew)
-             ? ""
-             : "a group has enough channels for a GEMM";
-}
-
-// What the tensor cores multiply: float16 from sm_75 on, bfloat16 and TF32 from sm_80 on.
-std::string tensor_cores_multiply(DType dtype) {
-  if (dtype == DType::kFloat16) return "";
-  const Conv2dKernels& kernels = *kTable.per_isa[static_cast<int>(Isa::kCuda)];
-  const int architecture = kernels.tensor_core_architecture();
-  if (architecture >= 80) return "";
-  return concat("tensor cores of sm_", architecture, " do not multiply ",
-                dtype == DType::kBFloat16 ? "bfloat16" : "TF32");
-}
-std::string tensor_cores(const Conv2dGeometry& g, DType dtype) {
-  if (dtype != DType::kBFloat16 && dtype != DType::kFloat16) {
-    return "it computes bfloat16 and float16 only";
-  }
-  return first_reason(fits_32_bits(g), tensor_cores_multiply(dtype));
-}
-// The operands rounded to TF32 are a loss that torch's users can forbid.
-std::string tensor_cores_tf32(const Conv2dGeometry& g, DType dtype) {
-  if (dtype != DType::kFloat32) return "it computes float32 only";
-  std::string lack = first_reason(fits_32_bits(g), tensor_cores_multiply(dtype));
-  if (!lack.empty()) return lack;
-  if (conv_precision() == ConvPrecision::kHighest) return "the precision is 'highest'";
-  return conv_may_use_tf32() ? "" : "torch.backends.cudnn.conv.fp32_precision does not allow TF32";
-}
-// The channels of a group and what else stands beside them fill the tiles of the matrix products;
-// tensor cores are no faster where these are mostly empty.
-std::string tiles_pay(int64_t channels, int64_t beside) {
-  constexpr int64_t kLeast = 8;
-  return std::min(channels, beside) >= kLeast ? "" : "a group has too few channels to fill a tile";
-}
-std::string forward_tiles_pay(const Conv2dGeometry& g, DType) {
-  return tiles_pay(g.oc / g.groups, g.c / g.groups * g.kh * g.kw);
-}
-std::string backward_input_tiles_pay(const Conv2dGeometry& g, DType) {
-  return tiles_pay(g.c / g.groups, g.oc / g.groups * g.kh * g.kw);
-}
-std::string backward_weight_tiles_pay(const Conv2dGeometry& g, DType dtype) {
-  return forward_tiles_pay(g, dtype);
-}
-
-constexpr Candidate<Conv2dForward> kForwardCuda[] = {
-    {"direct",
-     [](const Conv2dGeometry& g, DType dtype) { return fits_direct(g, dtype, g.c / g.groups); },
-     &Conv2dKernels::forward_direct, few_channels_in_groups},
-    {"tensor_cores", tensor_cores, &Conv2dKernels::forward_tensor_cores, forward_tiles_pay},
-    {"tensor_cores_tf32", tensor_cores_tf32, &Conv2dKernels::forward_tensor_cores,
-     forward_tiles_pay},
-    {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::forward_implicit_gemm},
-    {"reference", everything, &Conv2dKernels::forward_reference},
-};
-constexpr Candidate<Conv2dBackwardInput> kBackwardInputCuda[] = {
-    {"direct",
-     [](const Conv2dGeometry& g, DType dtype) { return fits_direct(g, dtype, g.oc / g.groups); },
-     &Conv2dKernels::backward_input_direct, few_channels_in_groups},
-    {"tensor_cores", tensor_cores, &Conv2dKernels::backward_input_tensor_cores,
-     backward_input_tiles_pay},
-    {"tensor_cores_tf32", tensor_cores_tf32, &Conv2dKernels::backward_input_tensor_cores,
-     backward_input_tiles_pay},
-    {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::backward_input_implicit_gemm},
-    {"reference", everything, &Conv2dKernels::backward_input_reference},
-};
-constexpr Candidate<Conv2dBackwardWeight> kBackwardWeightCuda[] = {
-    {"direct", floating_and_fits_32_bits, &Conv2dKernels::backward_weight_direct,
-     few_channels_in_groups},
-    {"tensor_cores", tensor_cores, &Conv2dKernels::backward_weight_tensor_cores,
-     backward_weight_tiles_pay},
-    {"tensor_cores_tf32", tensor_cores_tf32, &Conv2dKernels::backward_weight_tensor_cores,
-     backward_weight_tiles_pay},
-    {"implicit_gemm", floating_and_fits_32_bits, &Conv2dKernels::backward_weight_implicit_gemm},
-    {"reference", everything, &Conv2dKernels::backward_weight_reference},
-};
-
-template <typename Pass>
-using Candidates = AlgorithmsByDevice<Candidate<Pass>>;
-constexpr Candidates<Conv2dForward> kForward{kForwardCpu, kForwardCuda};
-constexpr Candidates<Conv2dBackwardInput> kBackwardInput{kBackwardInputCpu, kBackwardInputCuda};
-constexpr Candidates<Conv2dBackwardWeight> kBackwardWeight{kBackwardWeightCpu, kBackwardWeightCuda};
-
-const RegisterAlgorithms kRegistered[] = {
-    {"conv2d", names_of(kForward.cpu), names_of(kForward.cuda)},
-    {"conv2d_backward_input", names_of(kBackwardInput.cpu), names_of(kBackwardInput.cuda)},
-    {"conv2d_backward_weight", names_of(kBackwardWeight.cpu), names_of(kBackwardWeight.cuda)},
-};
 
 Strides4 strides_of(const Tensor& tensor) {
   const Sizes strides = tensor.strides();
@@ -521,11 +158,12 @@ struct AlgorithmCall {
 enum class Images { kApart, kAddedUp };
 
 template <typename Algorithm, typename Call>
-void run_algorithm(const char* op, const DeviceScope& scope, const Candidate<Algorithm>& choice,
-                   const Conv2dGeometry& g, DType dtype, Images images, int64_t first_image,
-                   const Call& call, std::vector<int64_t>* left_out) {
+void run_algorithm(const char* op, const DeviceScope& scope,
+                   const Conv2dCandidate<Algorithm>& choice, const Conv2dGeometry& g, DType dtype,
+                   Images images, int64_t first_image, const Call& call,
+                   std::vector<int64_t>* left_out) {
   const Isa isa = scope.isa();
-  const Algorithm& algorithm = active_kernels(kTable, isa).*choice.entry;
+  const Algorithm& algorithm = active_kernels(kConv2dTable, isa).*choice.entry;
   const auto kernel = kernel_for(op, choice.name, algorithm.run, dtype, isa);
   if (g.n == 0) return;
   const int threads = thread_count(conv_grains(g), 1);
@@ -542,7 +180,7 @@ void run_algorithm(const char* op, const DeviceScope& scope, const Candidate<Alg
 // Chooses the algorithm, gives it its workspace and calls it; then, for each image that it left
 // out, the first algorithm that leaves out none.
 template <typename Algorithm, typename Call>
-void run(const char* op, const DeviceScope& scope, const Candidates<Algorithm>& candidates,
+void run(const char* op, const DeviceScope& scope, const Conv2dCandidates<Algorithm>& candidates,
          const Conv2dGeometry& g, DType dtype, Images images, const Call& call) {
   const auto& list = candidates.of(scope.isa());
   std::vector<int64_t> left_out;
@@ -552,7 +190,8 @@ void run(const char* op, const DeviceScope& scope, const Candidates<Algorithm>& 
   Conv2dGeometry image = g;
   if (images == Images::kApart) image.n = 1;
   for (const auto& candidate : list) {
-    const bool takes_all = !(active_kernels(kTable, scope.isa()).*candidate.entry).flags_images;
+    const bool takes_all =
+        !(active_kernels(kConv2dTable, scope.isa()).*candidate.entry).flags_images;
     if (!takes_all || !candidate.supports(image, dtype).empty()) continue;
     if (candidate.pays != nullptr && !candidate.pays(image, dtype).empty()) continue;
     for (const int64_t n : left_out) {
@@ -564,11 +203,11 @@ void run(const char* op, const DeviceScope& scope, const Candidates<Algorithm>& 
 
 // As `run`, but asks the algorithm how it would share its work.
 template <typename Pass>
-Partition partition(const char* op, const Candidates<Pass>& candidates, const Conv2dGeometry& g,
-                    DType dtype, int threads) {
+Partition partition(const char* op, const Conv2dCandidates<Pass>& candidates,
+                    const Conv2dGeometry& g, DType dtype, int threads) {
   const Isa isa = active_isa();
   const auto& choice = choose_algorithm(op, candidates.of(isa), g, dtype);
-  const auto& algorithm = active_kernels(kTable, isa).*choice.entry;
+  const auto& algorithm = active_kernels(kConv2dTable, isa).*choice.entry;
   const auto tell = algorithm.partition.entries[static_cast<int>(dtype)];
   NNOPS_CHECK_NOT_IMPLEMENTED(tell != nullptr, "conv2d_partition: not implemented for ",
                               choice.name, " of ", isa_name(isa), " in ", dtype_name(dtype));
@@ -616,10 +255,7 @@ const void* weight_for(const Algorithm& algorithm, const Tensor& weight, DType d
   request.weight = data;
   request.weight_bytes = is_dense(weight) ? weight.numel() * element_size(dtype) : 0;
   request.packing = packing;
-  request.pixels = g.n * g.oh * g.ow;
-  // Winograd's transform of the weights costs so many times what it costs to put them in order.
-  constexpr int64_t kTransforms = 16;
-  if (algorithm.flags_images) request.pixels /= kTransforms;
+  request.pixels = g.n * g.oh * g.ow / algorithm.packing_cost;
   *keeper = packed_weights(request);
   return (*keeper)->data();
 }
@@ -650,7 +286,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   g.input = strides_of(input);
   g.weight = strides_of(weight);
   g.output = strides_of(output);
-  run(kOp, scope, kForward, g, dtype, Images::kApart, [&](auto kernel, const auto& run) {
+  run(kOp, scope, kConv2dForward, g, dtype, Images::kApart, [&](auto kernel, const auto& run) {
     std::shared_ptr<const Workspace> keeper;
     const void* ordered =
         weight_for(run.algorithm, weight, dtype, g, forward_packing_geometry(g), &keeper);
@@ -687,14 +323,15 @@ Tensor conv2d_backward_input(const Tensor& grad_output, const Tensor& weight,
   g.input = strides_of(grad_input);
   g.weight = strides_of(weight);
   g.output = strides_of(grad_output);
-  run(kOp, scope, kBackwardInput, g, dtype, Images::kApart, [&](auto kernel, const auto& run) {
-    std::shared_ptr<const Workspace> keeper;
-    const void* ordered =
-        weight_for(run.algorithm, weight, dtype, g, backward_input_packing_geometry(g), &keeper);
-    kernel(from_image(grad_input.mutable_data_ptr(), run.first_image, g.input, dtype),
-           from_image(grad_output.const_data_ptr(), run.first_image, g.output, dtype), ordered,
-           run.g, run.workspace, run.threads);
-  });
+  run(kOp, scope, kConv2dBackwardInput, g, dtype, Images::kApart,
+      [&](auto kernel, const auto& run) {
+        std::shared_ptr<const Workspace> keeper;
+        const void* ordered = weight_for(run.algorithm, weight, dtype, g,
+                                         backward_input_packing_geometry(g), &keeper);
+        kernel(from_image(grad_input.mutable_data_ptr(), run.first_image, g.input, dtype),
+               from_image(grad_output.const_data_ptr(), run.first_image, g.output, dtype), ordered,
+               run.g, run.workspace, run.threads);
+      });
   return grad_input;
 }
 
@@ -725,10 +362,11 @@ Tensor conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
   g.weight = strides_of(grad_weight);
   g.output = strides_of(grad_output);
   if (g.n == 0) torch::stable::zero_(grad_weight);
-  run(kOp, scope, kBackwardWeight, g, dtype, Images::kAddedUp, [&](auto kernel, const auto& run) {
-    kernel(grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(), input.const_data_ptr(), g,
-           run.workspace, run.threads);
-  });
+  run(kOp, scope, kConv2dBackwardWeight, g, dtype, Images::kAddedUp,
+      [&](auto kernel, const auto& run) {
+        kernel(grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(), input.const_data_ptr(),
+               g, run.workspace, run.threads);
+      });
   return grad_weight;
 }
 
@@ -744,8 +382,8 @@ Tensor conv2d_backward_bias(const Tensor& grad_output) {
   g.ow = grad_output.size(3);
   g.output = strides_of(grad_output);
   const Tensor grad_bias = empty_contiguous(IntList{g.oc}, dtype, grad_output);
-  const auto kernel = kernel_for(kOp, "vector", active_kernels(kTable, scope.isa()).backward_bias,
-                                 dtype, scope.isa());
+  const auto kernel = kernel_for(
+      kOp, "vector", active_kernels(kConv2dTable, scope.isa()).backward_bias, dtype, scope.isa());
   kernel(grad_bias.mutable_data_ptr(), grad_output.const_data_ptr(), g,
          thread_count(grad_output.numel(), kGrainElements));
   return grad_bias;
@@ -773,9 +411,9 @@ Partition conv2d_partition(const std::string& op, const Conv2dProblem& problem, 
   const auto of = [&](const auto& list) {
     return partition(op.c_str(), list, g, problem.dtype, threads);
   };
-  if (op == "conv2d") return of(kForward);
-  if (op == "conv2d_backward_input") return of(kBackwardInput);
-  if (op == "conv2d_backward_weight") return of(kBackwardWeight);
+  if (op == "conv2d") return of(kConv2dForward);
+  if (op == "conv2d_backward_input") return of(kConv2dBackwardInput);
+  if (op == "conv2d_backward_weight") return of(kConv2dBackwardWeight);
   NNOPS_CHECK_VALUE(false, "conv2d_partition: no pass of conv2d is called '", op, "'");
   return {};
 }

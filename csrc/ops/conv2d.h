@@ -100,6 +100,8 @@ struct Conv2dAlgorithm {
   // a byte for each image, which `run` sets where the image is to be computed by another algorithm.
   // In backward_weight, which adds the images up, a single byte stands for the whole result.
   bool flags_images = false;
+  // What `pack` costs, in units of what it costs to put a weight into another order.
+  int64_t packing_cost = 1;
 };
 
 // bias: (oc,) contiguous, or null

@@ -2,13 +2,11 @@
 
 #include "core/check.h"
 #include "core/dispatch.h"
+#include "ops/conv2d_algorithms.h"
 #include "ops/conv2d_precision.h"
 
 namespace nnops {
 namespace {
-
-// Of a float vector in the kernels, on every ISA.
-constexpr int64_t kLanes = 16;
 
 // A pass as Winograd's algorithms see it: sums over `outer` channels for `written` ones, of images
 // of height x width pixels.
@@ -55,10 +53,7 @@ double tiles_of(const WinogradForm& form, int64_t height, int64_t width) {
 double places_of(const WinogradForm& form) {
   return static_cast<double>(form.points() * form.points());
 }
-double padded(int64_t channels) {
-  const int64_t vectors = (channels + kLanes - 1) / kLanes;
-  return static_cast<double>(vectors * kLanes);
-}
+double padded(int64_t channels) { return static_cast<double>(whole_vectors(channels)); }
 std::string costs_less(double winograd, double direct) {
   return winograd < kLargestShare * direct ? "" : "a direct sum costs less";
 }
@@ -78,8 +73,7 @@ std::string form_pays(const WinogradForm& form, const WinogradProblem& problem) 
   const double winograd =
       places_of(form) *
       ((products + transforms) * tiles_of(form, height, width) + products * kWeightTiles);
-  const std::string reason = six_points_allowed(form);
-  return reason.empty() ? costs_less(winograd, direct) : reason;
+  return first_reason(six_points_allowed(form), costs_less(winograd, direct));
 }
 
 }  // namespace
@@ -88,14 +82,14 @@ std::string winograd_forward_supports(const WinogradForm& form, const Conv2dGeom
                                       DType dtype) {
   return has_form(form, g, dtype, forward_problem(g));
 }
-std::string winograd_forward_pays(const WinogradForm& form, const Conv2dGeometry& g) {
+std::string winograd_forward_pays(const WinogradForm& form, const Conv2dGeometry& g, DType) {
   return form_pays(form, forward_problem(g));
 }
 std::string winograd_backward_input_supports(const WinogradForm& form, const Conv2dGeometry& g,
                                              DType dtype) {
   return has_form(form, g, dtype, backward_input_problem(g));
 }
-std::string winograd_backward_input_pays(const WinogradForm& form, const Conv2dGeometry& g) {
+std::string winograd_backward_input_pays(const WinogradForm& form, const Conv2dGeometry& g, DType) {
   return form_pays(form, backward_input_problem(g));
 }
 
@@ -107,7 +101,8 @@ std::string winograd_backward_weight_supports(const WinogradForm& form, const Co
   if (g.ow > kMostWidth) return "a row has more than 1024 pixels";
   return has_form(form, g, dtype, {1, 1, g.oh, g.ow});
 }
-std::string winograd_backward_weight_pays(const WinogradForm& form, const Conv2dGeometry& g) {
+std::string winograd_backward_weight_pays(const WinogradForm& form, const Conv2dGeometry& g,
+                                          DType) {
   constexpr double kSumTiles = 100;
   constexpr int64_t kBlock = 128;  // channels whose products are computed together
   const auto blocks = [](int64_t channels) {
@@ -126,8 +121,7 @@ std::string winograd_backward_weight_pays(const WinogradForm& form, const Conv2d
   const double winograd =
       places_of(form) *
       ((products + transforms) * images * tiles_of(form, g.oh, g.ow) + products * kSumTiles);
-  const std::string reason = six_points_allowed(form);
-  return reason.empty() ? costs_less(winograd, direct) : reason;
+  return first_reason(six_points_allowed(form), costs_less(winograd, direct));
 }
 
 }  // namespace nnops

@@ -21,12 +21,14 @@ inline constexpr WinogradForm k4x4Of3x3{4, 3};
 // "", or the reason why the form cannot compute the pass, and why it is not likely to be faster.
 std::string winograd_forward_supports(const WinogradForm& form, const Conv2dGeometry& g,
                                       DType dtype);
-std::string winograd_forward_pays(const WinogradForm& form, const Conv2dGeometry& g);
+std::string winograd_forward_pays(const WinogradForm& form, const Conv2dGeometry& g, DType dtype);
 std::string winograd_backward_input_supports(const WinogradForm& form, const Conv2dGeometry& g,
                                              DType dtype);
-std::string winograd_backward_input_pays(const WinogradForm& form, const Conv2dGeometry& g);
+std::string winograd_backward_input_pays(const WinogradForm& form, const Conv2dGeometry& g,
+                                         DType dtype);
 std::string winograd_backward_weight_supports(const WinogradForm& form, const Conv2dGeometry& g,
                                               DType dtype);
-std::string winograd_backward_weight_pays(const WinogradForm& form, const Conv2dGeometry& g);
+std::string winograd_backward_weight_pays(const WinogradForm& form, const Conv2dGeometry& g,
+                                          DType dtype);
 
 }  // namespace nnops

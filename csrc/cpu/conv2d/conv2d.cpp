@@ -68,6 +68,9 @@ void backward_bias(void* grad_bias, const void* grad_output, const Conv2dGeometr
    NNOPS_FLOAT_DTYPES(name##_packed), NNOPS_FLOAT_DTYPES(name##_pack), \
    NNOPS_FLOAT_DTYPES(name##_partition)}
 
+// Transforming a weight, in units of Conv2dAlgorithm::packing_cost.
+constexpr int64_t kWinogradPackingCost = 16;
+
 // Not of double, whose sums are always direct.
 #define NNOPS_WINOGRAD_DTYPES(function)                               \
   {                                                                   \
@@ -75,10 +78,14 @@ void backward_bias(void* grad_bias, const void* grad_output, const Conv2dGeometr
       function<float>, nullptr, function<bfloat16>, function<float16> \
     }                                                                 \
   }
-#define NNOPS_CONV2D_WINOGRAD(name)                                             \
-  {NNOPS_WINOGRAD_DTYPES(name##_workspace), NNOPS_WINOGRAD_DTYPES(name),        \
-   NNOPS_WINOGRAD_DTYPES(name##_packed),    NNOPS_WINOGRAD_DTYPES(name##_pack), \
-   NNOPS_WINOGRAD_DTYPES(name##_partition), true}
+#define NNOPS_CONV2D_WINOGRAD(name)         \
+  {NNOPS_WINOGRAD_DTYPES(name##_workspace), \
+   NNOPS_WINOGRAD_DTYPES(name),             \
+   NNOPS_WINOGRAD_DTYPES(name##_packed),    \
+   NNOPS_WINOGRAD_DTYPES(name##_pack),      \
+   NNOPS_WINOGRAD_DTYPES(name##_partition), \
+   true,                                    \
+   kWinogradPackingCost}
 #define NNOPS_CONV2D_WINOGRAD_WEIGHT(name)  \
   {NNOPS_WINOGRAD_DTYPES(name##_workspace), \
    NNOPS_WINOGRAD_DTYPES(name),             \
