@@ -12,14 +12,13 @@
 #include "core/tensor.h"
 #include "core/threads.h"
 #include "ops/image.h"
+#include "ops/max_pool2d_call.h"
 
 namespace nnops {
 namespace {
 
-constexpr KernelTable<MaxPool2dKernels> kTable = NNOPS_KERNEL_TABLE(max_pool2d_kernels);
+using Ints = std::vector<int64_t>;
 
-using ForwardChoice =
-    Algorithm<MaxPool2dKernels, MaxPool2dKernels::ForwardAlgorithm, Pool2dGeometry>;
 using BackwardChoice =
     Algorithm<MaxPool2dKernels, PerDType<MaxPool2dKernels::Backward>, Pool2dGeometry>;
 
@@ -47,21 +46,6 @@ std::string supports_channels(const Pool2dGeometry& g, DType dtype) {
 
 std::string supports_all(const Pool2dGeometry&, DType) { return ""; }
 
-// Where the windows tile the height of every plane, the planes, which lie one behind the other,
-// are one tall plane: a net's small maps become long runs of rows. Not for CUDA, whose threads go
-// through all planes as one run anyway.
-void stack_planes(Pool2dGeometry& g) {
-  const bool tiles =
-      g.pad_h == 0 && g.dilation_h == 1 && g.kernel_h == g.stride_h && g.oh * g.stride_h == g.h;
-  const bool packed = !g.channels_last && g.input_strides[2] == g.w && g.input_strides[3] == 1 &&
-                      g.input_strides[1] == g.h * g.w && g.input_strides[0] == g.c * g.h * g.w;
-  if (!tiles || !packed) return;
-  g.h *= g.n * g.c;
-  g.oh *= g.n * g.c;
-  g.n = 1;
-  g.c = 1;
-}
-
 std::string supports_whole_tiles(const Pool2dGeometry& g, DType) {
   const bool tiles = g.kernel_h == 2 && g.kernel_w == 2 && g.stride_h == 2 && g.stride_w == 2 &&
                      g.dilation_h == 1 && g.dilation_w == 1 && g.pad_h == 0 && g.pad_w == 0;
@@ -77,18 +61,25 @@ std::string supports_pairs(const Pool2dGeometry& g, DType dtype) {
   return supports_whole_tiles(g, dtype);
 }
 
-constexpr ForwardChoice kForwardCpu[] = {
+constexpr MaxPool2dForwardChoice kForwardCpu[] = {
     {"rows", supports_rows, &MaxPool2dKernels::rows},
     {"channels", supports_channels, &MaxPool2dKernels::channels},
     {"tiles", supports_all, &MaxPool2dKernels::tiles},
 };
-constexpr ForwardChoice kForwardCuda[] = {
+constexpr MaxPool2dForwardChoice kForwardCuda[] = {
     {"pairs", supports_pairs, &MaxPool2dKernels::pairs},
     {"windows", supports_all, &MaxPool2dKernels::windows},
 };
-constexpr AlgorithmsByDevice<ForwardChoice> kForward{kForwardCpu, kForwardCuda};
-const RegisterAlgorithms kForwardNames("max_pool2d", names_of(kForward.cpu),
-                                       names_of(kForward.cuda));
+
+}  // namespace
+
+constinit const AlgorithmsByDevice<MaxPool2dForwardChoice> kMaxPool2dForward{kForwardCpu,
+                                                                             kForwardCuda};
+
+namespace {
+
+const RegisterAlgorithms kForwardNames("max_pool2d", names_of(kMaxPool2dForward.cpu),
+                                       names_of(kMaxPool2dForward.cuda));
 
 std::string supports_backward_shifts(const Pool2dGeometry& g, DType) {
   if (g.stride_h != 1 || g.stride_w != 1) return "only for stride 1";
@@ -115,53 +106,6 @@ constexpr BackwardChoice kBackwardCuda[] = {
 constexpr AlgorithmsByDevice<BackwardChoice> kBackward{kBackwardCpu, kBackwardCuda};
 const RegisterAlgorithms kBackwardNames("max_pool2d_backward", names_of(kBackward.cpu),
                                         names_of(kBackward.cuda));
-
-using Ints = std::vector<int64_t>;
-
-void check_pair(const char* op, const char* name, const Ints& pair, int64_t least) {
-  constexpr int64_t kMost = INT32_MAX;
-  NNOPS_CHECK(pair.size() == 2, op, ": ", name, " must have two elements, but got ",
-              tuple_text(pair));
-  for (const int64_t value : pair) {
-    NNOPS_CHECK(value >= least, op, ": ", name, " must be ",
-                least > 0 ? "positive" : "non-negative", ", but got ", name, "=", tuple_text(pair));
-    NNOPS_CHECK(value <= kMost, op, ": ", name, " must be below 2**31, but got ", name, "=",
-                tuple_text(pair));
-  }
-}
-
-// The numbers of a window, checked; sizes and strides are left to the caller.
-Pool2dGeometry window_geometry(const char* op, const Ints& kernel_size, const Ints& stride,
-                               const Ints& padding, const Ints& dilation) {
-  check_pair(op, "kernel_size", kernel_size, 1);
-  check_pair(op, "stride", stride, 1);
-  check_pair(op, "padding", padding, 0);
-  check_pair(op, "dilation", dilation, 1);
-  NNOPS_CHECK(padding[0] <= kernel_size[0] / 2 && padding[1] <= kernel_size[1] / 2, op,
-              ": padding must be at most half the kernel size, but got padding=",
-              tuple_text(padding), ", kernel_size=", tuple_text(kernel_size));
-  Pool2dGeometry geometry{};
-  geometry.kernel_h = kernel_size[0];
-  geometry.kernel_w = kernel_size[1];
-  geometry.stride_h = stride[0];
-  geometry.stride_w = stride[1];
-  geometry.pad_h = padding[0];
-  geometry.pad_w = padding[1];
-  geometry.dilation_h = dilation[0];
-  geometry.dilation_w = dilation[1];
-  return geometry;
-}
-
-int64_t floor_divide(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
-
-// Windows along an axis. With ceil_mode the last one may hang over the end, if it begins inside
-// the input or the padding before it.
-int64_t output_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation,
-                    bool ceil_mode) {
-  const int64_t room = size + 2 * pad - dilation * (kernel - 1) - 1;
-  const int64_t count = floor_divide(room + (ceil_mode ? stride - 1 : 0), stride) + 1;
-  return ceil_mode && (count - 1) * stride >= size + pad ? count - 1 : count;
-}
 
 void set_strides(int64_t (&strides)[4], const Tensor& tensor) {
   const Sizes given = tensor.strides();
@@ -197,12 +141,6 @@ void check_extent(const char* op, int64_t height, int64_t width) {
               ": height and width must be at most 2**60, but got ", pair_text(height, width));
 }
 
-// Cheap operations of a kernel that visits every element of every window.
-int64_t window_work(const Pool2dGeometry& g) {
-  const int64_t taps = std::min<int64_t>(g.kernel_h, 8) * std::min<int64_t>(g.kernel_w, 8);
-  return g.n * g.c * g.oh * g.ow * std::min<int64_t>(taps, 8);
-}
-
 struct Forward {
   Tensor output;
   Tensor record;
@@ -216,25 +154,11 @@ Forward run_forward(
   constexpr const char* kOp = "max_pool2d";  // what the caller knows it by
   check_image(kOp, "input", input);
   const DeviceScope scope(input);
-  Pool2dGeometry g = window_geometry(kOp, kernel_size, stride, padding, dilation);
+  Pool2dGeometry g = pool2d_window(kOp, kernel_size, stride, padding, dilation);
   const auto [n, c, h, w] = image_sizes(input);
-  check_extent(kOp, h, w);
-  g.n = n;
-  g.c = c;
-  g.h = h;
-  g.w = w;
-  g.oh = output_size(h, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h, ceil_mode);
-  g.ow = output_size(w, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w, ceil_mode);
-  NNOPS_CHECK(g.oh >= 1 && g.ow >= 1, kOp,
-              ": the window must fit into the padded input, but got input size ", pair_text(h, w),
-              ", kernel_size=", tuple_text(kernel_size), ", padding=", tuple_text(padding),
-              ", dilation=", tuple_text(dilation));
+  set_pool2d_sizes(kOp, g, n, c, h, w, ceil_mode);
   const DType dtype = dtype_of(kOp, input);
-  if (record_dtype == DType::kUInt8) {
-    NNOPS_CHECK(
-        g.kernel_h <= kLargestOffsetWindow && g.kernel_h * g.kernel_w <= kLargestOffsetWindow, name,
-        ": kernel_size must be at most 255 elements, but got ", tuple_text(kernel_size));
-  }
+  if (record_dtype == DType::kUInt8) check_offset_window(name, g);
 
   const Ints sizes = resized(input, g.oh, g.ow);
   const int64_t count = checked_numel(kOp, sizes);
@@ -248,13 +172,14 @@ Forward run_forward(
   set_strides(g.input_strides, input);
   set_strides(g.output_strides, result.output);
   if (record_dtype != DType::kInt64 && !scope.on_cuda()) stack_planes(g);
-  const ForwardChoice& choice = choose_algorithm(kOp, kForward.of(scope.isa()), g, dtype);
-  const auto kernel =
-      kernel_for(name, choice.name, (active_kernels(kTable, scope.isa()).*choice.entry).*form,
-                 dtype, scope.isa());
+  const MaxPool2dForwardChoice& choice =
+      choose_algorithm(kOp, kMaxPool2dForward.of(scope.isa()), g, dtype);
+  const auto kernel = kernel_for(name, choice.name,
+                                 (active_kernels(kMaxPool2dTable, scope.isa()).*choice.entry).*form,
+                                 dtype, scope.isa());
   if (count > 0) {
     kernel(result.output.mutable_data_ptr(), record, input.const_data_ptr(), g,
-           thread_count(window_work(g), kGrainElements));
+           thread_count(pool2d_work(g), kGrainElements));
   }
   return result;
 }
@@ -292,9 +217,8 @@ Pool2dGeometry offsets_geometry(const char* op, const Tensor& offsets, int64_t h
   check_image(op, "offsets", offsets);
   NNOPS_CHECK(dtype_of(op, offsets) == DType::kUInt8, op,
               ": offsets must be of dtype uint8, but got ", dtype_name(dtype_of(op, offsets)));
-  Pool2dGeometry g = window_geometry(op, kernel_size, stride, padding, dilation);
-  NNOPS_CHECK(g.kernel_h <= kLargestOffsetWindow && g.kernel_h * g.kernel_w <= kLargestOffsetWindow,
-              op, ": kernel_size must be at most 255 elements, but got ", tuple_text(kernel_size));
+  Pool2dGeometry g = pool2d_window(op, kernel_size, stride, padding, dilation);
+  check_offset_window(op, g);
   check_extent(op, height, width);
   const auto [n, c, oh, ow] = image_sizes(offsets);
   g.n = n;
@@ -305,8 +229,8 @@ Pool2dGeometry offsets_geometry(const char* op, const Tensor& offsets, int64_t h
   g.ow = ow;
   const auto fits = [](int64_t count, int64_t size, int64_t kernel, int64_t step, int64_t pad,
                        int64_t gap) {
-    return count == output_size(size, kernel, step, pad, gap, false) ||
-           count == output_size(size, kernel, step, pad, gap, true);
+    return count == pool2d_output_size(size, kernel, step, pad, gap, false) ||
+           count == pool2d_output_size(size, kernel, step, pad, gap, true);
   };
   NNOPS_CHECK(height > 0 && width > 0 &&
                   fits(oh, height, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h) &&
@@ -351,8 +275,9 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets, con
   set_strides(g.output_strides, codes);
   if (!scope.on_cuda()) stack_planes(g);
   const BackwardChoice& choice = choose_algorithm(kOp, kBackward.of(scope.isa()), g, dtype);
-  const auto kernel = kernel_for(
-      kOp, choice.name, active_kernels(kTable, scope.isa()).*choice.entry, dtype, scope.isa());
+  const auto kernel =
+      kernel_for(kOp, choice.name, active_kernels(kMaxPool2dTable, scope.isa()).*choice.entry,
+                 dtype, scope.isa());
   const int threads = thread_count(count, kGrainElements);
   std::optional<SumScratch> scratch;
   if (choice.entry == &MaxPool2dKernels::backward_scatter) {
@@ -378,8 +303,8 @@ Tensor max_pool2d_gather(const Tensor& input, const Tensor& offsets, const Ints&
               ": input and offsets must have the same batch and channels, but got sizes ",
               tuple_text(input.sizes()), " and ", tuple_text(offsets.sizes()));
   const DType dtype = dtype_of(kOp, input);
-  const auto kernel =
-      kernel_for(kOp, "offsets", active_kernels(kTable, scope.isa()).gather, dtype, scope.isa());
+  const auto kernel = kernel_for(
+      kOp, "offsets", active_kernels(kMaxPool2dTable, scope.isa()).gather, dtype, scope.isa());
   Tensor output = empty_image(offsets.sizes(), g.channels_last, dtype, offsets);
   const int64_t count = offsets.numel();
   if (count == 0) return output;
