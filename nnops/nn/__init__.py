@@ -14,6 +14,7 @@ from nnops.nn import functional
 from nnops.nn.activation import ReLU
 from nnops.nn.classification_loss import CrossEntropyLoss, NLLLoss, NLLLoss2d
 from nnops.nn.conv import Conv2d
+from nnops.nn.fused import ConvMaxPool2d, ConvReLU2d, ConvReLUMaxPool2d
 from nnops.nn.loss import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -29,6 +30,9 @@ __all__ = [
     "BCELoss",
     "BCEWithLogitsLoss",
     "Conv2d",
+    "ConvMaxPool2d",
+    "ConvReLU2d",
+    "ConvReLUMaxPool2d",
     "CrossEntropyLoss",
     "HuberLoss",
     "KLDivLoss",

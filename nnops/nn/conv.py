@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,19 +21,14 @@ class Conv2d(torch.nn.Conv2d):
     precision: str | None = None
 
     def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(*self.call_arguments(input), precision=self.precision)
+
+    def call_arguments(self, input: Tensor) -> tuple[Any, ...]:
+        """What this layer hands to a function of convolution, from `input` to `groups`."""
         padding: str | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             input = torch.nn.functional.pad(
                 input, self._reversed_padding_repeated_twice, mode=self.padding_mode
             )
             padding = (0, 0)
-        return F.conv2d(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            precision=self.precision,
-        )
+        return input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups

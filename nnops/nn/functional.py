@@ -28,6 +28,7 @@ from nnops.nn._pointwise_losses import (
 )
 from nnops.ops import (
     conv2d as _conv2d,
+    fused_conv2d as _fused_conv2d,
     max_pool2d as _max_pool2d,
     max_unpool2d as _max_unpool2d,
     relu as _relu,
@@ -120,7 +121,26 @@ def conv2d(
 
     Source: torch.nn.functional.conv2d.
     """
-    op = "conv2d"
+    numbers = _convolution("conv2d", input, weight, bias, stride, padding, dilation, groups)
+    output: Tensor
+    if input.dim() == 3:
+        output = _conv2d.conv2d(input.unsqueeze(0), *numbers, *_precision(precision)).squeeze(0)
+    else:
+        output = _conv2d.conv2d(input, *numbers, *_precision(precision))
+    return output
+
+
+def _convolution(
+    op: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: _arguments.IntOrPair,
+    padding: str | _arguments.IntOrPair,
+    dilation: _arguments.IntOrPair,
+    groups: int,
+) -> tuple[Any, ...]:
+    """The operator's arguments behind `input`, up to `groups`."""
     _arguments.check_tensor(op, "input", input)
     _arguments.check_tensor(op, "weight", weight)
     if bias is not None:
@@ -133,19 +153,147 @@ def conv2d(
     else:
         paddings = _arguments.pair(op, "padding", padding)
     group_count = _arguments.whole_number(op, "groups", groups)
-    batched = input.dim() != 3
-    output: Tensor = _conv2d.conv2d(
-        input if batched else input.unsqueeze(0),
-        weight,
-        bias,
-        strides,
-        paddings,
-        dilations,
-        group_count,
-        # The operator's default is what is set for the process.
-        *(() if precision is None else (_precision_code(precision),)),
+    return weight, bias, strides, paddings, dilations, group_count
+
+
+def conv2d_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: _arguments.IntOrPair = 1,
+    padding: str | _arguments.IntOrPair = 0,
+    dilation: _arguments.IntOrPair = 1,
+    groups: int = 1,
+    *,
+    precision: str | None = None,
+) -> Tensor:
+    """relu(conv2d(...)) in one go, bit for bit: the ReLU goes over the output in the cache.
+
+    Takes, returns and raises what `conv2d` does. Backward keeps the output and what conv2d keeps.
+
+    Source: torch.nn.functional.conv2d and relu.
+    """
+    numbers = _convolution("conv2d_relu", input, weight, bias, stride, padding, dilation, groups)
+    output: Tensor
+    if input.dim() == 3:
+        output = _fused_conv2d.conv2d_relu(
+            input.unsqueeze(0), *numbers, *_precision(precision)
+        ).squeeze(0)
+    else:
+        output = _fused_conv2d.conv2d_relu(input, *numbers, *_precision(precision))
+    return output
+
+
+def conv2d_max_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: _arguments.IntOrPair = 1,
+    padding: str | _arguments.IntOrPair = 0,
+    dilation: _arguments.IntOrPair = 1,
+    groups: int = 1,
+    *,
+    pool_kernel_size: _arguments.IntOrPair,
+    pool_stride: _arguments.IntOrPair | None = None,
+    pool_padding: _arguments.IntOrPair = 0,
+    pool_dilation: _arguments.IntOrPair = 1,
+    ceil_mode: bool = False,
+    precision: str | None = None,
+) -> Tensor:
+    """max_pool2d(conv2d(...)) in one go, bit for bit, without the convolution's output.
+
+    A few images, or rows of one, are convolved at a time and pooled while they are in the cache.
+    Backward keeps what conv2d keeps and one byte an element of the result.
+
+    Args:
+        input (Tensor[N, C_in, H, W] or Tensor[C_in, H, W]): as for `conv2d`, like all arguments
+            up to `groups` and `precision`.
+        pool_kernel_size: height and width of the pool's window; one number stands for both, here
+            and below.
+        pool_stride: from one window to the next; None: `pool_kernel_size`.
+        pool_padding: rows and columns around the convolution's output that no maximum comes from,
+            at most half of `pool_kernel_size`.
+        pool_dilation: from one element of the window to the next; 1 means none.
+        ceil_mode: let the last window hang over the end instead of leaving elements out.
+
+    Returns:
+        Tensor[N, C_out, OH, OW] (or without N): the sizes of `max_pool2d` behind `conv2d`,
+        channels_last if input or weight is.
+
+    Raises:
+        RuntimeError, TypeError, ValueError, NotImplementedError: as conv2d and max_pool2d.
+
+    Differences from torch: those of the two functions.
+
+    Source: torch.nn.functional.conv2d and max_pool2d.
+    """
+    return _convolve_and_pool(
+        "conv2d_max_pool2d",
+        False,
+        input,
+        (weight, bias, stride, padding, dilation, groups),
+        (pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode),
+        precision,
     )
-    return output if batched else output.squeeze(0)
+
+
+def conv2d_relu_max_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: _arguments.IntOrPair = 1,
+    padding: str | _arguments.IntOrPair = 0,
+    dilation: _arguments.IntOrPair = 1,
+    groups: int = 1,
+    *,
+    pool_kernel_size: _arguments.IntOrPair,
+    pool_stride: _arguments.IntOrPair | None = None,
+    pool_padding: _arguments.IntOrPair = 0,
+    pool_dilation: _arguments.IntOrPair = 1,
+    ceil_mode: bool = False,
+    precision: str | None = None,
+) -> Tensor:
+    """max_pool2d(relu(conv2d(...))) in one go: `conv2d_max_pool2d` with a ReLU between.
+
+    The byte that backward keeps of an element also says whether the ReLU let it pass.
+
+    Source: torch.nn.functional.conv2d, relu and max_pool2d.
+    """
+    return _convolve_and_pool(
+        "conv2d_relu_max_pool2d",
+        True,
+        input,
+        (weight, bias, stride, padding, dilation, groups),
+        (pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode),
+        precision,
+    )
+
+
+def _convolve_and_pool(
+    op: str,
+    rectify: bool,
+    input: Tensor,
+    convolution: tuple[Any, ...],
+    window: tuple[Any, ...],
+    precision: str | None,
+) -> Tensor:
+    numbers = _convolution(op, input, *convolution)
+    windows = _window(op, *window)
+    batched = input.dim() != 3
+    output = _fused_conv2d.convolve_and_pool(
+        input if batched else input.unsqueeze(0),
+        *numbers,
+        rectify,
+        *windows,
+        *_precision(precision),
+    )
+    # torch pools a single image to row-major order, whatever its own.
+    return output if batched else output.squeeze(0).contiguous()
+
+
+def _precision(precision: str | None) -> tuple[int, ...]:
+    """The operator's last argument; its default is what is set for the process."""
+    return () if precision is None else (_precision_code(precision),)
 
 
 def _precision_code(precision: str) -> int:
@@ -215,19 +363,30 @@ def max_pool2d(
     Source: torch.nn.functional.max_pool2d.
     """
     _arguments.check_tensor("max_pool2d", "input", input)
-    _arguments.check_bool("max_pool2d", "ceil_mode", ceil_mode)
-    kernel = _arguments.pair("max_pool2d", "kernel_size", kernel_size)
+    window = _window("max_pool2d", kernel_size, stride, padding, dilation, ceil_mode)
+    if return_indices:
+        pooled: tuple[Tensor, Tensor] = _max_pool2d.max_pool2d_with_indices(input, *window)
+        return pooled
+    return _max_pool2d.pool(input, *window)
+
+
+def _window(
+    op: str,
+    kernel_size: _arguments.IntOrPair,
+    stride: _arguments.IntOrPair | None,
+    padding: _arguments.IntOrPair,
+    dilation: _arguments.IntOrPair,
+    ceil_mode: bool,
+) -> tuple[Any, ...]:
+    """The pooling operators' arguments behind `input`."""
+    _arguments.check_bool(op, "ceil_mode", ceil_mode)
+    kernel = _arguments.pair(op, "kernel_size", kernel_size)
     step = kernel
     if stride is not None and stride != [] and stride != ():
-        step = _arguments.pair("max_pool2d", "stride", stride)
-    pad = _arguments.pair("max_pool2d", "padding", padding)
-    gap = _arguments.pair("max_pool2d", "dilation", dilation)
-    if return_indices:
-        pooled: tuple[Tensor, Tensor] = _max_pool2d.max_pool2d_with_indices(
-            input, kernel, step, pad, gap, ceil_mode
-        )
-        return pooled
-    return _max_pool2d.pool(input, kernel, step, pad, gap, ceil_mode)
+        step = _arguments.pair(op, "stride", stride)
+    pad = _arguments.pair(op, "padding", padding)
+    gap = _arguments.pair(op, "dilation", dilation)
+    return kernel, step, pad, gap, ceil_mode
 
 
 def max_pool2d_with_indices(

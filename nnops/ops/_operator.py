@@ -178,13 +178,15 @@ def is_plain_eager() -> bool:
     return not (_is_compiling() or _transforms_active() or forward_ad._current_level >= 0)
 
 
-def may_be_differentiated(input: Tensor) -> bool:
-    """Whether a call on `input`, made now, may be differentiated.
+def may_be_differentiated(*inputs: Tensor | None) -> bool:
+    """Whether a call on `inputs`, made now, may be differentiated.
 
     For operators that exist in two forms, one of which records what the derivative needs.
     """
-    if _is_grad_enabled() and input.requires_grad:
-        return True
+    if _is_grad_enabled():
+        for tensor in inputs:
+            if tensor is not None and tensor.requires_grad:
+                return True
     return not _is_compiling() and (_transforms_active() or forward_ad._current_level >= 0)
 
 

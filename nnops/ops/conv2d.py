@@ -21,9 +21,10 @@ from nnops.ops._images import empty_image, suggests_channels_last
 from nnops.ops._operator import Formulas, mount, needed_inputs
 
 
-def _output_sizes(
+def output_sizes(
     input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any
 ) -> tuple[Any, ...]:
+    """(N, OC, OH, OW), which may be symbolic."""
     if len(padding) == 2:
         padding = (padding[0], padding[0], padding[1], padding[1])
     padded = (
@@ -36,7 +37,7 @@ def _output_sizes(
     return input.shape[0], weight.shape[0], height, width
 
 
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def sum_of_tangents(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return b if a is None else a
     return a + b
@@ -59,7 +60,7 @@ class Conv2d(Formulas):
         groups: int,
         precision: int = 0,
     ) -> Tensor:
-        sizes = _output_sizes(input, weight, stride, padding, dilation)
+        sizes = output_sizes(input, weight, stride, padding, dilation)
         channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
         return empty_image(input, sizes, channels_last)
 
@@ -103,7 +104,9 @@ class Conv2d(Formulas):
             tangent = conv2d(input_tangent, weight, bias_tangent, *ctx.parameters)
             bias_tangent = None
         if weight_tangent is not None:
-            tangent = _add(tangent, conv2d(input, weight_tangent, bias_tangent, *ctx.parameters))
+            tangent = sum_of_tangents(
+                tangent, conv2d(input, weight_tangent, bias_tangent, *ctx.parameters)
+            )
             bias_tangent = None
         if bias_tangent is not None:
             return bias_tangent.view(1, -1, 1, 1).expand(ctx.output_sizes).clone()
@@ -141,7 +144,7 @@ class _Gradient(Formulas):
         if a_tangent is not None:
             tangent = operator(a_tangent, b, ctx.size, *ctx.parameters)
         if b_tangent is not None:
-            tangent = _add(tangent, operator(a, b_tangent, ctx.size, *ctx.parameters))
+            tangent = sum_of_tangents(tangent, operator(a, b_tangent, ctx.size, *ctx.parameters))
         return tangent
 
 

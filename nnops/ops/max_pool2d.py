@@ -32,14 +32,14 @@ def pool(
     result: Tensor
     if not may_be_differentiated(input):
         result = max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
-    elif _has_offsets(kernel_size):
+    elif has_offsets(kernel_size):
         result = _pool_with_offsets(input, kernel_size, stride, padding, dilation, ceil_mode)
     else:
         result = _pool_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
     return result
 
 
-def _has_offsets(kernel_size: Pair) -> bool:
+def has_offsets(kernel_size: Pair) -> bool:
     return kernel_size[0] * kernel_size[1] <= LARGEST_OFFSET_WINDOW
 
 
@@ -51,18 +51,25 @@ def _output_size(
     return count - 1 if ceil_mode and (count - 1) * stride >= size + pad else count
 
 
-def _fake_output(dtype: torch.dtype | None, input: Tensor, *window: Any) -> Tensor:
-    kernel_size, stride, padding, dilation, ceil_mode = window
+def pooled_size(
+    size: Sequence[Any],
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    ceil_mode: bool,
+) -> list[Any]:
+    """(height, width) of the output for those of the input, which may be symbolic."""
     sizes = []
-    windows = zip(input.shape[-2:], kernel_size, stride, padding, dilation, strict=True)
-    for size, kernel, step, pad, gap in windows:
+    windows = zip(size, kernel_size, stride, padding, dilation, strict=True)
+    for extent, kernel, step, pad, gap in windows:
         if kernel < 1 or step < 1 or pad < 0 or gap < 1 or 2 * pad > kernel:
             raise RuntimeError(
                 "nnops::max_pool2d: kernel_size, stride and dilation must be positive and padding "
                 f"in [0, kernel_size / 2], but got kernel_size={tuple(kernel_size)}, "
                 f"stride={tuple(stride)}, padding={tuple(padding)}, dilation={tuple(dilation)}"
             )
-        count = _output_size(size, kernel, step, pad, gap, ceil_mode)
+        count = _output_size(extent, kernel, step, pad, gap, ceil_mode)
         torch._check(
             count >= 1,
             lambda: (
@@ -71,7 +78,12 @@ def _fake_output(dtype: torch.dtype | None, input: Tensor, *window: Any) -> Tens
             ),
         )
         sizes.append(count)
-    return empty_resized(input, sizes[0], sizes[1], dtype)
+    return sizes
+
+
+def _fake_output(dtype: torch.dtype | None, input: Tensor, *window: Any) -> Tensor:
+    height, width = pooled_size(input.shape[-2:], *window)
+    return empty_resized(input, height, width, dtype)
 
 
 class MaxPool2d(Formulas):
@@ -97,7 +109,7 @@ class MaxPool2d(Formulas):
         (input,) = ctx.saved_tensors
         *window, ceil_mode = ctx.window
         input_size = tuple(input.shape[-2:])
-        if _has_offsets(window[0]):
+        if has_offsets(window[0]):
             _, offsets = max_pool2d_with_offsets(input.detach(), *window, ceil_mode)
             grad = max_pool2d_backward(grad_outputs[0], offsets, input_size, *window)
         else:
@@ -109,7 +121,7 @@ class MaxPool2d(Formulas):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         (input,) = ctx.saved_tensors
         *window, ceil_mode = ctx.window
-        if _has_offsets(window[0]):
+        if has_offsets(window[0]):
             _, offsets = max_pool2d_with_offsets(input.detach(), *window, ceil_mode)
             return max_pool2d_gather(tangents[0], offsets, *window)
         _, indices = max_pool2d_with_indices(input.detach(), *window, ceil_mode)

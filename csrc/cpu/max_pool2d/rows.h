@@ -129,7 +129,7 @@ NNOPS_INLINE void pool_rows(void* output, void* record, const void* input, const
   const PoolPlane<T, kRecord> all{static_cast<T*>(output), static_cast<Recorded<kRecord>*>(record),
                                   static_cast<const T*>(input)};
   for_output_rows(g, threads, [&](int64_t image, int64_t channel, int64_t begin, int64_t end) {
-    const int64_t place = (image * g.c + channel) * g.oh * g.ow;
+    const int64_t place = image * g.output_strides[0] + channel * g.output_strides[1];
     const PoolPlane<T, kRecord> plane{
         all.output + place, all.record_at(place),
         all.input + image * g.input_strides[0] + channel * g.input_strides[1]};

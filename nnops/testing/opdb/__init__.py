@@ -8,6 +8,7 @@ from __future__ import annotations
 from nnops.testing.opdb import (
     conv2d,
     cross_entropy,
+    fused_conv2d,
     max_pool2d,
     max_unpool2d,
     nll_loss,
@@ -20,6 +21,7 @@ from nnops.testing.samples import OpCase
 FAMILIES: dict[str, tuple[OpCase, ...]] = {
     "conv2d": conv2d.CASES,
     "cross_entropy": cross_entropy.CASES,
+    "fused_conv2d": fused_conv2d.CASES,
     "max_pool2d": max_pool2d.CASES,
     "max_unpool2d": max_unpool2d.CASES,
     "nll_loss": nll_loss.CASES,

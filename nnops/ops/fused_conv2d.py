@@ -1,0 +1,250 @@
+"""conv2d with a ReLU and a max-pool behind it, as one operator.
+
+    y = relu(conv2d(x, w, b))                       conv2d_relu
+    y = max_pool2d([relu](conv2d(x, w, b)))         conv2d_max_pool2d
+
+The convolution's output is not kept. Of y the first saves itself, from which the ReLU's gradient
+can be read; the second saves one byte an element, the place of the maximum in its window, or that
+the ReLU let nothing pass. With these the gradient of the convolution's output is that of
+max_pool2d, and the rest is conv2d's (nnops/ops/conv2d.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnops.ops._images import empty_image, suggests_channels_last
+from nnops.ops._operator import Formulas, first_output, may_be_differentiated, mount, needed_inputs
+from nnops.ops.conv2d import (
+    Conv2d,
+    conv2d,
+    conv2d_backward_bias,
+    conv2d_backward_input,
+    conv2d_backward_weight,
+    output_sizes,
+    sum_of_tangents,
+)
+from nnops.ops.max_pool2d import (
+    has_offsets,
+    max_pool2d_backward,
+    max_pool2d_gather,
+    pool,
+    pooled_size,
+)
+from nnops.ops.relu import relu_backward
+
+Pair = tuple[int, int]
+
+
+def _save_convolution(ctx: Any, inputs: tuple[Any, ...], *records: Tensor) -> None:
+    """Keeps what conv2d's gradients need, and `records` before it."""
+    input, weight = inputs[:2]
+    ctx.sizes = output_sizes(*inputs[:2], *inputs[3:6])
+    ctx.input_size, ctx.kernel_size = input.shape[2:], weight.shape[2:]
+    input_needs, weight_needs = needed_inputs(ctx)[:2]
+    ctx.save_for_backward(
+        *records, input if weight_needs else None, weight if input_needs else None
+    )
+
+
+def _convolution_gradients(ctx: Any, grad: Tensor, input: Any, weight: Any) -> tuple[Any, ...]:
+    """The gradients of input, weight and bias, from that of the convolution's output."""
+    needs = ctx.needs_input_grad
+    parameters = ctx.convolution
+    return (
+        conv2d_backward_input(grad, weight, ctx.input_size, *parameters) if needs[0] else None,
+        conv2d_backward_weight(grad, input, ctx.kernel_size, *parameters) if needs[1] else None,
+        conv2d_backward_bias(grad) if needs[2] else None,
+    )
+
+
+def _convolution_tangent(ctx: Any, tangents: tuple[Any, ...], input: Any, weight: Any) -> Tensor:
+    input_tangent, weight_tangent, bias_tangent = tangents[:3]
+    tangent: Tensor | None = None
+    if input_tangent is not None:
+        tangent = conv2d(input_tangent, weight, None, *ctx.convolution)
+    if weight_tangent is not None:
+        tangent = sum_of_tangents(tangent, conv2d(input, weight_tangent, None, *ctx.convolution))
+    if bias_tangent is not None:
+        spread = bias_tangent.view(1, -1, 1, 1).expand(ctx.sizes)
+        tangent = spread.clone() if tangent is None else tangent + spread
+    assert tangent is not None
+    return tangent
+
+
+class Conv2dRelu(Formulas):
+    """(input, weight, bias, stride, padding, dilation, groups, precision) -> output"""
+
+    name = "conv2d_relu"
+    differentiable = (0, 1, 2)
+    fake = Conv2d.fake
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.convolution = inputs[3:]
+        _save_convolution(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        output, input, weight = ctx.saved_tensors
+        grad = relu_backward(grad_outputs[0], output)
+        return *_convolution_gradients(ctx, grad, input, weight), *(None,) * 5
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        output, input, weight = ctx.saved_tensors
+        tangent: Tensor = relu_backward(_convolution_tangent(ctx, tangents, input, weight), output)
+        return tangent
+
+
+def _fake_pooled(
+    dtype: torch.dtype | None,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    relu: bool,
+    *pool_and_precision: Any,
+) -> Tensor:
+    batch, channels, height, width = output_sizes(input, weight, stride, padding, dilation)
+    channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
+    sizes = (batch, channels, *pooled_size((height, width), *pool_and_precision[:5]))
+    return empty_image(input, sizes, channels_last, dtype)
+
+
+# What stands behind `groups` among the inputs of the pooling operators.
+_RELU, _WINDOW, _CEIL_MODE, _PRECISION = 7, slice(8, 12), 12, slice(13, None)
+# Inputs without a gradient, of which the last may be left out.
+_NO_GRADIENTS = (None,) * 11
+
+
+def _keep_numbers(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    ctx.convolution = (*inputs[3:_RELU], *inputs[_PRECISION])
+    ctx.window = inputs[_WINDOW]
+
+
+class Conv2dMaxPool2d(Formulas):
+    """(input, weight, bias, stride, padding, dilation, groups, relu, pool_kernel_size,
+    pool_stride, pool_padding, pool_dilation, ceil_mode, precision) -> output
+
+    For callers of torch.ops: saves the inputs and finds the maxima again in backward.
+    """
+
+    name = "conv2d_max_pool2d"
+    differentiable = (0, 1, 2)
+
+    @staticmethod
+    def fake(*inputs: Any) -> Tensor:
+        return _fake_pooled(None, *inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _keep_numbers(ctx, inputs)
+        ctx.numbers = inputs[3:]
+        ctx.sizes = output_sizes(*inputs[:2], *inputs[3:6])
+        ctx.input_size, ctx.kernel_size = inputs[0].shape[2:], inputs[1].shape[2:]
+        ctx.save_for_backward(*inputs[:3])
+
+    @staticmethod
+    def _offsets(ctx: Any) -> tuple[Tensor, Tensor, Tensor]:
+        input, weight, bias = ctx.saved_tensors
+        detached = None if bias is None else bias.detach()
+        if not has_offsets(ctx.window[0]):
+            raise NotImplementedError(
+                "nnops::conv2d_max_pool2d: derivatives need windows of at most 255 elements, but "
+                f"got pool_kernel_size={tuple(ctx.window[0])}"
+            )
+        _, offsets = conv2d_max_pool2d_with_offsets(
+            input.detach(), weight.detach(), detached, *ctx.numbers
+        )
+        return offsets, input, weight
+
+    @classmethod
+    def backward(cls, ctx: Any, *grad_outputs: Any) -> Any:
+        offsets, input, weight = cls._offsets(ctx)
+        grad = max_pool2d_backward(grad_outputs[0], offsets, ctx.sizes[2:], *ctx.window)
+        return *_convolution_gradients(ctx, grad, input, weight), *_NO_GRADIENTS
+
+    @classmethod
+    def jvp(cls, ctx: Any, *tangents: Any) -> Any:
+        offsets, input, weight = cls._offsets(ctx)
+        tangent = _convolution_tangent(ctx, tangents, input, weight)
+        return max_pool2d_gather(tangent, offsets, *ctx.window)
+
+
+class Conv2dMaxPool2dWithOffsets(Formulas):
+    """As Conv2dMaxPool2d, but -> (output, offsets), and saves the offsets."""
+
+    name = "conv2d_max_pool2d_with_offsets"
+    differentiable = (0, 1, 2)
+    has_records = True
+
+    @staticmethod
+    def fake(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return _fake_pooled(None, *inputs), _fake_pooled(torch.uint8, *inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _keep_numbers(ctx, inputs)
+        _save_convolution(ctx, inputs, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        offsets, input, weight = ctx.saved_tensors
+        grad = grad_outputs[0]
+        if grad is None:
+            return *(None,) * 3, *_NO_GRADIENTS
+        grad = max_pool2d_backward(grad, offsets, ctx.sizes[2:], *ctx.window)
+        return *_convolution_gradients(ctx, grad, input, weight), *_NO_GRADIENTS
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        offsets, input, weight = ctx.saved_tensors
+        tangent = _convolution_tangent(ctx, tangents, input, weight)
+        return max_pool2d_gather(tangent, offsets, *ctx.window), None
+
+
+conv2d_relu = mount(Conv2dRelu)
+conv2d_max_pool2d = mount(Conv2dMaxPool2d)
+conv2d_max_pool2d_with_offsets = mount(Conv2dMaxPool2dWithOffsets)
+_pool_with_offsets = first_output(conv2d_max_pool2d_with_offsets, Conv2dMaxPool2dWithOffsets)
+
+
+def convolve_and_pool(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: tuple[int, ...],
+    dilation: Pair,
+    groups: int,
+    relu: bool,
+    pool_kernel_size: Pair,
+    pool_stride: Pair,
+    pool_padding: Pair,
+    pool_dilation: Pair,
+    ceil_mode: bool,
+    *precision: int,
+) -> Tensor:
+    """conv2d_max_pool2d in the form that costs least: offsets only if somebody differentiates."""
+    window = (pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    result: Tensor
+    if not may_be_differentiated(input, weight, bias):
+        result = conv2d_max_pool2d(
+            input, weight, bias, stride, padding, dilation, groups, relu, *window, *precision
+        )
+    elif has_offsets(pool_kernel_size):
+        result = _pool_with_offsets(
+            input, weight, bias, stride, padding, dilation, groups, relu, *window, *precision
+        )
+    else:
+        convolve = conv2d_relu if relu else conv2d
+        image = convolve(input, weight, bias, stride, padding, dilation, groups, *precision)
+        result = pool(image, *window)
+    return result
