@@ -35,7 +35,7 @@ NNOPS_BEGIN_KERNELS
 
 constexpr int64_t kWinogradChain = 128;
 constexpr int64_t kStagedChannels = 32;                  // a multiple of all vectors
-constexpr int64_t kTransformedBytes = int64_t{3} << 19;  // of V, about
+constexpr int64_t kTransformedBytes = int64_t{4} << 20;  // of V, about
 constexpr int64_t kLeastTiles = 32, kMostTiles = 96;     // of a strip
 constexpr int64_t kProductBytes = int64_t{320} << 10;    // of M, about
 
