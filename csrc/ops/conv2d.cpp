@@ -23,6 +23,8 @@
 namespace nnops {
 namespace {
 
+constexpr KernelTable<Conv2dBiasKernels> kBiasTable = NNOPS_KERNEL_TABLE(conv2d_bias_kernels);
+
 void check_output_sizes(const char* op, const Tensor& grad_output, const Conv2dGeometry& g) {
   const IntList expected{g.n, g.oc, g.oh, g.ow};
   const Sizes sizes = grad_output.sizes();
@@ -223,8 +225,8 @@ Tensor conv2d_backward_bias(const Tensor& grad_output) {
   g.ow = grad_output.size(3);
   g.output = strides_of(grad_output);
   const Tensor grad_bias = empty_contiguous(IntList{g.oc}, dtype, grad_output);
-  const auto kernel = kernel_for(
-      kOp, "vector", active_kernels(kConv2dTable, scope.isa()).backward_bias, dtype, scope.isa());
+  const auto kernel = kernel_for(kOp, "vector", active_kernels(kBiasTable, scope.isa()).backward,
+                                 dtype, scope.isa());
   kernel(grad_bias.mutable_data_ptr(), grad_output.const_data_ptr(), g,
          thread_count(grad_output.numel(), kGrainElements));
   return grad_bias;

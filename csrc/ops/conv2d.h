@@ -116,9 +116,6 @@ using Conv2dBackwardWeight =
                              const Conv2dGeometry& geometry, void* workspace, int threads)>;
 
 struct Conv2dKernels {
-  // grad_bias[oc] = sum of grad_output over n, oh, ow. grad_bias is contiguous.
-  using BackwardBias = void (*)(void* grad_bias, const void* grad_output,
-                                const Conv2dGeometry& geometry, int threads);
   Conv2dForward forward_depthwise_channels{};
   Conv2dForward forward_depthwise_rows{};
   Conv2dForward forward_depthwise_transposed{};
@@ -147,7 +144,6 @@ struct Conv2dKernels {
   Conv2dBackwardWeight backward_weight_winograd_2x2_3x3{};
   Conv2dBackwardWeight backward_weight_winograd_2x2_5x5{};
   Conv2dBackwardWeight backward_weight_winograd_4x4_3x3{};
-  PerDType<BackwardBias> backward_bias{};
   // CUDA's alone.
   Conv2dForward forward_direct{};
   Conv2dBackwardInput backward_input_direct{};
@@ -164,5 +160,13 @@ struct Conv2dKernels {
   int (*tensor_core_architecture)() = nullptr;
 };
 NNOPS_DECLARE_KERNELS(Conv2dKernels, conv2d_kernels)
+
+struct Conv2dBiasKernels {
+  // grad_bias[oc] = sum of grad_output over n, oh, ow. grad_bias is contiguous.
+  using Backward = void (*)(void* grad_bias, const void* grad_output,
+                            const Conv2dGeometry& geometry, int threads);
+  PerDType<Backward> backward{};
+};
+NNOPS_DECLARE_KERNELS(Conv2dBiasKernels, conv2d_bias_kernels)
 
 }  // namespace nnops

@@ -1,4 +1,4 @@
-// conv2d on the CPU: the kernel struct, and the gradient of the bias.
+// conv2d on the CPU: the kernel struct.
 #include "cpu/conv2d/depthwise_channel_dots.h"
 #include "cpu/conv2d/depthwise_channels.h"
 #include "cpu/conv2d/depthwise_dots.h"
@@ -13,52 +13,6 @@
 #include "cpu/conv2d/winograd_weight.h"
 
 NNOPS_BEGIN_KERNELS
-
-// Sum over the pixels of each image and the images in turn. A row of pixels is summed in blocks of
-// kBlock terms by lanes of acc_t, the block sums in double (integers: in wrapping arithmetic).
-template <typename T>
-void backward_bias(void* grad_bias, const void* grad_output, const Conv2dGeometry& g, int threads) {
-  T* gb = static_cast<T*>(grad_bias);
-  const T* gy = static_cast<const T*>(grad_output);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t oc = 0; oc < g.oc; ++oc) {
-    if constexpr (kIsFloating<T>) {
-      using A = acc_t<T>;
-      constexpr int64_t kBlock = 16 * kLanes<A>;
-      double total = 0;
-      for (int64_t n = 0; n < g.n; ++n) {
-        const T* plane = gy + n * g.output.n + oc * g.output.c;
-        const bool packed = g.output.w == 1 && g.output.h == g.ow;
-        const int64_t row_length = packed ? g.oh * g.ow : g.ow;
-        for (int64_t row = 0; row < (packed ? 1 : g.oh); ++row) {
-          const T* pixels = plane + row * g.output.h;
-          for (int64_t begin = 0; begin < row_length; begin += kBlock) {
-            const int64_t count = smaller(kBlock, row_length - begin);
-            A lanes[kLanes<A>] = {};
-            for (int64_t i = 0; i < count; ++i) {
-              lanes[i % kLanes<A>] += to_acc(pixels[(begin + i) * g.output.w]);
-            }
-            total += sum_lanes(load(lanes));
-          }
-        }
-      }
-      gb[oc] = from_acc<T>(static_cast<A>(total));
-    } else {
-      uint64_t total = 0;
-      for (int64_t n = 0; n < g.n; ++n) {
-        for (int64_t oh = 0; oh < g.oh; ++oh) {
-          for (int64_t ow = 0; ow < g.ow; ++ow) {
-            total += static_cast<uint64_t>(
-                gy[n * g.output.n + oc * g.output.c + oh * g.output.h + ow * g.output.w]);
-          }
-        }
-      }
-      gb[oc] = static_cast<T>(total);
-    }
-  }
-}
-
-}  // namespace
 
 // Of an algorithm's functions, by the names that its files give them.
 #define NNOPS_CONV2D_ALGORITHM(DTYPES, run, workspace, partition) \
@@ -96,6 +50,8 @@ constexpr int64_t kWinogradPackingCost = 16;
 using Form2x2Of3x3 = WinogradForm<2, 3>;
 using Form2x2Of5x5 = WinogradForm<2, 5>;
 using Form4x4Of3x3 = WinogradForm<4, 3>;
+
+}  // namespace
 
 extern const Conv2dKernels conv2d_kernels = {
     .forward_depthwise_channels =
@@ -164,7 +120,6 @@ extern const Conv2dKernels conv2d_kernels = {
         NNOPS_CONV2D_WINOGRAD_WEIGHT(WinogradWeight<Form2x2Of5x5>::backward_weight),
     .backward_weight_winograd_4x4_3x3 =
         NNOPS_CONV2D_WINOGRAD_WEIGHT(WinogradWeight<Form4x4Of3x3>::backward_weight),
-    .backward_bias = NNOPS_ALL_DTYPES(backward_bias),
 };
 
 }  // namespace NNOPS_ISA

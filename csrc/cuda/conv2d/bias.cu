@@ -2,9 +2,10 @@
 #include "cuda/conv2d/bias.cuh"
 
 #include "core/cuda.h"
-#include "cuda/conv2d/launchers.h"
+#include "ops/conv2d.h"
 
 namespace nnops::cuda {
+namespace {
 
 template <typename T>
 void backward_bias(void* grad_bias, const void* grad_output, const Conv2dGeometry& g, int) {
@@ -39,17 +40,8 @@ void backward_bias(void* grad_bias, const void* grad_output, const Conv2dGeometr
   }
 }
 
-#define NNOPS_INSTANTIATE(T) \
-  template void backward_bias<T>(void*, const void*, const Conv2dGeometry&, int);
-NNOPS_INSTANTIATE(float)
-NNOPS_INSTANTIATE(double)
-NNOPS_INSTANTIATE(bfloat16)
-NNOPS_INSTANTIATE(float16)
-NNOPS_INSTANTIATE(uint8_t)
-NNOPS_INSTANTIATE(int8_t)
-NNOPS_INSTANTIATE(int16_t)
-NNOPS_INSTANTIATE(int32_t)
-NNOPS_INSTANTIATE(int64_t)
-#undef NNOPS_INSTANTIATE
+}  // namespace
+
+extern const Conv2dBiasKernels conv2d_bias_kernels = {NNOPS_ALL_DTYPES(backward_bias)};
 
 }  // namespace nnops::cuda

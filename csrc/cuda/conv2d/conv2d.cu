@@ -15,7 +15,6 @@ extern const Conv2dKernels conv2d_kernels = {
     .forward_reference = {.run = NNOPS_ALL_DTYPES(reference_forward)},
     .backward_input_reference = {.run = NNOPS_ALL_DTYPES(reference_backward_input)},
     .backward_weight_reference = {.run = NNOPS_ALL_DTYPES(reference_backward_weight)},
-    .backward_bias = NNOPS_ALL_DTYPES(backward_bias),
     .forward_direct = {NNOPS_FLOAT_DTYPES(direct_forward_workspace),
                        NNOPS_FLOAT_DTYPES(direct_forward)},
     .backward_input_direct = {NNOPS_FLOAT_DTYPES(direct_backward_input_workspace),

@@ -74,9 +74,4 @@ template <typename T>
 void reference_backward_weight(void* grad_weight, const void* grad_output, const void* input,
                                const Conv2dGeometry& geometry, void* workspace, int threads);
 
-// bias.cu
-template <typename T>
-void backward_bias(void* grad_bias, const void* grad_output, const Conv2dGeometry& geometry,
-                   int threads);
-
 }  // namespace nnops::cuda
