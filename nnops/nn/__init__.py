@@ -1,7 +1,8 @@
 """torch.nn with nnops's modules in place of torch's; every other name is torch's own.
 
 Each module is a subclass of torch's of the same name that overrides `forward` only: constructor,
-parameters, state_dict, repr and pickling are torch's.
+parameters, state_dict, repr and pickling are torch's. The fused modules (`nnops.nn.fused`) have no
+namesake; `from nnops.nn import *` gives torch's names alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from nnops.nn import functional
 from nnops.nn.activation import ReLU
 from nnops.nn.classification_loss import CrossEntropyLoss, NLLLoss, NLLLoss2d
 from nnops.nn.conv import Conv2d
-from nnops.nn.fused import ConvMaxPool2d, ConvReLU2d, ConvReLUMaxPool2d
+from nnops.nn.fused import (
+    ConvMaxPool2d as ConvMaxPool2d,
+    ConvReLU2d as ConvReLU2d,
+    ConvReLUMaxPool2d as ConvReLUMaxPool2d,
+)
 from nnops.nn.loss import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -30,9 +35,6 @@ __all__ = [
     "BCELoss",
     "BCEWithLogitsLoss",
     "Conv2d",
-    "ConvMaxPool2d",
-    "ConvReLU2d",
-    "ConvReLUMaxPool2d",
     "CrossEntropyLoss",
     "HuberLoss",
     "KLDivLoss",

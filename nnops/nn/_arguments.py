@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.nn import _reduction
 IntOrPair = int | Sequence[int]
 
 _INT64_LIMIT = 2**63
+_MOST_USUAL = 2**31
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
@@ -56,6 +57,16 @@ def whole_number(op: str, name: str, value: object) -> int:
 
 def pair(op: str, name: str, value: IntOrPair) -> tuple[int, int]:
     """(height, width) from one whole number or a sequence of one or two."""
+    # What all but a few callers hand over.
+    given: Any = value
+    kind = type(given)
+    if kind is int and 0 <= given < _MOST_USUAL:
+        return given, given
+    if kind is tuple and len(given) == 2:
+        height, width = given
+        usual = type(height) is int and type(width) is int
+        if usual and 0 <= height < _MOST_USUAL and 0 <= width < _MOST_USUAL:
+            return height, width
     single = integer(value)
     if single is not None:
         height = width = single

@@ -21,14 +21,21 @@ class Conv2d(torch.nn.Conv2d):
     precision: str | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(*self.call_arguments(input), precision=self.precision)
+        return F.conv2d(*convolution_arguments(self, input), precision=self.precision)
 
-    def call_arguments(self, input: Tensor) -> tuple[Any, ...]:
-        """What this layer hands to a function of convolution, from `input` to `groups`."""
-        padding: str | tuple[int, ...] = self.padding
-        if self.padding_mode != "zeros":
-            input = torch.nn.functional.pad(
-                input, self._reversed_padding_repeated_twice, mode=self.padding_mode
-            )
-            padding = (0, 0)
-        return input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+
+def convolution_arguments(layer: Conv2d, input: Tensor) -> tuple[Any, ...]:
+    """What a layer hands to a function of convolution, from `input` to `groups`."""
+    padding: str | tuple[int, ...] = layer.padding
+    if layer.padding_mode != "zeros":
+        input = torch.nn.functional.pad(
+            input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode
+        )
+        padding = (0, 0)
+    # Module looks attributes up in three dictionaries, parameters last: a microsecond each.
+    parameters: dict[str, Any] = layer._parameters
+    if "weight" in parameters and "bias" in parameters:
+        weight, bias = parameters["weight"], parameters["bias"]
+    else:  # parametrized
+        weight, bias = layer.weight, layer.bias
+    return input, weight, bias, layer.stride, padding, layer.dilation, layer.groups

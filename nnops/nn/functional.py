@@ -141,9 +141,11 @@ def _convolution(
     groups: int,
 ) -> tuple[Any, ...]:
     """The operator's arguments behind `input`, up to `groups`."""
-    _arguments.check_tensor(op, "input", input)
-    _arguments.check_tensor(op, "weight", weight)
-    if bias is not None:
+    if not isinstance(input, Tensor):
+        _arguments.check_tensor(op, "input", input)
+    if not isinstance(weight, Tensor):
+        _arguments.check_tensor(op, "weight", weight)
+    if not (bias is None or isinstance(bias, Tensor)):
         _arguments.check_tensor(op, "bias", bias)
     strides = _arguments.pair(op, "stride", stride)
     dilations = _arguments.pair(op, "dilation", dilation)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from nnops.nn import _arguments, functional as F
-from nnops.nn.conv import Conv2d
+from nnops.nn.conv import Conv2d, convolution_arguments
 
 
 class ConvReLU2d(Conv2d):
@@ -21,7 +21,7 @@ class ConvReLU2d(Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d_relu(*self.call_arguments(input), precision=self.precision)
+        return F.conv2d_relu(*convolution_arguments(self, input), precision=self.precision)
 
 
 class ConvMaxPool2d(Conv2d):
@@ -72,7 +72,7 @@ class ConvMaxPool2d(Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.conv2d_max_pool2d(
-            *self.call_arguments(input), precision=self.precision, **self._pool()
+            *convolution_arguments(self, input), precision=self.precision, **self._pool()
         )
 
     def extra_repr(self) -> str:
@@ -88,5 +88,5 @@ class ConvReLUMaxPool2d(ConvMaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.conv2d_relu_max_pool2d(
-            *self.call_arguments(input), precision=self.precision, **self._pool()
+            *convolution_arguments(self, input), precision=self.precision, **self._pool()
         )
