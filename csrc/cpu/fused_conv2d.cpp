@@ -17,8 +17,10 @@
 NNOPS_BEGIN_KERNELS
 
 // Of the convolution's output in a piece: what a core's cache holds beside what else the kernels
-// use. An algorithm with large weights reads them once a piece, and gets larger ones.
-constexpr int64_t kPieceBytes = 192 << 10;
+// use. Larger where there is no pool, as the piece leaves the cache anyway. An algorithm with large
+// weights reads them once a piece, and gets larger ones.
+constexpr int64_t kPooledPieceBytes = 192 << 10;
+constexpr int64_t kPieceBytes = 768 << 10;
 constexpr int64_t kMostPieceBytes = 4 << 20;
 constexpr int64_t kWeightShare = 4;
 
@@ -46,8 +48,8 @@ struct PiecePlan {
   PiecePlan(const FusedConv2dGeometry& g, int64_t element_bytes, int64_t packed_bytes, int threads)
       : apart(threads > 1) {
     const int64_t weighted = packed_bytes / kWeightShare;
-    const int64_t bytes =
-        larger(g.pools ? kPieceBytes : 4 * kPieceBytes, smaller(kMostPieceBytes, weighted));
+    const int64_t least = g.pools ? kPooledPieceBytes : kPieceBytes;
+    const int64_t bytes = larger(least, smaller(kMostPieceBytes, weighted));
     cut(g, element_bytes, bytes, threads);
     // Too few pieces, or one thread would have too many more than another.
     if (apart && (pieces < threads || round_up(pieces, threads) * 8 > pieces * 9)) {

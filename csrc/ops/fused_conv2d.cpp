@@ -14,8 +14,8 @@
 #include "core/library.h"
 #include "core/tensor.h"
 #include "core/threads.h"
-#include "ops/conv2d_call.h"
 #include "ops/conv2d_precision.h"
+#include "ops/fused_conv2d_call.h"
 #include "ops/max_pool2d_call.h"
 
 namespace nnops {
@@ -35,11 +35,6 @@ void set_strides(int64_t (&strides)[4], const Strides4& from) {
   strides[2] = from.h;
   strides[3] = from.w;
 }
-
-struct Result {
-  Tensor output;
-  Tensor offsets;
-};
 
 // What an algorithm of conv2d does in `call`; `keeper` keeps its packed weight alive.
 void set_convolution(FusedConv2dCall& call, const Conv2dCandidate<Conv2dForward>& choice,
@@ -63,12 +58,12 @@ void run_pieces(const FusedConv2dKernels& kernels, const FusedConv2dCall& call,
   kernels.run.entries[index](call, workspace.data(), threads);
 }
 
-// `window` holds the pool's numbers, or null for no pool. The offsets are recorded on demand.
-Result run(const char* op, const Tensor& input, const Tensor& weight,
-           const std::optional<Tensor>& bias, const IntList& stride, const IntList& padding,
-           const IntList& dilation, int64_t groups, bool relu, const Pool2dGeometry* window,
-           bool ceil_mode, bool record, int64_t precision) {
-  const ConvPrecisionScope precision_scope(op, precision);
+}  // namespace
+
+FusedConv2dResult fused_conv2d(const char* op, const Tensor& input, const Tensor& weight,
+                               const std::optional<Tensor>& bias, const IntList& stride,
+                               const IntList& padding, const IntList& dilation, int64_t groups,
+                               const Conv2dTail& tail) {
   const Conv2dForwardCall forward =
       conv2d_forward_call(op, input, weight, bias, stride, padding, dilation, groups);
   const DeviceScope scope(input);
@@ -79,14 +74,14 @@ Result run(const char* op, const Tensor& input, const Tensor& weight,
   Pool2dGeometry& pool = call.g.pool;
   conv = forward.g;
   conv.output = packed_strides(conv.oc, conv.oh, conv.ow, forward.channels_last);
-  call.g.relu = relu;
-  call.g.pools = window != nullptr;
+  call.g.relu = tail.relu;
+  call.g.pools = tail.window != nullptr;
   int64_t oh = conv.oh;
   int64_t ow = conv.ow;
-  if (window != nullptr) {
-    pool = *window;
-    set_pool2d_sizes(op, pool, conv.n, conv.oc, conv.oh, conv.ow, ceil_mode);
-    if (record) check_offset_window(op, pool);
+  if (tail.window != nullptr) {
+    pool = *tail.window;
+    set_pool2d_sizes(op, pool, conv.n, conv.oc, conv.oh, conv.ow, tail.ceil_mode);
+    if (tail.record) check_offset_window(op, pool);
     oh = pool.oh;
     ow = pool.ow;
     pool.channels_last = forward.channels_last;
@@ -94,9 +89,9 @@ Result run(const char* op, const Tensor& input, const Tensor& weight,
     set_strides(pool.output_strides, packed_strides(pool.c, oh, ow, forward.channels_last));
   }
   const IntList sizes{conv.n, conv.oc, oh, ow};
-  Result result{empty_image(sizes, forward.channels_last, dtype, input), Tensor()};
+  FusedConv2dResult result{empty_image(sizes, forward.channels_last, dtype, input), Tensor()};
   call.output = result.output.mutable_data_ptr();
-  if (record) {
+  if (tail.record) {
     result.offsets = empty_image(sizes, forward.channels_last, DType::kUInt8, input);
     call.offsets = static_cast<uint8_t*>(result.offsets.mutable_data_ptr());
   }
@@ -105,14 +100,14 @@ Result run(const char* op, const Tensor& input, const Tensor& weight,
   std::shared_ptr<const Workspace> keeper;
   const auto& choice = choose_algorithm("conv2d", kConv2dForward.of(isa), conv, dtype);
   set_convolution(call, choice, weight, dtype, isa, &keeper);
-  if (relu) {
+  if (tail.relu) {
     call.relu = kernel_for("relu", "vector", active_kernels(kReluTable, isa).forward, dtype, isa);
   }
-  if (window != nullptr) {
+  if (tail.window != nullptr) {
     const auto& pooling = choose_algorithm("max_pool2d", kMaxPool2dForward.of(isa), pool, dtype);
     const auto& forms = active_kernels(kMaxPool2dTable, isa).*pooling.entry;
-    call.pool =
-        kernel_for("max_pool2d", pooling.name, record ? forms.offsets : forms.values, dtype, isa);
+    call.pool = kernel_for("max_pool2d", pooling.name, tail.record ? forms.offsets : forms.values,
+                           dtype, isa);
   }
   if (conv.n == 0) return result;
   const bool may_leave_out = (active_kernels(kConv2dTable, isa).*choice.entry).flags_images;
@@ -136,18 +131,22 @@ Result run(const char* op, const Tensor& input, const Tensor& weight,
     const int64_t written = first * conv.oc * oh * ow;
     image.input = from_image(call.input, first, conv.input, dtype);
     image.output = static_cast<char*>(call.output) + written * element_size(dtype);
-    if (record) image.offsets = call.offsets + written;
+    if (tail.record) image.offsets = call.offsets + written;
     run_pieces(kernels, image, scope, dtype);
   }
   return result;
 }
 
+namespace {
+
 Tensor conv2d_relu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                    const IntList& stride, const IntList& padding, const IntList& dilation,
                    int64_t groups, int64_t precision) {
-  return run("conv2d_relu", input, weight, bias, stride, padding, dilation, groups, true, nullptr,
-             false, false, precision)
-      .output;
+  constexpr const char* kOp = "conv2d_relu";
+  const ConvPrecisionScope precision_scope(kOp, precision);
+  Conv2dTail tail;
+  tail.relu = true;
+  return fused_conv2d(kOp, input, weight, bias, stride, padding, dilation, groups, tail).output;
 }
 
 Tensor conv2d_max_pool2d(const Tensor& input, const Tensor& weight,
@@ -157,11 +156,11 @@ Tensor conv2d_max_pool2d(const Tensor& input, const Tensor& weight,
                          const IntList& pool_padding, const IntList& pool_dilation, bool ceil_mode,
                          int64_t precision) {
   constexpr const char* kOp = "conv2d_max_pool2d";
+  const ConvPrecisionScope precision_scope(kOp, precision);
   const Pool2dGeometry window =
       pool2d_window(kOp, pool_kernel_size, pool_stride, pool_padding, pool_dilation);
-  return run(kOp, input, weight, bias, stride, padding, dilation, groups, relu, &window, ceil_mode,
-             false, precision)
-      .output;
+  const Conv2dTail tail{relu, &window, ceil_mode, false};
+  return fused_conv2d(kOp, input, weight, bias, stride, padding, dilation, groups, tail).output;
 }
 
 std::tuple<Tensor, Tensor> conv2d_max_pool2d_with_offsets(
@@ -170,10 +169,12 @@ std::tuple<Tensor, Tensor> conv2d_max_pool2d_with_offsets(
     bool relu, const IntList& pool_kernel_size, const IntList& pool_stride,
     const IntList& pool_padding, const IntList& pool_dilation, bool ceil_mode, int64_t precision) {
   constexpr const char* kOp = "conv2d_max_pool2d_with_offsets";
+  const ConvPrecisionScope precision_scope(kOp, precision);
   const Pool2dGeometry window =
       pool2d_window(kOp, pool_kernel_size, pool_stride, pool_padding, pool_dilation);
-  Result result = run(kOp, input, weight, bias, stride, padding, dilation, groups, relu, &window,
-                      ceil_mode, true, precision);
+  const Conv2dTail tail{relu, &window, ceil_mode, true};
+  FusedConv2dResult result =
+      fused_conv2d(kOp, input, weight, bias, stride, padding, dilation, groups, tail);
   return {result.output, result.offsets};
 }
 

@@ -80,7 +80,7 @@ def mount(formulas: type[Formulas]) -> Router:
     """Registers `formulas` with torch and returns the function that calls the operator."""
     name = formulas.name
     public = getattr(torch.ops.nnops, name).default
-    raw = _function_of(getattr(torch.ops.nnops, f"_{name}").default)
+    raw = function_of(getattr(torch.ops.nnops, f"_{name}").default)
     class_name = f"{formulas.__name__}Function"
     apply_light = _apply_of(_light_function(class_name, formulas, raw))
     full = _full_function(class_name, formulas, raw)
@@ -120,7 +120,7 @@ def first_output(route: Router, formulas: type[Formulas]) -> Router:
     The other outputs, which backward needs, then are no outputs of the autograd Function: they need
     not be wrapped and marked on every call.
     """
-    raw = _function_of(getattr(torch.ops.nnops, f"_{formulas.name}").default)
+    raw = function_of(getattr(torch.ops.nnops, f"_{formulas.name}").default)
     class_name = f"{formulas.__name__}Function"
     apply_light = _apply_of(_first_output_function(class_name, formulas, raw))
     first, *others = formulas.differentiable
@@ -140,7 +140,7 @@ def first_output(route: Router, formulas: type[Formulas]) -> Router:
     return route_first
 
 
-def _function_of(overload: Any) -> Callable[..., Any]:
+def function_of(overload: Any) -> Callable[..., Any]:
     """What the overload's `__call__`, a function in Python, hands its arguments on to."""
     function: Callable[..., Any] = overload._op
     return function
