@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 
@@ -24,7 +26,7 @@ from nnops.benchmark.check import Expected, check, expected_of
 from nnops.benchmark.limits import Limits
 from nnops.benchmark.memory import measure_in_fresh_process
 from nnops.benchmark.results import Row, Versus
-from nnops.benchmark.timing import calmest, ratios, spread
+from nnops.benchmark.timing import Contestant, calmest, ratios, spread
 from nnops.testing.opdb import FAMILIES
 from nnops.testing.samples import (
     DEFAULT_LIST,
@@ -100,22 +102,26 @@ def row_count(plan: Plan) -> int:
 
 def run(plan: Plan, limits: dict[int, Limits]) -> Iterator[Row]:
     """Yields each row as soon as it is measured; leaves ISA and threads as they were."""
-    isa, threads = _C.active_isa(), torch.get_num_threads()
-    _settle_malloc()
-    try:
+    with settled():
         for subject in subjects(plan):
             yield from _rows_of(subject, plan, limits)
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Gives ISA and threads back at the end.
+
+    Lets glibc keep freed memory of up to 31 MB from now on, as it does in every process that has
+    freed a tensor as large; else it depends on the rows before whether an output of some megabytes
+    is the same memory again and again or fresh pages from the system at every call.
+    """
+    isa, threads = _C.active_isa(), torch.get_num_threads()
+    torch.empty(31 << 20, dtype=torch.uint8)
+    try:
+        yield
     finally:
         _C.set_active_isa(isa)
         torch.set_num_threads(threads)
-
-
-def _settle_malloc() -> None:
-    """Lets glibc keep freed memory of up to this size from now on, as it does in every process that
-    has freed a tensor as large; else it depends on the rows before whether an output of some
-    megabytes is the same memory again and again or fresh pages from the system at every call."""
-    largest = 31 << 20
-    torch.empty(largest, dtype=torch.uint8)
 
 
 def _rows_of(subject: Subject, plan: Plan, limits: dict[int, Limits]) -> Iterator[Row]:
@@ -166,15 +172,22 @@ def _description(subject: Subject, sample: Sample, mode: Mode, plan: Plan) -> Ro
         shapes=[list(tensor.shape) for tensor in tensors_of(sample)],
         dtype=str(plan.dtype).removeprefix("torch."),
         layout=subject.benchmark.layout,
-        isa=_C.active_isa(),
-        isa_forced=plan.isa_forced,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        nnops=nnops.__version__,
-        commit=machine.commit(),
-        cpu=machine.cpu_model(),
         shape_list=subject.benchmark.shape_list,
+        **where(plan.isa_forced),
     )
+
+
+def where(isa_forced: bool) -> dict[str, Any]:
+    """The part of a row that says where and on what it is measured."""
+    return {
+        "isa": _C.active_isa(),
+        "isa_forced": isa_forced,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "nnops": nnops.__version__,
+        "commit": machine.commit(),
+        "cpu": machine.cpu_model(),
+    }
 
 
 def _with_times(
@@ -189,7 +202,10 @@ def _with_times(
     if any(peer.name == "compile" for peer in peers):
         torch.compiler.reset()
     seed = output_gradient(case.torch_function, sample, mode)
-    measurement = calmest(
+    works = phases(case, sample, mode)
+    work = sum(works, start=NO_WORK)
+    timed = with_times(
+        replace(row, flops=work.flops, bytes=work.bytes),
         [
             contestant(OURS, case.our_function, sample, mode, Peer(OURS), seed),
             *(
@@ -199,34 +215,36 @@ def _with_times(
         ],
         plan.seconds,
     )
+    if limits is None or not works or timed.ours_us is None:
+        return timed
+    seconds = timed.ours_us / 1e6
+    return replace(
+        timed,
+        gb_s=work.bytes / seconds / 1e9,
+        gflop_s=work.flops / seconds / 1e9,
+        bound=limits.bound(work),
+        percent_of_limit=100 * sum(map(limits.seconds, works)) / seconds,
+    )
+
+
+def with_times(row: Row, contestants: Sequence[Contestant], seconds: float) -> Row:
+    """`row` with the times of OURS, and the ratios of all others to it."""
+    measurement = calmest(contestants, seconds)
     rounds = measurement.rounds
     ours = spread(rounds[OURS])
-    versus = {}
-    for peer in peers:
-        ratio = ratios(rounds[peer.name], rounds[OURS])
-        microseconds = spread(rounds[peer.name]).median * 1e6
-        versus[peer.name] = Versus(ratio.median, ratio.p20, ratio.p80, microseconds)
-    works = phases(case, sample, mode)
-    work = sum(works, start=NO_WORK)
-    timed = replace(
+    peers = {}
+    for name, theirs in rounds.items():
+        if name != OURS:
+            ratio = ratios(theirs, rounds[OURS])
+            peers[name] = Versus(ratio.median, ratio.p20, ratio.p80, spread(theirs).median * 1e6)
+    return replace(
         row,
-        flops=work.flops,
-        bytes=work.bytes,
         rounds=len(rounds[OURS]),
         ours_us=ours.median * 1e6,
         ours_p20_us=ours.p20 * 1e6,
         ours_p80_us=ours.p80 * 1e6,
-        peers=versus,
+        peers=peers,
         others_load=measurement.others_load,
-    )
-    if limits is None or not works:
-        return timed
-    return replace(
-        timed,
-        gb_s=work.bytes / ours.median / 1e9,
-        gflop_s=work.flops / ours.median / 1e9,
-        bound=limits.bound(work),
-        percent_of_limit=100 * sum(map(limits.seconds, works)) / ours.median,
     )
 
 

@@ -4,7 +4,7 @@ A goal covers all rows of its op and mode whose layout, kernel class, list of sh
 dtype match its patterns; "!" before a pattern turns it round. Each list is summed up by itself. A
 goal may ask for the rows' geometric mean, for a floor under each, and for a share of the machine's
 limit, in percent, of each; what it does not ask for is left empty. Below AVX-512 80 % of the
-figures will do.
+figures will do, except of those of memory.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from functools import cache
 from importlib import resources
 from typing import TypeVar
 
-from nnops.benchmark.results import Row
+from nnops.benchmark.results import LAYERS, Row
 from nnops.testing.samples import OVERHEAD
 
 Key = TypeVar("Key", bound=Hashable)
 
 SHARE_BELOW_AVX512 = 0.8
+MEMORY = "memory"
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def _goal(fields: dict[str, str]) -> Goal:
 
 def goal_on(goal: Goal, isa: str) -> Goal:
     """`goal` with the figures that this ISA is to reach."""
-    if isa == "avx512":
+    # Bytes are the same on all.
+    if isa == "avx512" or goal.mode == MEMORY:
         return goal
 
     def lowered(figure: float | None) -> float | None:
@@ -139,9 +141,10 @@ def geometric_mean(values: Sequence[float]) -> float:
 def summary(rows: Iterable[Row]) -> list[Line]:
     """Per list, dtype, ISA and thread count a line for each goal, then for each class without.
 
-    Bytes and the price of a call are no matter of classes: their rows say it all.
+    Bytes, the price of a call and the layers of a net are no matter of classes: where no goal
+    covers them, their rows say it all.
     """
-    rows = [row for row in rows if not row.memory and row.kernel_class != OVERHEAD]
+    rows = [row for row in rows if _has_class(row) or any(goal.covers(row) for goal in goals())]
     lines = []
     for _, here in sorted(_grouped(rows, _setting).items()):
         for goal in goals():
@@ -151,6 +154,10 @@ def summary(rows: Iterable[Row]) -> list[Line]:
         others = [row for row in here if not any(goal.covers(row) for goal in goals())]
         lines += [_line(group, None) for group in _grouped(others, _class).values()]
     return [line for line in lines if line.rows or line.errors]
+
+
+def _has_class(row: Row) -> bool:
+    return not row.memory and row.kernel_class != OVERHEAD and row.family != LAYERS
 
 
 def _setting(row: Row) -> tuple[str | int, ...]:

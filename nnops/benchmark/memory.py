@@ -18,7 +18,9 @@ import ctypes
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,13 +45,15 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 
 
-def saved_bytes(function: Function, sample: Sample) -> Bytes:
-    """What one forward keeps; the peak is left out."""
+def saved_bytes(function: Function, sample: Sample, ignored: Iterable[Tensor] = ()) -> Bytes:
+    """What one forward keeps, apart from `ignored`; the peak is left out."""
     saved: dict[int, int] = {}
+    not_counted = {tensor.untyped_storage().data_ptr() for tensor in ignored}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in not_counted:
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -66,10 +70,15 @@ def saved_bytes(function: Function, sample: Sample) -> Bytes:
 def measure_in_fresh_process(
     case: OpCase, benchmark: BenchmarkSample, dtype: torch.dtype, isa: str, threads: int, who: str
 ) -> Bytes:
-    command = [
-        *(sys.executable, "-m", "nnops.benchmark.memory", case.name, benchmark.name),
-        *(benchmark.layout, str(dtype).removeprefix("torch."), isa, str(threads), who),
-    ]
+    return in_fresh_process(
+        *("nnops.benchmark.memory", case.name, benchmark.name, benchmark.layout),
+        *(str(dtype).removeprefix("torch."), isa, str(threads), who),
+    )
+
+
+def in_fresh_process(module: str, *arguments: str) -> Bytes:
+    """What `module` prints, run as a script."""
+    command = [sys.executable, "-m", module, *arguments]
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode:
         raise RuntimeError(f"measuring memory failed:\n{process.stderr}")
@@ -85,17 +94,18 @@ def _measure(case: OpCase, benchmark: BenchmarkSample, dtype: torch.dtype, who: 
             _step(function, tiny.build(make))
     sample = benchmark.build(make)
     # The peak first: the sample's first step finds nothing that an earlier one has left.
-    peak = _peak_growth(function, sample)
+    peak = peak_growth(partial(_step, function, sample))
     return replace(saved_bytes(function, sample), peak=peak)
 
 
-def _peak_growth(function: Function, sample: Sample) -> int | None:
+def peak_growth(call: Callable[[], object]) -> int | None:
+    """By how much the resident set grows in the call; None where the system does not tell."""
     if not CLEAR.exists():
         return None
     _give_back_free_memory()
     CLEAR.write_text(RESET_PEAK)
     before = _status_bytes("VmRSS")
-    _step(function, sample)
+    call()
     return _status_bytes("VmHWM") - before
 
 

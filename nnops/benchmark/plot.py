@@ -15,7 +15,7 @@ import numpy as np
 
 from nnops.benchmark.goals import geometric_mean
 from nnops.benchmark.limits import Limits, at
-from nnops.benchmark.results import EAGER, Results, Row, Versus
+from nnops.benchmark.results import EAGER, NETS, Results, Row, Versus
 from nnops.testing.samples import DEFAULT_LIST
 
 matplotlib.use("Agg")
@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 WIN, LOSS, PEER, ROOF = "#2a7f62", "#c0392b", "#8a8a8a", "#404040"
+TITLES = {"memory": "memory: bytes saved", "memory-infer": "memory-infer: peak"}
 MARKERS = "os^Dvp*hX<>P"
 # Beyond that many lines nobody reads them.
 MOST_BARS = 60
@@ -77,7 +78,7 @@ def _label(row: Row, with_op: bool) -> str:
 def _ratio_bars(rows: list[Row], title: str, path: Path) -> None:
     """One panel per mode, one line per sample; the bar starts at 1, where we are as fast."""
     modes = list(dict.fromkeys(row.mode for row in rows))
-    with_op = len({row.op for row in rows}) > 1
+    with_op = len({row.op for row in rows}) > 1 or rows[0].family == NETS
     labels = list(dict.fromkeys(_label(row, with_op) for row in rows))
     position = {label: index for index, label in enumerate(labels)}
     figure, panels = plt.subplots(
@@ -95,7 +96,7 @@ def _ratio_bars(rows: list[Row], title: str, path: Path) -> None:
     for axes, mode in zip(panels[0], modes, strict=True):
         here = [row for row in rows if row.mode == mode]
         _bars(axes, here, [position[_label(row, with_op)] for row in here], others)
-        axes.set_title("memory: bytes saved" if mode == "memory" else mode, fontsize=10)
+        axes.set_title(TITLES.get(mode, mode), fontsize=10)
     panels[0][0].set_yticks(range(len(labels)), labels, fontsize=8)
     panels[0][0].set_ylim(len(labels) - 0.4, -0.6)
     legend = [Line2D([], [], color=ROOF, lw=0.8, label="p20 to p80 of the rounds")]

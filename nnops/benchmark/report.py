@@ -24,7 +24,9 @@ def row_table(rows: Iterable[Row]) -> Table:
         table.add_column(column, no_wrap=True)
     for column in ("thr", "ours us", *(f"{peer}/ours (p20-p80)" for peer in peers)):
         table.add_column(column, justify="right", no_wrap=True)
-    for column in ("GB/s", "GFLOP/s", "% limit"):
+    # Whole nets have no limits.
+    limited = any(row.gb_s is not None for row in ordered)
+    for column in ("GB/s", "GFLOP/s", "% limit") if limited else ():
         table.add_column(column, justify="right")
     table.add_column("")
     for row in ordered:
@@ -36,28 +38,96 @@ def row_table(rows: Iterable[Row]) -> Table:
             *labels,
             _number(row.ours_us),
             *(_versus(row.peers.get(peer)) for peer in peers),
-            _number(row.gb_s),
-            _number(row.gflop_s) if row.flops else "",
-            f"{row.percent_of_limit:.0f}" if row.percent_of_limit is not None else "",
+            *(_of_limits(row) if limited else ()),
             f"disturbed: others used {row.others_load:.1f} CPUs" if row.disturbed else "",
             style=LOSS if row.lost else "",
         )
     return table
 
 
+def layer_tables(rows: Iterable[Row]) -> list[Table]:
+    """A table per net, batch, layout, ISA and threads: what each layer gains, in its order."""
+    tables: dict[tuple[str | int, ...], dict[tuple[str, str], dict[str, Row]]] = {}
+    for row in rows:
+        direction, _, side = row.mode.partition(" ")
+        setting = (row.op, direction, row.layout, row.isa, row.threads)
+        lines = tables.setdefault(setting, {})
+        lines.setdefault((row.sample, row.kernel_class), {})[side] = row
+    return [_layer_table(setting, lines) for setting, lines in tables.items()]
+
+
+def _layer_table(
+    setting: tuple[str | int, ...], lines: dict[tuple[str, str], dict[str, Row]]
+) -> Table:
+    sides = list(dict.fromkeys(side for line in lines.values() for side in line))
+    table = Table(
+        title=f"{' '.join(map(str, setting))} thr, layer by layer",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    for column in ("layer", "types"):
+        table.add_column(column, overflow="fold")
+    for side in sides:
+        for column in (f"{side}: torch us", "ours us", "torch/ours"):
+            table.add_column(column, justify="right")
+    table.add_column("gain us", justify="right")
+    sums = {side: [0.0, 0.0] for side in sides}
+    for (layer, types), line in lines.items():
+        cells: list[str] = []
+        gain = 0.0
+        for side in sides:
+            row = line.get(side)
+            if row is None or row.error or row.ours_us is None:
+                cells += ["", "", row.error.partition("\n")[0] if row else ""]
+                continue
+            theirs, ours = row.peers[EAGER].us or 0.0, row.ours_us
+            sums[side][0] += theirs
+            sums[side][1] += ours
+            gain += theirs - ours
+            cells += [_number(theirs), _number(ours), _versus(row.peers[EAGER])]
+        table.add_row(layer, types, *cells, _number(gain), style=LOSS if gain < 0 else "")
+    totals = [
+        text
+        for theirs, ours in sums.values()
+        for text in (
+            _number(theirs),
+            _number(ours),
+            f"{theirs / ours:.2f}" if ours else "",
+        )
+    ]
+    gains = sum(theirs - ours for theirs, ours in sums.values())
+    table.add_row("sum of the layers", "", *totals, _number(gains), style="bold")
+    return table
+
+
+def absent_peers(rows: Iterable[Row]) -> list[str]:
+    """A line per peer that could not run, and where."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        for peer, reason in row.absent.items():
+            first = reason.strip().partition("\n")[0]
+            reasons.setdefault(f"{peer} did not run: {first}", []).append(row.name)
+    return [f"{reason} ({', '.join(dict.fromkeys(names))})" for reason, names in reasons.items()]
+
+
 def memory_table(rows: Iterable[Row]) -> Table:
     """MB saved for backward (inputs + outputs + else) and the peak of a step, ours and torch's."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("op", "sample", "layout"):
+    for column in ("op", "mode", "sample", "layout"):
         table.add_column(column, no_wrap=True)
     for who in ("ours", "torch"):
         table.add_column(f"{who}: saved (in + out + else) MB", justify="right")
         table.add_column(f"{who}: peak MB", justify="right")
-    table.add_column("saved, torch/ours", justify="right")
+    for column in ("saved, torch/ours", "peak, torch/ours"):
+        table.add_column(column, justify="right")
     for row in rows:
+        labels = (row.op, row.mode, row.sample, row.layout)
         figures = [text for each in row.memory.values() for text in _bytes(each)]
-        ratio = f"{row.ratio:.2f}" if row.ratio is not None else ""
-        table.add_row(row.op, row.sample, row.layout, *figures, ratio)
+        ours, torchs = (row.memory[who] for who in ("ours", EAGER))
+        ratios = (_ratio(torchs.saved, ours.saved), _ratio(torchs.peak, ours.peak))
+        table.add_row(*labels, *figures, *ratios)
     return table
 
 
@@ -125,6 +195,18 @@ def _number(value: float | None) -> str:
     if value is None or math.isnan(value):
         return ""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _of_limits(row: Row) -> tuple[str, str, str]:
+    return (
+        _number(row.gb_s),
+        _number(row.gflop_s) if row.flops else "",
+        f"{row.percent_of_limit:.0f}" if row.percent_of_limit is not None else "",
+    )
+
+
+def _ratio(theirs: int | None, ours: int | None) -> str:
+    return f"{theirs / ours:.2f}" if theirs and ours else ""
 
 
 def _versus(versus: Versus | None) -> str:

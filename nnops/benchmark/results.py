@@ -17,6 +17,8 @@ from nnops.benchmark.timing import BUSY
 from nnops.testing.samples import DEFAULT_LIST
 
 EAGER = "torch"
+# Families of rows that are not operators: whole nets, and the layers of one.
+NETS, LAYERS = "nets", "layers"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Row:
     shape_list: str = DEFAULT_LIST
     # CPUs that other processes kept busy meanwhile.
     others_load: float = 0.0
+    # Peers that could not run, and why.
+    absent: dict[str, str] = field(default_factory=dict)
     error: str = ""
 
     @property

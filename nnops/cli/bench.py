@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ import torch
 import typer
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer.core import TyperCommand
 
@@ -18,6 +19,8 @@ from nnops.benchmark import engine, goals, report, results
 from nnops.benchmark.calls import PEERS, Mode
 from nnops.benchmark.compare import compare
 from nnops.benchmark.limits import Limits, measure_limits
+from nnops.benchmark.nets import engine as nets, zoo
+from nnops.benchmark.nets.calls import NET_PEERS, NetPeer
 from nnops.testing.opdb import CASES
 from nnops.testing.samples import DEFAULT_LIST, FLOATING, LAYOUTS as ALL_LAYOUTS
 
@@ -26,6 +29,7 @@ MODES: dict[str, tuple[Mode, ...]] = {
     **{mode.value: (mode,) for mode in Mode},
     "overhead": (Mode.OVERHEAD, Mode.OVERHEAD_GRAD),
 }
+NET_MODES = {name: name for name in nets.MODES}
 ISAS = {name: name for name in _C.available_isas()}
 # In the order of the database, the default first.
 SHAPE_LISTS = {
@@ -59,24 +63,43 @@ class ManyValues(TyperCommand):
 
 
 def bench(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"whole nets in place of operators: {', '.join(zoo.NETS)}, or module:function "
+            "that returns a model, or one and its images [N, C, H, W]"
+        ),
+    ] = None,
     op: Annotated[
         list[str] | None, typer.Option(help="functions or families; default: all")
     ] = None,
     mode: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(MODES)}; default: fwd full")
+        list[str] | None,
+        typer.Option(
+            help=f"{', '.join(MODES)}; default: fwd full; "
+            f"of nets: {', '.join(nets.MODES)}; default: all"
+        ),
     ] = None,
     threads: Annotated[list[int] | None, typer.Option(help="default: as torch has it")] = None,
     isa: Annotated[
         list[str] | None, typer.Option(help="levels to force; default: the active one")
     ] = None,
     peer: Annotated[
-        list[str] | None, typer.Option(help="besides torch eager: compile, no-mkldnn")
+        list[str] | None,
+        typer.Option(
+            help="besides torch eager: compile, no-mkldnn; "
+            f"of nets: {', '.join(NET_PEERS)}; default: those that are installed"
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="of nets, beside 1; default: the net's own")
     ] = None,
     shapes: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(SHAPE_LISTS)}; default: {DEFAULT_LIST}")
     ] = None,
     layout: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(LAYOUTS)}; default: all")
+        list[str] | None,
+        typer.Option(help=f"{', '.join(LAYOUTS)}; default: all; of nets: NCHW"),
     ] = None,
     filter: Annotated[str, typer.Option(help='part or pattern of "op sample layout class"')] = "",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
@@ -87,34 +110,56 @@ def bench(
     plot: Annotated[bool, typer.Option(help="needs matplotlib")] = True,
 ) -> None:
     """Measure nnops beside torch: the same calls in alternating rounds, checked first."""
-    plan = engine.Plan(
-        modes=tuple(
-            each for name in mode or DEFAULT_MODES for each in _chosen(MODES, name, "--mode")
-        ),
-        threads=tuple(threads or ()) or (torch.get_num_threads(),),
-        isas=tuple(_chosen(ISAS, name, "--isa") for name in isa or [_C.active_isa()]),
-        isa_forced=bool(isa),
-        ops=tuple(op or ()),
-        shape_lists=tuple(
-            _chosen(SHAPE_LISTS, name, "--shapes") for name in shapes or [DEFAULT_LIST]
-        ),
-        layouts=tuple(_chosen(LAYOUTS, name, "--layout") for name in layout or ()),
-        filter=filter,
-        dtype=_chosen(DTYPES, dtype, "--dtype"),
-        peers=tuple(_chosen(PEERS, name, "--peer") for name in peer or ()),
-        seconds=seconds,
-    )
-    total = engine.row_count(plan)
-    if not total:
-        options = "--op, --mode, --shapes, --layout and --filter"
-        raise typer.BadParameter(f"no row of the database fits {options}")
     console = _console()
+    where: dict[str, Any] = {
+        "threads": tuple(threads or ()) or (torch.get_num_threads(),),
+        "isas": tuple(_chosen(ISAS, name, "--isa") for name in isa or [_C.active_isa()]),
+        "isa_forced": bool(isa),
+        "seconds": seconds,
+    }
+    if model:
+        for option, value in (("--op", op), ("--shapes", shapes), ("--filter", filter)):
+            if value:
+                raise typer.BadParameter(f"{option} is for operators, not for --model")
+        if dtype != "float32":
+            raise typer.BadParameter(f"--model is measured in float32, but got --dtype {dtype}")
+        net_plan = nets.NetPlan(
+            nets=tuple(map(_net, model)),
+            modes=tuple(_chosen(NET_MODES, name, "--mode") for name in mode or nets.MODES),
+            layouts=tuple(_chosen(LAYOUTS, name, "--layout") for name in layout or ("NCHW",)),
+            peers=_net_peers(peer, console),
+            batch=batch,
+            **where,
+        )
+        total = nets.row_count(net_plan)
+        lines: Iterator[Limits | results.Row] = nets.run(net_plan)
+    else:
+        if batch:
+            raise typer.BadParameter("--batch is for --model")
+        plan = engine.Plan(
+            modes=tuple(
+                each for name in mode or DEFAULT_MODES for each in _chosen(MODES, name, "--mode")
+            ),
+            ops=tuple(op or ()),
+            shape_lists=tuple(
+                _chosen(SHAPE_LISTS, name, "--shapes") for name in shapes or [DEFAULT_LIST]
+            ),
+            layouts=tuple(_chosen(LAYOUTS, name, "--layout") for name in layout or ()),
+            filter=filter,
+            dtype=_chosen(DTYPES, dtype, "--dtype"),
+            peers=tuple(_chosen(PEERS, name, "--peer") for name in peer or ()),
+            **where,
+        )
+        total, lines = engine.row_count(plan), _limits_and_rows(plan)
+        if not total:
+            options = "--op, --mode, --shapes, --layout and --filter"
+            raise typer.BadParameter(f"no row of the database fits {options}")
     measured = results.Results()
     out.parent.mkdir(parents=True, exist_ok=True)
     interrupted = False
     with out.open("w") as file:
         try:
-            _measure(plan, total, measured, file, console)
+            _measure(lines, total, measured, file, console)
         except KeyboardInterrupt:
             interrupted = True
     _show(measured, console)
@@ -164,8 +209,41 @@ def _chosen(table: dict[str, Any], name: str, option: str) -> Any:
     return table[name]
 
 
+def _net(name: str) -> zoo.Net:
+    try:
+        return zoo.find(name)
+    except (ValueError, TypeError) as error:
+        raise typer.BadParameter(f"--model: {error}") from error
+
+
+def _net_peers(names: list[str] | None, console: Console) -> tuple[NetPeer, ...]:
+    """Those asked for, which must be there; or all that are, and a line about the others."""
+    if names is None:
+        missing = [peer.name for peer in NET_PEERS.values() if not peer.installed]
+        if missing:
+            console.print(f"not installed: {', '.join(missing)} (pip install 'nnops\\[peers]')")
+        return tuple(peer for peer in NET_PEERS.values() if peer.installed)
+    peers: list[NetPeer] = [_chosen(NET_PEERS, name, "--peer") for name in names]
+    for peer in peers:
+        if not peer.installed:
+            raise typer.BadParameter(f"--peer {peer.name} needs {' and '.join(peer.modules)}")
+    return tuple(peers)
+
+
+def _limits_and_rows(plan: engine.Plan) -> Iterator[Limits | results.Row]:
+    limits: dict[int, Limits] = {}
+    for threads in plan.threads if any(mode.has_limits for mode in plan.modes) else ():
+        limits[threads] = measure_limits(threads, plan.dtype, plan.seconds < QUICK_SECONDS)
+        yield limits[threads]
+    yield from engine.run(plan, limits)
+
+
 def _measure(
-    plan: engine.Plan, total: int, measured: results.Results, file: Any, console: Console
+    lines: Iterable[Limits | results.Row],
+    total: int,
+    measured: results.Results,
+    file: Any,
+    console: Console,
 ) -> None:
     progress = Progress(
         *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
@@ -174,17 +252,16 @@ def _measure(
     )
     # Drawn between rows only: a thread that draws would disturb what is measured.
     with Live(progress, console=console, vertical_overflow="ellipsis", auto_refresh=False) as live:
-        task = progress.add_task("limits", total=total)
-        limits: dict[int, Limits] = {}
-        for threads in plan.threads if any(mode.has_limits for mode in plan.modes) else ():
-            quick = plan.seconds < QUICK_SECONDS
-            limits[threads] = measure_limits(threads, plan.dtype, quick)
-            results.write(limits[threads], file)
-            measured.add(limits[threads])
-        for row in engine.run(plan, limits):
-            results.write(row, file)
-            measured.add(row)
-            progress.update(task, advance=1, description=row.name)
+        task = progress.add_task("", total=total)
+        for line in lines:
+            results.write(line, file)
+            measured.add(line)
+            if isinstance(line, Limits):
+                progress.update(task, description="limits")
+            else:
+                # How many layers a net has is known only when they are measured.
+                counts = line.family != results.LAYERS
+                progress.update(task, advance=int(counts), description=line.name)
             # On a terminal the table grows while measuring; a log gets it once, at the end.
             if console.is_terminal:
                 live.update(Group(progress, *_row_tables(measured.rows)), refresh=True)
@@ -193,11 +270,13 @@ def _measure(
 
 
 def _row_tables(rows: Iterable[results.Row]) -> list[Any]:
-    rows = list(rows)
+    layers = [row for row in rows if row.family == results.LAYERS]
+    rows = [row for row in rows if row.family != results.LAYERS]
     timed = [row for row in rows if not row.memory]
     counted = [row for row in rows if row.memory]
     tables = [report.row_table(timed)] if timed else []
-    return [*tables, report.memory_table(counted)] if counted else tables
+    tables += [report.memory_table(counted)] if counted else []
+    return [*tables, *report.layer_tables(layers)]
 
 
 def _show(measured: results.Results, console: Console) -> None:
@@ -211,6 +290,8 @@ def _show(measured: results.Results, console: Console) -> None:
         )
     for table in _row_tables(measured.rows):
         console.print(table, "")
+    for line in report.absent_peers(measured.rows):
+        console.print(f"[yellow]{escape(line)}", highlight=False)
     disturbed = sum(row.disturbed for row in measured.rows)
     if disturbed:
         console.print(f"[yellow]{disturbed} rows were measured while others used the CPUs")

@@ -1,0 +1,75 @@
+"""Bytes of a net: what a training step keeps for backward, and the peaks of a step and a forward.
+
+As for operators (nnops/benchmark/memory.py), in fresh processes; parameters and buffers of the net
+do not count as saved.
+
+    python -m nnops.benchmark.nets.memory net size batch layout isa threads ours|torch train|infer
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+
+import torch
+
+from nnops import _C
+from nnops.benchmark.memory import in_fresh_process, peak_growth, saved_bytes
+from nnops.benchmark.nets import calls, zoo
+from nnops.benchmark.results import Bytes
+from nnops.testing.samples import Sample
+
+
+def measure_in_fresh_process(
+    net: str, size: str, batch: int, layout: str, isa: str, threads: int, who: str, mode: str
+) -> Bytes:
+    return in_fresh_process(
+        *("nnops.benchmark.nets.memory", net, size, str(batch), layout, isa, str(threads)),
+        *(who, mode),
+    )
+
+
+def measure(net: zoo.Net, size: zoo.Size, batch: int, layout: str, who: str, mode: str) -> Bytes:
+    # Starts threads and initialises libraries, which is not the net's doing.
+    tiny = zoo.NETS["lenet"]
+    _measure(tiny, tiny.sizes[0], 1, layout, who, mode)
+    return _measure(net, size, batch, layout, who, mode)
+
+
+def _measure(net: zoo.Net, size: zoo.Size, batch: int, layout: str, who: str, mode: str) -> Bytes:
+    model, images, labels = zoo.prepared(net, size, batch, layout, mode == "train")
+    runner = (calls.ours if who == "ours" else calls.eager)(model, images)
+    timed = calls.contestant(who, runner, labels, pause=False)
+    with timed.around():
+        # The peak first: the net's first step finds nothing that an earlier one has left.
+        peak = peak_growth(timed.call)
+        if labels is None:
+            return Bytes(0, 0, 0, peak)
+        saved = saved_bytes(
+            lambda images, labels: runner.loss_of(labels),
+            Sample("", (images, labels)),
+            ignored=(*model.parameters(), *model.buffers()),
+        )
+    return replace(saved, peak=peak)
+
+
+def main(
+    name: str,
+    size: str,
+    batch: str,
+    layout: str,
+    isa: str,
+    threads: str,
+    who: str,
+    mode: str,
+) -> None:
+    _C.set_active_isa(isa)
+    torch.set_num_threads(int(threads))
+    net = zoo.find(name)
+    (found,) = (each for each in net.sizes if each.name == size)
+    print(json.dumps(asdict(measure(net, found, int(batch), layout, who, mode))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
