@@ -5,13 +5,14 @@ Training amplifies rounding: after some hundred steps even two builds of torch d
 float32. So the verdict asks for agreement where it means something: in float64 over the whole
 run, in float32 over the first steps, and in float32 for the accuracy that is reached.
 
+Then the net of torch.nn is timed beside nnops.convert() of it.
+
     make demo
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,9 @@ from rich.table import Table
 from torch import Tensor
 
 import nnops.nn
+from nnops.benchmark.nets import calls
+from nnops.benchmark.nets.memory import saved_by_step
+from nnops.benchmark.timing import calmest, ratios
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -37,6 +41,8 @@ LIMIT_FLOAT64 = 1e-7
 FIRST_STEPS, LIMIT_FIRST_STEPS = 20, 1e-5
 # Of the test accuracy in float32: one in fifty digits.
 LIMIT_ACCURACY = 0.02
+# Of measuring, for a training step and for a forward.
+SPEED_SECONDS = 0.5
 
 
 @dataclass
@@ -48,18 +54,15 @@ class Run:
     net: torch.nn.Module
     optimizer: torch.optim.Optimizer
     losses: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
     accuracy: float = 0.0
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         images = images.to(self.dtype)
-        start = time.perf_counter()
         self.optimizer.zero_grad()
         loss = self.loss(images, labels)
         loss.backward()
         self.optimizer.step()
         self.losses.append(loss.item())
-        self.seconds.append(time.perf_counter() - start)
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         return self.nn.functional.cross_entropy(self.net(images), labels)
@@ -69,23 +72,37 @@ class Run:
             predicted = self.net(images.to(self.dtype)).argmax(1)
         self.accuracy = (predicted == labels).double().mean().item()
 
-    def bytes_saved(self, images: Tensor, labels: Tensor) -> int:
-        """Memory that one forward keeps for backward, parameters aside."""
-        parameters = {p.untyped_storage().data_ptr() for p in self.net.parameters()}
-        storages = {}
 
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in parameters:
-                storages[storage.data_ptr()] = storage.nbytes()
-            return tensor
+@dataclass
+class Gain:
+    """A figure of torch's net and of nnops.convert() of it."""
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            # The graph keeps the storages, and so their addresses, alive until they are counted.
-            loss = self.loss(images.to(self.dtype), labels)
-            total = sum(storages.values())
-            del loss
-        return total
+    torchs: float
+    ours: float
+    ratio: float
+
+
+def gains(net: torch.nn.Module, images: Tensor, labels: Tensor) -> tuple[Gain, Gain, Gain]:
+    """(seconds of a training step, of a forward of one image, bytes saved for backward)."""
+    net.train()
+    runners = [make(net, images) for make in (calls.eager, calls.ours)]
+    saved = [saved_by_step(runner, net, images, labels).saved for runner in runners]
+    step = timed(runners, labels)
+    net.eval()
+    one = timed([make(net, images[:1]) for make in (calls.eager, calls.ours)], None)
+    return step, one, Gain(*saved, saved[0] / saved[1])
+
+
+def timed(runners: list[calls.Runner], labels: Tensor | None) -> Gain:
+    """In alternating rounds, by turns, the ratio taken within each."""
+    names = ("torch", "nnops")
+    contestants = [
+        calls.contestant(name, runner, labels, pause=False)
+        for name, runner in zip(names, runners, strict=True)
+    ]
+    rounds = calmest(contestants, SPEED_SECONDS).rounds
+    torchs, ours = (rounds[name] for name in names)
+    return Gain(median(torchs), median(ours), ratios(torchs, ours).median)
 
 
 def start(nn: ModuleType, dtype: torch.dtype, seed: int, lr: float) -> Run:
@@ -134,10 +151,6 @@ def main(
         for dtype in (torch.float32, torch.float64)
         for nn in (torch.nn, nnops.nn)
     )
-    # A copy: a slice would count as the whole data set.
-    first = images[:batch].clone(), labels[:batch].clone()
-    saved = [run.bytes_saved(*first) for run in (torchs, ours)]
-
     order = torch.Generator().manual_seed(seed)
     batches = [
         indices
@@ -153,6 +166,8 @@ def main(
     for run in runs:
         run.test(*test.tensors)
     draw(torchs, ours, picture)
+    # A copy: a slice would count as the whole data set.
+    step, one, saved = gains(torchs.net, images[:batch].clone(), labels[:batch].clone())
 
     def row(name: str, values: tuple[float, float], form: str, comment: str) -> None:
         table.add_row(name, *(form.format(value) for value in values), comment)
@@ -160,7 +175,6 @@ def main(
     gap = difference(torchs, ours)
     first_gap = difference(torchs, ours, FIRST_STEPS)
     gap64 = difference(torchs64, ours64)
-    milliseconds = tuple(1000 * median(run.seconds) for run in (torchs, ours))
     table = Table("", "torch.nn", "nnops.nn", "difference", title="LeNet, float32")
     row("loss, first step", (torchs.losses[0], ours.losses[0]), "{:.4f}", "")
     last = tuple(sum(run.losses[-20:]) / len(run.losses[-20:]) for run in (torchs, ours))
@@ -170,12 +184,20 @@ def main(
     table.add_row("loss curves, float64", "", "", f"at most {gap64:.1e}")
     row("test accuracy", (torchs.accuracy, ours.accuracy), "{:.1%}", "")
     row("test accuracy, float64", (torchs64.accuracy, ours64.accuracy), "{:.1%}", "")
-    ratio = f"ratio {milliseconds[1] / milliseconds[0]:.2f}"
-    row("time per step (ms)", milliseconds, "{:.2f}", ratio)
-    memory = tuple(count / 2**20 for count in saved)
-    row("saved for backward (MiB)", memory, "{:.2f}", f"ratio {memory[1] / memory[0]:.2f}")
+    console.print(table)
+    table = Table("", "torch.nn", "convert()", "torch/nnops", title="The same net, converted")
+    for name, gain, unit, form in (
+        (f"training step, {batch} images (ms)", step, 1e-3, "{:.2f}"),
+        ("forward of one image (us)", one, 1e-6, "{:.0f}"),
+        ("saved for backward (MB)", saved, 1e6, "{:.2f}"),
+    ):
+        row(name, (gain.torchs / unit, gain.ours / unit), form, f"{gain.ratio:.2f}")
     console.print(table)
     console.print(f"loss curves: {picture}", highlight=False)
+    print(
+        f"torch's figure over nnops.convert()'s: training step {step.ratio:.2f}, forward of one "
+        f"image {one.ratio:.2f}, bytes saved for backward {saved.ratio:.2f}"
+    )
 
     same = (
         gap64 <= LIMIT_FLOAT64

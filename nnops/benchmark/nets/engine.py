@@ -224,7 +224,10 @@ def _layers(row: Row, subject: Subject, plan: NetPlan) -> Iterator[Row]:
                 sample=group.name,
                 kernel_class=group.types,
                 shapes=[list(call.input.shape) for call in group.torchs[:1]],
-                shape_list=subject.net.name,
+                # A figure for each net, batch and direction.
+                shape_list="-".join(
+                    f"{subject.net.name} {subject.direction} {subject.sample}".split()
+                ),
             )
             try:
                 yield with_times(described, contestants, LAYER_SHARE * plan.seconds)
