@@ -22,7 +22,7 @@ def row_table(rows: Iterable[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("op", "mode", "sample", "layout", "ISA"):
         table.add_column(column, no_wrap=True)
-    for column in ("thr", "ours us", *(f"{peer}/ours (p20-p80)" for peer in peers)):
+    for column in ("thr", "ours us", *(f"{peer}/ours\n(p20-p80)" for peer in peers)):
         table.add_column(column, justify="right", no_wrap=True)
     # Whole nets have no limits.
     limited = any(row.gb_s is not None for row in ordered)
