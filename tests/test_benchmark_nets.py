@@ -339,54 +339,37 @@ class Reusing(Module):
         return self.relu(self.block(self.relu(x + 1)) - 1)
 
 
-def test_calls_are_recorded_with_their_inputs() -> None:
+def test_layers_are_recorded_with_their_inputs() -> None:
     images = torch.randn(1, 1, 8, 8)
-    recorded = layers.record(Reusing(), images)
-    assert [each.name for each in recorded] == ["relu", "block.0", "block.1", "relu (2)"]
+    lines = layers.lines_of(Reusing(), images)
+    # The last ReLU follows a sum, the first convolution a ReLU that has two places.
+    assert [each.name for each in lines] == ["relu", "block.0 + block.1", "relu (2)"]
+    assert [each.types for each in lines] == ["ReLU", "Conv2d + MaxPool2d", "ReLU"]
     # As it was before the layer wrote over it.
-    assert torch.equal(recorded[0].input, images + 1)
-    assert [each.input.requires_grad for each in recorded] == [False, False, True, True]
+    assert torch.equal(lines[0].input, images + 1)
+    assert [each.input.requires_grad for each in lines] == [False, False, True]
+    for line in lines:
+        assert torch.allclose(line.ours(line.input.clone()), line.torchs(line.input.clone()))
 
 
-def fused_by_hand() -> Module:
-    conv = nnops.nn.ConvReLUMaxPool2d(1, 2, 3, padding=1, pool_kernel_size=2)
-    return nn.Sequential(
-        OrderedDict(
-            conv=conv,
-            relu=nn.Identity(),
-            pool=nn.Identity(),
-            flatten=nn.Flatten(),
-            linear=nn.Linear(32, 10),
-        )
-    )
-
-
-def test_what_was_fused_is_held_against_the_layers_that_it_stands_for() -> None:
+def test_what_follows_a_convolution_is_converted_with_it() -> None:
     images = torch.randn(2, 1, 8, 8)
-    groups = layers.grouped(layers.record(small(), images), layers.record(fused_by_hand(), images))
-    assert [each.name for each in groups] == ["conv + relu + pool", "flatten", "linear"]
-    assert groups[0].types == "Conv2d + ReLU + MaxPool2d"
-    assert [type(each.module) for each in groups[0].ours] == [nnops.nn.ConvReLUMaxPool2d]
-    for group in groups:
-        for name, each in (("ours", group.ours), ("torch", group.torchs)):
-            timed = layers.forward_contestant(name, each)
+    first, flatten, linear = layers.lines_of(small(), images)
+    assert (first.name, flatten.name, linear.name) == ("conv + relu + pool", "flatten", "linear")
+    whole = nnops.convert(nn.Sequential(*first.torchs.children()))
+    assert type(first.ours) is type(whole)
+    for line, gradients in ((first, 2), (flatten, 1), (linear, 3)):
+        for who in ("ours", "torch"):
+            timed = line.forward(who)
             with timed.around():
-                timed.call()
-    # The images need no gradient: of torch's three the flatten alone has nothing but its input.
-    for group in groups:
-        assert layers.backward_contestant("", group.torchs) is not None
-    assert layers.backward_contestant("", layers.record(nn.Flatten(), images)) is None
-
-
-def test_a_run_of_layers_under_a_name_of_its_own_goes_with_its_neighbour() -> None:
-    images = torch.randn(2, 1, 8, 8)
-    torchs = layers.record(small(), images)
-    chain = dataclasses.replace(torchs[0], name="chain")
-    groups = layers.grouped(torchs, [chain, torchs[3], torchs[4]])
-    assert [each.name for each in groups] == ["conv + relu + pool + flatten", "linear"]
-    assert [each.name for each in groups[0].ours] == ["chain", "flatten"]
-    (everything,) = layers.grouped(torchs, [chain])
-    assert len(everything.torchs) == 5 and everything.ours == [chain]
+                assert timed.call().grad_fn is None  # type: ignore[attr-defined]
+            timed = line.backward(who)
+            assert timed is not None
+            with timed.around():
+                # The images need no gradient.
+                assert len(timed.call()) == gradients  # type: ignore[arg-type]
+    (only,) = layers.lines_of(nn.Flatten(), images)
+    assert only.backward("ours") is None
 
 
 def test_layers_have_rows_and_a_table_that_sums_them_up() -> None:

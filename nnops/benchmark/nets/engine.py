@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-import nnops
 from nnops import _C
 from nnops.benchmark.engine import OURS, settled, where, with_times
 from nnops.benchmark.nets import layers
@@ -211,19 +210,16 @@ def _weighed(row: Row, subject: Subject, plan: NetPlan) -> Iterator[Row]:
 def _layers(row: Row, subject: Subject, plan: NetPlan) -> Iterator[Row]:
     # A copy: timing a BatchNorm moves its statistics.
     model = copy.deepcopy(subject.model)
-    groups = layers.grouped(
-        layers.record(model, subject.images), layers.record(nnops.convert(model), subject.images)
-    )
-    for group in groups:
-        for direction, contestants in _passes(group, subject.training):
+    for line in layers.lines_of(model, subject.images):
+        for direction, contestants in _passes(line, subject.training):
             described = replace(
                 row,
                 family=LAYERS,
                 op=f"{subject.net.name} {subject.sample}",
                 mode=f"{subject.direction} {direction}",
-                sample=group.name,
-                kernel_class=group.types,
-                shapes=[list(call.input.shape) for call in group.torchs[:1]],
+                sample=line.name,
+                kernel_class=line.types,
+                shapes=[list(line.input.shape)],
                 # A figure for each net, batch and direction.
                 shape_list="-".join(
                     f"{subject.net.name} {subject.direction} {subject.sample}".split()
@@ -235,11 +231,10 @@ def _layers(row: Row, subject: Subject, plan: NetPlan) -> Iterator[Row]:
                 yield _failed(described, error)
 
 
-def _passes(group: layers.Group, training: bool) -> Iterator[tuple[str, list[Contestant]]]:
-    sides = {OURS: group.ours, EAGER: group.torchs}
-    yield "fwd", [layers.forward_contestant(name, calls) for name, calls in sides.items()]
+def _passes(line: layers.Line, training: bool) -> Iterator[tuple[str, list[Contestant]]]:
+    sides = (OURS, EAGER)
+    yield "fwd", [line.forward(who) for who in sides]
     if training:
-        backwards = [layers.backward_contestant(name, calls) for name, calls in sides.items()]
-        measured = [each for each in backwards if each is not None]
-        if measured:
-            yield "bwd", measured
+        backwards = [each for who in sides if (each := line.backward(who)) is not None]
+        if backwards:
+            yield "bwd", backwards
