@@ -342,7 +342,7 @@ class Reusing(Module):
 def test_layers_are_recorded_with_their_inputs() -> None:
     images = torch.randn(1, 1, 8, 8)
     lines = layers.lines_of(Reusing(), images)
-    # The last ReLU follows a sum, the first convolution a ReLU that has two places.
+    # The last ReLU follows a sum.
     assert [each.name for each in lines] == ["relu", "block.0 + block.1", "relu (2)"]
     assert [each.types for each in lines] == ["ReLU", "Conv2d + MaxPool2d", "ReLU"]
     # As it was before the layer wrote over it.

@@ -78,17 +78,14 @@ class Line:
 
 def lines_of(net: Module, images: Tensor) -> list[Line]:
     """In the order of the calls."""
-    calls = _recorded(net, images)
-    counts = Counter(id(call.module) for call in calls)
     groups: list[list[Call]] = []
-    for call in calls:
+    for call in _recorded(net, images):
         last = groups[-1] if groups else []
         follows = (
             isinstance(call.module, TAILS)
             and bool(last)
             and isinstance(last[0].module, HEADS)
             and call.received is last[-1].output
-            and counts[id(call.module)] == 1
         )
         if follows:
             last.append(call)
