@@ -114,7 +114,18 @@ struct Algorithm {
   // "" if it is likely the fastest of those that remain, else the reason why not: it is then taken
   // only when forced. Null for an algorithm that takes all it supports. Never throws.
   std::string (*pays)(const Geometry& geometry, DType dtype) = nullptr;
+  // "" if the settings of the call allow it, else the reason why not: it is then taken only when
+  // forced. Null for an algorithm that is always allowed. Never throws.
+  std::string (*allowed)(const Geometry& geometry, DType dtype) = nullptr;
 };
+
+// "" if a choice may take the algorithm, whether or not it pays.
+template <typename Algorithm, typename Geometry>
+std::string reason_against(const Algorithm& algorithm, const Geometry& geometry, DType dtype) {
+  std::string reason = algorithm.supports(geometry, dtype);
+  if (reason.empty() && algorithm.allowed != nullptr) reason = algorithm.allowed(geometry, dtype);
+  return reason;
+}
 
 // The algorithms of an operator with lists of its own for the CPU and for CUDA.
 template <typename Algorithm>
@@ -145,11 +156,13 @@ const Algorithm& choose_algorithm(const char* op, std::span<const Algorithm> lis
     if (chosen != nullptr) {
       reason = concat("after ", chosen->name);
     } else {
-      reason = algorithm.supports(geometry, dtype);
-      if (!forced.empty()) {
-        if (forced != algorithm.name) reason = concat(forced, " is forced");
-      } else if (reason.empty() && algorithm.pays != nullptr) {
-        reason = algorithm.pays(geometry, dtype);
+      if (forced.empty()) {
+        reason = reason_against(algorithm, geometry, dtype);
+        if (reason.empty() && algorithm.pays != nullptr) reason = algorithm.pays(geometry, dtype);
+      } else if (forced == algorithm.name) {
+        reason = algorithm.supports(geometry, dtype);
+      } else {
+        reason = concat(forced, " is forced");
       }
       if (reason.empty()) chosen = &algorithm;
     }

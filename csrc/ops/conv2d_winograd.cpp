@@ -41,11 +41,6 @@ constexpr double kTransformCost = 9;
 // for what the model does not know.
 constexpr double kLargestShare = 0.9;
 
-std::string six_points_allowed(const WinogradForm& form) {
-  return form.points() == 6 && conv_precision() == ConvPrecision::kHighest
-             ? "the precision is 'highest'"
-             : "";
-}
 double tiles_of(const WinogradForm& form, int64_t height, int64_t width) {
   const auto tiles = [&](int64_t size) { return (size + form.outputs - 1) / form.outputs; };
   return static_cast<double>(tiles(height)) * static_cast<double>(tiles(width));
@@ -73,10 +68,14 @@ std::string form_pays(const WinogradForm& form, const WinogradProblem& problem) 
   const double winograd =
       places_of(form) *
       ((products + transforms) * tiles_of(form, height, width) + products * kWeightTiles);
-  return first_reason(six_points_allowed(form), costs_less(winograd, direct));
+  return costs_less(winograd, direct);
 }
 
 }  // namespace
+
+std::string six_points_allowed(const Conv2dGeometry&, DType) {
+  return conv_precision() == ConvPrecision::kHighest ? "the precision is 'highest'" : "";
+}
 
 std::string winograd_forward_supports(const WinogradForm& form, const Conv2dGeometry& g,
                                       DType dtype) {
@@ -121,7 +120,7 @@ std::string winograd_backward_weight_pays(const WinogradForm& form, const Conv2d
   const double winograd =
       places_of(form) *
       ((products + transforms) * images * tiles_of(form, g.oh, g.ow) + products * kSumTiles);
-  return first_reason(six_points_allowed(form), costs_less(winograd, direct));
+  return costs_less(winograd, direct);
 }
 
 }  // namespace nnops

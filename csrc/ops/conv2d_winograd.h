@@ -31,4 +31,7 @@ std::string winograd_backward_weight_supports(const WinogradForm& form, const Co
 std::string winograd_backward_weight_pays(const WinogradForm& form, const Conv2dGeometry& g,
                                           DType dtype);
 
+// "", or the reason why the precision does not allow forms of six points.
+std::string six_points_allowed(const Conv2dGeometry& g, DType dtype);
+
 }  // namespace nnops
