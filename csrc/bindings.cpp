@@ -43,6 +43,27 @@ bool read_tf32_switch() {
   }
 }
 
+using Image = std::pair<std::vector<int64_t>, std::vector<int64_t>>;
+using IntList = std::vector<int64_t>;
+
+nnops::Conv2dProblem make_problem(const std::string& op, const Image& input, const Image& weight,
+                                  const Image& output, const IntList& stride,
+                                  const IntList& padding, const IntList& dilation, int64_t groups,
+                                  const std::string& dtype) {
+  const auto image = [](const Image& each) {
+    return nnops::Conv2dProblem::Image{each.first, each.second};
+  };
+  return {op,
+          image(input),
+          image(weight),
+          image(output),
+          stride,
+          padding,
+          dilation,
+          groups,
+          nnops::dtype_named(dtype)};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -147,31 +168,23 @@ PYBIND11_MODULE(_C, module) {
         return lists;
       },
       "The same for CUDA tensors; empty where CUDA was not built.");
-  using Image = std::pair<std::vector<int64_t>, std::vector<int64_t>>;
-  using IntList = std::vector<int64_t>;
+  py::class_<nnops::Conv2dProblem>(
+      module, "Conv2dProblem",
+      "A call of a pass of conv2d, tensors as (sizes, strides); `output` is the forward pass's.")
+      .def(py::init(&make_problem), py::arg("op"), py::arg("input"), py::arg("weight"),
+           py::arg("output"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+           py::arg("groups"), py::arg("dtype"));
   module.def(
       "conv2d_partition",
-      [](const std::string& op, const Image& input, const Image& weight, const Image& output,
-         const IntList& stride, const IntList& padding, const IntList& dilation, int64_t groups,
-         const std::string& dtype, int threads) {
-        const auto image = [](const Image& each) {
-          return nnops::Conv2dProblem::Image{each.first, each.second};
-        };
-        const nnops::Partition partition =
-            nnops::conv2d_partition(op,
-                                    {image(input), image(weight), image(output), stride, padding,
-                                     dilation, groups, nnops::dtype_named(dtype)},
-                                    threads);
+      [](const nnops::Conv2dProblem& problem, int threads) {
+        const nnops::Partition partition = nnops::conv2d_partition(problem, threads);
         py::list phases;
         for (const nnops::PartitionPhase& phase : partition.phases) {
           phases.append(py::make_tuple(phase.name, phase.products, phase.dynamic, phase.work));
         }
         return py::make_tuple(partition.algorithm, partition.threads, phases);
       },
-      py::arg("op"), py::arg("input"), py::arg("weight"), py::arg("output"), py::arg("stride"),
-      py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("dtype"),
-      py::arg("threads"),
-      "How a call of a pass of conv2d would share its work, tensors as (sizes, strides): "
-      "(algorithm, threads, [(phase, whether it counts products, whether its schedule is dynamic, "
-      "work of each thread)]).");
+      py::arg("problem"), py::arg("threads"),
+      "How the call would share its work: (algorithm, threads, [(phase, whether it counts "
+      "products, whether its schedule is dynamic, work of each thread)]).");
 }

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 def build_info() -> dict[str, str]: ...
 def available_isas() -> list[str]: ...
 def active_isa() -> str: ...
@@ -18,15 +20,21 @@ def packed_weights_limit() -> int: ...
 def set_packed_weights_limit(bytes: int) -> None: ...
 def clear_packed_weights() -> None: ...
 def packed_weights_state() -> tuple[int, int, int]: ...
+
+class Conv2dProblem:
+    def __init__(
+        self,
+        op: str,
+        input: tuple[Sequence[int], Sequence[int]],
+        weight: tuple[Sequence[int], Sequence[int]],
+        output: tuple[Sequence[int], Sequence[int]],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        dtype: str,
+    ) -> None: ...
+
 def conv2d_partition(
-    op: str,
-    input: tuple[list[int], list[int]],
-    weight: tuple[list[int], list[int]],
-    output: tuple[list[int], list[int]],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    dtype: str,
-    threads: int,
+    problem: Conv2dProblem, threads: int
 ) -> tuple[str, int, list[tuple[str, bool, bool, list[int]]]]: ...

@@ -112,13 +112,15 @@ def conv2d_partition(
     elif conv_pass == "backward_weight":
         weight = ops.conv2d_backward_weight(output, input, weight.shape[2:], *parameters)
     algorithm, used, phases = _C.conv2d_partition(
-        CONV_PASSES[conv_pass],
-        _layout(input),
-        _layout(weight),
-        _layout(output),
-        *lists,
-        groups,
-        str(input.dtype).removeprefix("torch."),
+        _C.Conv2dProblem(
+            CONV_PASSES[conv_pass],
+            _layout(input),
+            _layout(weight),
+            _layout(output),
+            *lists,
+            groups,
+            str(input.dtype).removeprefix("torch."),
+        ),
         threads,
     )
     return Partition(

@@ -238,27 +238,27 @@ Strides4 strides_of(const Conv2dProblem::Image& image) {
 
 }  // namespace
 
-Partition conv2d_partition(const std::string& op, const Conv2dProblem& problem, int threads) {
-  NNOPS_CHECK_VALUE(threads > 0, "conv2d_partition: threads must be positive, but got ", threads);
+Conv2dGeometry geometry_of(const Conv2dProblem& problem) {
   for (const auto* image : {&problem.input, &problem.weight, &problem.output}) {
-    NNOPS_CHECK_VALUE(image->sizes.size() == 4 && image->strides.size() == 4,
-                      "conv2d_partition: tensors must have 4 dimensions, but got sizes ",
-                      tuple_text(image->sizes), " and strides ", tuple_text(image->strides));
+    NNOPS_CHECK_VALUE(image->sizes.size() == 4 && image->strides.size() == 4, problem.op,
+                      ": tensors must have 4 dimensions, but got sizes ", tuple_text(image->sizes),
+                      " and strides ", tuple_text(image->strides));
   }
   Conv2dGeometry g =
-      conv2d_geometry(op.c_str(), problem.input.sizes, problem.weight.sizes, problem.stride,
+      conv2d_geometry(problem.op.c_str(), problem.input.sizes, problem.weight.sizes, problem.stride,
                       problem.padding, problem.dilation, problem.groups);
   g.input = strides_of(problem.input);
   g.weight = strides_of(problem.weight);
   g.output = strides_of(problem.output);
-  const auto of = [&](const auto& list) {
-    return partition(op.c_str(), list, g, problem.dtype, threads);
-  };
-  if (op == "conv2d") return of(kConv2dForward);
-  if (op == "conv2d_backward_input") return of(kConv2dBackwardInput);
-  if (op == "conv2d_backward_weight") return of(kConv2dBackwardWeight);
-  NNOPS_CHECK_VALUE(false, "conv2d_partition: no pass of conv2d is called '", op, "'");
-  return {};
+  return g;
+}
+
+Partition conv2d_partition(const Conv2dProblem& problem, int threads) {
+  NNOPS_CHECK_VALUE(threads > 0, "conv2d_partition: threads must be positive, but got ", threads);
+  const Conv2dGeometry g = geometry_of(problem);
+  return with_candidates(problem.op, [&](const auto& candidates) {
+    return partition(problem.op.c_str(), candidates, g, problem.dtype, threads);
+  });
 }
 
 NNOPS_OPERATOR(conv2d,

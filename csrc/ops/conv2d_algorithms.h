@@ -19,6 +19,15 @@ extern const Conv2dCandidates<Conv2dForward> kConv2dForward;
 extern const Conv2dCandidates<Conv2dBackwardInput> kConv2dBackwardInput;
 extern const Conv2dCandidates<Conv2dBackwardWeight> kConv2dBackwardWeight;
 
+// function(the candidates of the pass `op`); ValueError if conv2d has no such pass.
+template <typename Function>
+auto with_candidates(const std::string& op, const Function& function) {
+  if (op == "conv2d") return function(kConv2dForward);
+  if (op == "conv2d_backward_input") return function(kConv2dBackwardInput);
+  NNOPS_CHECK_VALUE(op == "conv2d_backward_weight", "no pass of conv2d is called '", op, "'");
+  return function(kConv2dBackwardWeight);
+}
+
 // Of a float vector in the CPU's kernels, on every ISA.
 inline constexpr int64_t kConv2dLanes = 16;
 constexpr int64_t whole_vectors(int64_t count) {
