@@ -20,6 +20,7 @@
 #include "core/workspace.h"
 #include "ops/conv2d_partition.h"
 #include "ops/conv2d_precision.h"
+#include "ops/conv2d_winners.h"
 #include "ops/packed_weights.h"
 
 namespace py = pybind11;
@@ -187,4 +188,15 @@ PYBIND11_MODULE(_C, module) {
       py::arg("problem"), py::arg("threads"),
       "How the call would share its work: (algorithm, threads, [(phase, whether it counts "
       "products, whether its schedule is dynamic, work of each thread)]).");
+  module.def("autotune", &nnops::autotune, "Whether conv2d takes the measured winners.");
+  module.def("set_autotune", &nnops::set_autotune, py::arg("enabled"),
+             "Switches that for the whole process.");
+  module.def("conv2d_candidates", &nnops::conv2d_candidates, py::arg("problem"),
+             py::arg("precision"),
+             "The algorithms that could run the problem and that the precision allows; first the "
+             "one that is chosen without measurements.");
+  module.def("set_conv2d_winner", &nnops::set_conv2d_winner, py::arg("problem"),
+             py::arg("precision"), py::arg("isa"), py::arg("threads"), py::arg("algorithm"),
+             "Keeps the fastest algorithm of the problem; ValueError for an unknown name.");
+  module.def("clear_conv2d_winners", &nnops::clear_conv2d_winners, "Forgets them all.");
 }

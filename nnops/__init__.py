@@ -14,9 +14,12 @@ from nnops.packed_weights import (
     set_packed_weight_cache,
 )
 from nnops.precision import conv_precision, set_conv_precision
+from nnops.tuning import autotune, autotuning, set_autotune
 
 __version__ = _library._C.build_info()["version"]
 __all__ = [
+    "autotune",
+    "autotuning",
     "clear_packed_weight_cache",
     "conv_algorithm",
     "conv_precision",
@@ -25,6 +28,7 @@ __all__ = [
     "nn",
     "packed_weight_cache",
     "revert",
+    "set_autotune",
     "set_conv_precision",
     "set_packed_weight_cache",
 ]

@@ -2,7 +2,8 @@
 
 Every operator with several algorithms keeps them in an ordered list. Each says whether it can
 compute a problem and whether it is likely the fastest of those that remain; the first for which
-both hold runs (`python -m nnops info` prints the lists).
+both hold runs (`python -m nnops info` prints the lists), unless autotuning is on and another was
+measured to be faster (nnops/tuning.py).
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def conv2d_partition(
     """How a call of nnops's conv2d would be shared by so many threads, without calling it.
 
     Sizes, strides and dtypes of the tensors count, not what is in them: tensors on the meta device
-    will do. `nnops.conv_algorithm` is respected. A dynamic schedule is played with threads of equal
+    will do. `nnops.conv_algorithm` and
+    `nnops.set_autotune` are respected. A dynamic schedule is played with threads of equal
     speed.
 
     Args:

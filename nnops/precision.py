@@ -22,7 +22,8 @@ A call can say otherwise than the process, and its gradients then go with it:
 `F.conv2d(..., precision="highest")`, or the attribute `precision` of a module.
 
 float64 is always computed directly, and results of either setting have the same bits for any
-number of threads, any batch around an image, and every run.
+number of threads, any batch around an image, and every run, as long as autotuning is off
+(nnops/tuning.py).
 """
 
 from __future__ import annotations

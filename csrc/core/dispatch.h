@@ -6,11 +6,13 @@
 // and a trace hands them to Python (`nnops.explain`).
 //
 // A choice is made anew at every call: for conv2d it takes less than 0.1 us (Xeon with AVX-512), so
-// there is no table of earlier ones.
+// there is no table of earlier ones. Where an operator has one of measured winners, such a winner
+// goes before the order of the list.
 #pragma once
 
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -112,7 +114,7 @@ struct Algorithm {
   // Where the algorithm's kernels stand in the operator's kernel struct.
   Entry Kernels::* entry;
   // "" if it is likely the fastest of those that remain, else the reason why not: it is then taken
-  // only when forced. Null for an algorithm that takes all it supports. Never throws.
+  // only when forced or measured. Null for an algorithm that takes all it supports. Never throws.
   std::string (*pays)(const Geometry& geometry, DType dtype) = nullptr;
   // "" if the settings of the call allow it, else the reason why not: it is then taken only when
   // forced. Null for an algorithm that is always allowed. Never throws.
@@ -143,12 +145,42 @@ std::vector<std::string> names_of(std::span<const Algorithm> list) {
   return names;
 }
 
-// The first algorithm of `list` that accepts the problem.
+// The algorithm of that name; null if it may not be taken, and without a name.
+template <typename Algorithm, typename Geometry>
+const Algorithm* measured_choice(std::span<const Algorithm> list, const char* measured,
+                                 const Geometry& geometry, DType dtype) {
+  if (measured == nullptr) return nullptr;
+  for (const Algorithm& algorithm : list) {
+    if (std::string_view(algorithm.name) != measured) continue;
+    return reason_against(algorithm, geometry, dtype).empty() ? &algorithm : nullptr;
+  }
+  return nullptr;
+}
+
+// The one that is forced; or else `measured`, the name of the fastest of those measured (null if
+// none was), if it may be taken; or else the first algorithm of `list` that accepts the problem.
 template <typename Algorithm, typename Geometry>
 const Algorithm& choose_algorithm(const char* op, std::span<const Algorithm> list,
-                                  const Geometry& geometry, DType dtype) {
+                                  const Geometry& geometry, DType dtype,
+                                  const char* measured = nullptr) {
   const std::string& forced = forced_algorithm(op);
   const bool explain = reasons_wanted();
+  if (forced.empty()) {
+    const Algorithm* fastest = measured_choice(list, measured, geometry, dtype);
+    if (fastest != nullptr) {
+      if (explain) {
+        std::vector<Candidacy> candidates;
+        for (const Algorithm& algorithm : list) {
+          const bool chosen = &algorithm == fastest;
+          candidates.push_back(
+              {algorithm.name,
+               chosen ? "" : concat(measured, " is the fastest of those measured")});
+        }
+        record_candidates(std::move(candidates));
+      }
+      return *fastest;
+    }
+  }
   const Algorithm* chosen = nullptr;
   std::vector<Candidacy> candidates;
   for (const Algorithm& algorithm : list) {

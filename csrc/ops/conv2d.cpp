@@ -19,6 +19,7 @@
 #include "ops/conv2d_call.h"
 #include "ops/conv2d_partition.h"
 #include "ops/conv2d_precision.h"
+#include "ops/conv2d_winners.h"
 
 namespace nnops {
 namespace {
@@ -72,8 +73,8 @@ template <typename Algorithm, typename Call>
 void run(const char* op, const DeviceScope& scope, const Conv2dCandidates<Algorithm>& candidates,
          const Conv2dGeometry& g, DType dtype, Images images, const Call& call) {
   std::vector<int64_t> left_out;
-  run_algorithm(op, scope, choose_algorithm(op, candidates.of(scope.isa()), g, dtype), g, dtype,
-                images, 0, call, &left_out);
+  run_algorithm(op, scope, choose_conv2d(op, candidates, g, dtype, scope.isa()), g, dtype, images,
+                0, call, &left_out);
   if (left_out.empty()) return;
   Conv2dGeometry image = g;
   if (images == Images::kApart) image.n = 1;
@@ -88,7 +89,7 @@ template <typename Pass>
 Partition partition(const char* op, const Conv2dCandidates<Pass>& candidates,
                     const Conv2dGeometry& g, DType dtype, int threads) {
   const Isa isa = active_isa();
-  const auto& choice = choose_algorithm(op, candidates.of(isa), g, dtype);
+  const auto& choice = choose_conv2d(op, candidates, g, dtype, isa, threads);
   const auto& algorithm = active_kernels(kConv2dTable, isa).*choice.entry;
   const auto tell = algorithm.partition.entries[static_cast<int>(dtype)];
   NNOPS_CHECK_NOT_IMPLEMENTED(tell != nullptr, "conv2d_partition: not implemented for ",

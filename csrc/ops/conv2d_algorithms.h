@@ -1,6 +1,7 @@
 // The algorithms of conv2d's passes, on the CPU and on CUDA, in the order in which they are asked:
 // what each can compute, and when it pays. Where they round differently, a choice may depend on the
-// dtype and the geometry of one image only: never on the batch, the threads or the ISA.
+// dtype and the geometry of one image only: never on the batch, the threads or the ISA. Autotuning,
+// off by default, gives that up (conv2d_winners.h).
 #pragma once
 
 #include "core/dispatch.h"

@@ -80,6 +80,7 @@ const Conv2dCandidate<Algorithm>* algorithm_for_left_out(
   for (const auto& candidate : candidates.of(isa)) {
     if ((active_kernels(kConv2dTable, isa).*candidate.entry).flags_images) continue;
     if (!candidate.supports(image, dtype).empty()) continue;
+    if (candidate.allowed != nullptr && !candidate.allowed(image, dtype).empty()) continue;
     if (candidate.pays != nullptr && !candidate.pays(image, dtype).empty()) continue;
     return &candidate;
   }

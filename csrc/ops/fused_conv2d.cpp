@@ -15,6 +15,7 @@
 #include "core/tensor.h"
 #include "core/threads.h"
 #include "ops/conv2d_precision.h"
+#include "ops/conv2d_winners.h"
 #include "ops/fused_conv2d_call.h"
 #include "ops/max_pool2d_call.h"
 
@@ -98,7 +99,7 @@ FusedConv2dResult fused_conv2d(const char* op, const Tensor& input, const Tensor
   call.input = input.const_data_ptr();
   call.bias = forward.bias_data();
   std::shared_ptr<const Workspace> keeper;
-  const auto& choice = choose_algorithm("conv2d", kConv2dForward.of(isa), conv, dtype);
+  const auto& choice = choose_conv2d("conv2d", kConv2dForward, conv, dtype, isa);
   set_convolution(call, choice, weight, dtype, isa, &keeper);
   if (tail.relu) {
     call.relu = kernel_for("relu", "vector", active_kernels(kReluTable, isa).forward, dtype, isa);
