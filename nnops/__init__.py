@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from nnops import _library, nn
 from nnops.algorithms import conv_algorithm, explain
-from nnops.conversion import convert, revert
+from nnops.conversion import conversion_report, convert, revert
 from nnops.packed_weights import (
     clear_packed_weight_cache,
     packed_weight_cache,
@@ -23,6 +23,7 @@ __all__ = [
     "clear_packed_weight_cache",
     "conv_algorithm",
     "conv_precision",
+    "conversion_report",
     "convert",
     "explain",
     "nn",

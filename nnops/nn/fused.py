@@ -60,7 +60,8 @@ class ConvMaxPool2d(Conv2d):
         ceil_mode: bool = False,
         **conv: Any,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, **conv)
+        size = _arguments.pair("conv2d", "kernel_size", kernel_size)
+        super().__init__(in_channels, out_channels, size, **conv)
         self.pool_kernel_size = pool_kernel_size
         self.pool_stride = pool_kernel_size if pool_stride is None else pool_stride
         self.pool_padding = pool_padding
@@ -77,7 +78,8 @@ class ConvMaxPool2d(Conv2d):
 
     def extra_repr(self) -> str:
         pool = ", ".join(f"{name}={value}" for name, value in self._pool().items())
-        return f"{super().extra_repr()}, {pool}"  # type: ignore[no-untyped-call]
+        conv = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{conv}, {pool}"
 
 
 class ConvReLUMaxPool2d(ConvMaxPool2d):

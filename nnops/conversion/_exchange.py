@@ -1,4 +1,4 @@
-"""convert(): a model of torch.nn layers becomes one of nnops.nn layers; revert(): and back.
+"""Layers of torch.nn become layers of nnops.nn, and back, in a tree of modules of their own.
 
 A layer is exchanged where its type is exactly a class of torch.nn that nnops.nn has a subclass of.
 Subclasses of one's own, parametrized, lazy and quantised layers have another type and stay as they
@@ -11,7 +11,7 @@ buffers and hooks among them.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MethodType
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch
 from torch.nn import Module
 
 from nnops import nn
+from nnops.conversion._chains import original_class
+from nnops.conversion._fused import PLAN, unfuse
 
 # What torch.nn.Module itself keeps in containers (parameters, buffers, submodules, hooks): each
 # module needs containers of its own, so that registering on one does not register on the other.
@@ -27,39 +29,7 @@ _REGISTRIES = frozenset(
 )
 
 
-def convert(model: Module, fuse: bool = True, inplace: bool = False) -> Module:
-    """The model with nnops's layers in place of torch.nn's.
-
-    Parameters and buffers are shared with `model`, not copied: an optimizer made before trains
-    both, and state_dict keys stay. Hooks fire on both; those registered or removed later concern
-    the one model they are called on. A layer used in several places stays one layer. Layers whose
-    type is not exactly torch.nn's (subclasses, parametrized, lazy, quantised) and compiled or
-    scripted parts are left alone: convert first, then compile.
-
-    Args:
-        model: any module, also a single layer.
-        fuse: allow neighbouring layers to run as one. No fused layer exists yet: both values
-            give the same model.
-        inplace: change the classes of the layers of `model` and return `model`, instead of
-            returning a new tree of modules and leaving `model` as it is.
-
-    Returns:
-        The converted model.
-
-    Raises:
-        TypeError: if `model` is not a module.
-    """
-    del fuse  # see above
-    counterparts = {theirs: ours for ours, theirs in _our_classes().items()}
-    return _exchange("convert", model, counterparts, inplace)
-
-
-def revert(model: Module, inplace: bool = False) -> Module:
-    """The model with torch.nn's layers in place of nnops's: undoes `convert`, likewise sharing."""
-    return _exchange("revert", model, _our_classes(), inplace)
-
-
-def _our_classes() -> dict[type[Module], type[Module]]:
+def our_classes() -> dict[type[Module], type[Module]]:
     """nnops.nn's class to the class of torch.nn of the same name that it stands in for."""
     classes = {}
     for name, ours in vars(nn).items():
@@ -69,7 +39,7 @@ def _our_classes() -> dict[type[Module], type[Module]]:
     return classes
 
 
-def _exchange(
+def exchange(
     caller: str, model: Module, counterparts: Mapping[type[Module], type[Module]], inplace: bool
 ) -> Module:
     if not isinstance(model, Module):
@@ -77,19 +47,23 @@ def _exchange(
             f"nnops.{caller}: model must be a torch.nn.Module, but got {type(model).__name__}"
         )
     if inplace:
-        for module in model.modules():
+        for module in list(convertible(model)):
+            unfuse(module)
             if type(module) in counterparts:
                 module.__class__ = counterparts[type(module)]
         return model
     copies: dict[int, Any] = {}
-    originals = list(_copyable(model, set()))
+    originals = list(convertible(model))
     for module in originals:
         # Not copy.copy, which would call __getstate__ and __setstate__ of the user's classes.
-        copies[id(module)] = object.__new__(counterparts.get(type(module), type(module)))
+        kind = original_class(module)
+        copies[id(module)] = object.__new__(counterparts.get(kind, kind))
     # Only now, with every copy made, references between modules can be followed.
     for module in originals:
         copy = copies[id(module)]
         for name, value in vars(module).items():
+            if name == PLAN:
+                continue
             renewed = _renewed(value, copies)
             if name in _REGISTRIES and renewed is value:
                 renewed = value.copy()
@@ -98,8 +72,9 @@ def _exchange(
     return result
 
 
-def _copyable(module: Module, seen: set[int]) -> Any:
+def convertible(module: Module, seen: set[int] | None = None) -> Iterator[Module]:
     """Yields `module` and all below it, except what holds compiled code of its submodules."""
+    seen = set() if seen is None else seen
     if id(module) in seen or isinstance(module, torch.jit.ScriptModule):
         return
     # torch.compile(module) wraps, module.compile() leaves the compiled call on the module.
@@ -108,7 +83,7 @@ def _copyable(module: Module, seen: set[int]) -> Any:
     seen.add(id(module))
     yield module
     for child in module.children():
-        yield from _copyable(child, seen)
+        yield from convertible(child, seen)
 
 
 def _renewed(value: Any, copies: dict[int, Any], depth: int = 4) -> Any:

@@ -1,0 +1,90 @@
+"""Modules that run a written forward: their class is derived from the one they had.
+
+Nothing else about such a module changes: isinstance, methods, attributes, children and state_dict
+are those of the original class, whose own forward still runs wherever the written one does not
+apply. Copies and pickles name the original class and carry the written forward as source.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import threading
+from typing import Any
+
+from torch.nn import Module
+
+from nnops.conversion._plan import Plan
+
+# Where a module keeps its plan: no parameter, buffer or child, so no part of its state_dict.
+PLAN = "_nnops_plan"
+
+_derived: dict[type[Module], type[Module]] = {}
+_deriving = threading.Lock()
+
+
+def fuse(module: Module, plan: Plan) -> None:
+    """Lets `module` run what `plan` has written.
+
+    Raises:
+        TypeError: if its class cannot be derived from, or its instances cannot change class.
+    """
+    module.__class__ = _class_derived_from(type(module))
+    vars(module)[PLAN] = plan
+
+
+def plan_of(module: Module) -> Plan | None:
+    plan: Plan | None = vars(module).get(PLAN)
+    return plan
+
+
+def unfuse(module: Module) -> None:
+    """Undoes `fuse`; nothing to a module that is as it was."""
+    original = vars(type(module)).get("_nnops_original")
+    if original is not None:
+        module.__class__ = original
+        vars(module).pop(PLAN, None)
+
+
+def _class_derived_from(original: type[Module]) -> type[Module]:
+    with _deriving:
+        if original not in _derived:
+            _derived[original] = _derive(original)
+        return _derived[original]
+
+
+def _derive(original: type[Module]) -> type[Module]:
+    own_forward: Any = original.forward
+
+    @functools.wraps(own_forward)
+    def forward(self: Module, *args: Any, **kwargs: Any) -> Any:
+        plan = self.__dict__.get(PLAN)
+        if plan is not None and not kwargs:
+            run = plan.choose(self, args)
+            if run is not None:
+                return run(self, *args)
+        return own_forward(self, *args, **kwargs)
+
+    def reduce_ex(self: Module, protocol: Any) -> Any:
+        reduced = original.__reduce_ex__(self, protocol)
+        # copyreg's way of making an object from its class, which cannot be imported.
+        if isinstance(reduced, tuple) and reduced[:2] == (copyreg.__newobj__, (type(self),)):  # type: ignore[attr-defined]
+            return (_new, (original,), *reduced[2:])
+        return reduced
+
+    members = {
+        "forward": forward,
+        "__reduce_ex__": reduce_ex,
+        "_nnops_original": original,
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+    }
+    derived: type[Module] = type(original)(original.__name__, (original,), members)
+    return derived
+
+
+def _new(original: type[Module]) -> Module:
+    derived: Any = _class_derived_from(original)
+    module: Module = object.__new__(derived)
+    return module

@@ -1,0 +1,462 @@
+"""What one module's forward becomes: chains of layers in one call, nnops's functions for torch's.
+
+`plan` reads the module's graph, or two if training and eval mode differ, and writes a forward in
+Python for each. A written forward runs where its guards hold: all arguments are tensors, and what
+the graph took for granted (attributes, names of children) is as it was. Elsewhere the module's own
+forward runs, with the same layers, so that nothing depends on a guard but speed.
+"""
+
+from __future__ import annotations
+
+import linecache
+import pkgutil
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.nn import Module, ModuleDict, ModuleList, Sequential
+
+from nnops.conversion._chains import LINKS, Chain, has_hooks, is_fusible_pool, is_plain
+from nnops.conversion._trace import NotTraced, Trace, required_arguments, trace
+from nnops.nn import Conv2d, functional as F
+
+_numbers = count()
+
+_POOL_PARAMETERS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+_POOL_DEFAULTS = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
+_CONV_PARAMETERS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONV_DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+
+
+def _exchanged_functions() -> dict[Any, Callable[..., Any]]:
+    """torch's functions to nnops's of the same arguments."""
+    functions: dict[Any, Callable[..., Any]] = {
+        torch.relu: F.relu,
+        torch.max_pool2d: F.max_pool2d,
+    }
+    for name, ours in vars(F).items():
+        theirs = getattr(torch.nn.functional, name, None)
+        if isinstance(ours, FunctionType) and not name.startswith("_") and callable(theirs):
+            functions[theirs] = ours
+    return functions
+
+
+EXCHANGED = _exchanged_functions()
+_METHODS = {"relu": F.relu, "relu_": F.relu_}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of what was found in a forward."""
+
+    layer: str  # a path below the module, or a function's name
+    state: str  # "fused", "folded", "swapped" or "left"
+    note: str
+    chain: Chain | None = None  # of the convolution at the head of one
+
+
+@dataclass
+class Variant:
+    """A written forward: its source, and what its names stand for."""
+
+    source: str
+    # A Chain, a constant of a guard, or "module:name" of what is imported.
+    names: dict[str, Any]
+    holds: Callable[[Module], bool] = field(init=False)
+    run: Callable[..., Any] = field(init=False)
+    scope: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scope = {
+            name: pkgutil.resolve_name(value) if type(value) is _Import else value
+            for name, value in self.names.items()
+        }
+        # The source is kept where tracebacks and torch.compile look for it.
+        filename = f"<nnops forward {next(_numbers)}>"
+        linecache.cache[filename] = (
+            len(self.source),
+            None,
+            self.source.splitlines(keepends=True),
+            filename,
+        )
+        exec(compile(self.source, filename, "exec"), self.scope)
+        self.run, self.holds = self.scope["forward"], self.scope["holds"]
+
+    def __reduce__(self) -> Any:
+        return Variant, (self.source, self.names)
+
+
+class _Import(str):
+    """What a name of a written forward is imported from, as pkgutil.resolve_name takes it."""
+
+
+@dataclass
+class Plan:
+    """The written forwards of one module."""
+
+    arguments: int
+    variants: list[Variant]
+    findings: list[Finding]
+
+    def choose(self, module: Module, arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
+        """The forward for this call; None: the module's own."""
+        if len(arguments) != self.arguments:
+            return None
+        for argument in arguments:
+            if not isinstance(argument, Tensor):
+                return None
+        for variant in self.variants:
+            if variant.holds(module):
+                return variant.run
+        return None
+
+
+def plan(module: Module) -> Plan:
+    """What becomes of `module.forward`.
+
+    Returns:
+        A plan, without variants if there is nothing to do.
+
+    Raises:
+        NotTraced: if the forward cannot be read.
+    """
+    variants: list[Variant] = []
+    findings: list[Finding] = []
+    reason: NotTraced | None = None
+    arguments = len(required_arguments(type(module).forward))
+    for training in (True, False):
+        try:
+            traced = _trace_with_ends(module, training)
+            found = _rewrite(module, traced)
+            if any(finding.state in ("fused", "swapped") for finding in found):
+                variants.append(_write(module, traced))
+        except NotTraced as error:
+            reason = error
+            continue
+        findings += [finding for finding in found if finding not in findings]
+        if not any(name == "training" for _, name in traced.reads):
+            break
+    if reason is not None and not findings:
+        raise reason
+    return Plan(arguments, variants, findings)
+
+
+def is_open(module: Module) -> bool:
+    """Whether the module's class has a forward of somebody's own, or is a Sequential.
+
+    What derives from any other class of torch.nn is a layer, or a wrapper such as DataParallel.
+    """
+    for kind in type(module).__mro__:
+        if kind in (Module, Sequential, ModuleList, ModuleDict, object):
+            continue
+        if kind.__module__.startswith(("torch.", "nnops.")):
+            return False
+    return type(module).forward is not Module.forward
+
+
+def plan_or_reason(module: Module) -> Plan | str:
+    """What becomes of the module's forward, or why nothing does."""
+    if not is_open(module):
+        return "its class is torch's"
+    if "forward" in vars(module):
+        return "its forward was replaced"
+    try:
+        return plan(module)
+    except NotTraced as error:
+        return str(error)
+
+
+# --- inlining ---------------------------------------------------------------------------------
+
+
+def _trace_with_ends(module: Module, training: bool) -> Trace:
+    """The module's graph, looking into children whose ends belong to a chain across the border."""
+    inlined: frozenset[str] = frozenset()
+    traced = trace(module, training)
+    while more := frozenset(_to_inline(module, traced, training)) - inlined:
+        try:
+            traced = trace(module, training, inlined | more)
+        except NotTraced:
+            return traced
+        inlined |= more
+    return traced
+
+
+def _to_inline(module: Module, traced: Trace, training: bool) -> Iterator[str]:
+    for node in traced.graph.nodes:
+        producer = _single_input(node)
+        if producer is None or len(producer.users) != 1:
+            continue
+        before, after = _ends(module, producer, training)[1], _ends(module, node, training)[0]
+        # At least one of the two is inside of a child, or there is no border to cross.
+        if before in ("conv", "norm", "relu") and after in ("norm", "relu", "pool"):
+            for each in (producer, node):
+                if _opened_child(module, each) is not None:
+                    yield str(each.target)
+
+
+def _single_input(node: Node) -> Node | None:
+    if node.op == "output" or not node.args or not isinstance(node.args[0], Node):
+        return None
+    return node.args[0]
+
+
+def _opened_child(module: Module, node: Node) -> Module | None:
+    """The child that this node calls, if it is one to look into."""
+    if node.op != "call_module":
+        return None
+    child = module.get_submodule(str(node.target))
+    return (
+        child if is_open(child) and not has_hooks(child) and "forward" not in vars(child) else None
+    )
+
+
+def _ends(module: Module, node: Node, training: bool) -> tuple[str, str]:
+    """The kinds of the first and the last call of what this node calls; "" for other kinds."""
+    child = _opened_child(module, node)
+    if child is None:
+        kind = _kind(module, node)
+        return kind, kind
+    try:
+        graph = trace(child, training).graph
+    except NotTraced:
+        return "", ""
+    placeholders = [each for each in graph.nodes if each.op == "placeholder"]
+    *_, output = graph.nodes
+    first = last = ""
+    if len(placeholders) == 1 and len(placeholders[0].users) == 1:
+        first = _ends(child, next(iter(placeholders[0].users)), training)[0]
+    if isinstance(output.args[0], Node) and len(output.args[0].users) == 1:
+        last = _ends(child, output.args[0], training)[1]
+    return first, last
+
+
+# --- chains -----------------------------------------------------------------------------------
+
+
+def _kind(module: Module, node: Node) -> str:
+    """ "conv", a key of LINKS, or ""."""
+    if node.op == "call_module":
+        called: Any = module.get_submodule(str(node.target))
+        if len(node.args) != 1 or node.kwargs:
+            return ""
+        for kind, layer in (("conv", Conv2d), *LINKS.items()):
+            if is_plain(called, layer):
+                fits = kind != "pool" or is_fusible_pool(called.kernel_size, called.return_indices)
+                return kind if fits else ""
+        return ""
+    function = _function(node)
+    if function in (F.relu, F.relu_):
+        return "relu"
+    if function is F.conv2d and _bound(node, _CONV_PARAMETERS, _CONV_DEFAULTS) is not None:
+        return "conv"
+    if function is F.max_pool2d and _pool_arguments(node) is not None:
+        return "pool"
+    return ""
+
+
+def _function(node: Node) -> Any:
+    """nnops's function that the node calls or should call."""
+    if node.op == "call_function":
+        return EXCHANGED.get(node.target, node.target)
+    return _METHODS.get(str(node.target)) if node.op == "call_method" else None
+
+
+def _bound(
+    node: Node, parameters: tuple[str, ...], defaults: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The node's arguments by name, None if there are others."""
+    bound = {**defaults, **dict(zip(parameters, node.args, strict=False)), **node.kwargs}
+    if len(node.args) > len(parameters) or set(bound) != set(parameters):
+        return None
+    return bound
+
+
+def _pool_arguments(node: Node) -> tuple[Any, ...] | None:
+    """`kernel_size` to `ceil_mode` of a call of max_pool2d, if they are numbers and fusible."""
+    kwargs = dict(node.kwargs)
+    if kwargs.pop("return_indices", False) or len(node.args) > len(_POOL_PARAMETERS):
+        return None
+    bound = {**_POOL_DEFAULTS, **dict(zip(_POOL_PARAMETERS, node.args, strict=False)), **kwargs}
+    if set(bound) != set(_POOL_PARAMETERS):
+        return None
+    _, *values = (bound[name] for name in _POOL_PARAMETERS)
+    constant = all(_is_number(value) for value in values)
+    return tuple(values) if constant and is_fusible_pool(values[0], False) else None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return len(value) > 0 and all(map(_is_number, value))
+    return value is None or isinstance(value, (bool, int))
+
+
+def _rewrite(module: Module, traced: Trace) -> list[Finding]:
+    """Puts chains and nnops's functions into the graph."""
+    findings: list[Finding] = []
+    for node in list(traced.graph.nodes):
+        if _kind(module, node) == "conv":
+            findings += _rewrite_chain(module, traced.graph, node)
+    for node in list(traced.graph.nodes):
+        function = _function(node)
+        if function in EXCHANGED.values() and function is not node.target:
+            node.op, node.target = "call_function", function
+            findings.append(Finding(f"{function.__name__}()", "swapped", ""))
+    return findings
+
+
+def _rewrite_chain(module: Module, graph: Graph, conv: Node) -> list[Finding]:
+    nodes, kinds, reason = _chain_from(module, conv)
+    if not nodes:
+        return [Finding(_name(conv), "left", f"{reason}")] if reason else []
+    pool = None
+    if "pool" in kinds and (pool_node := nodes[kinds.index("pool")]).op != "call_module":
+        pool = _pool_arguments(pool_node)
+    chain = Chain(tuple(kinds), pool)
+    last = nodes[-1]
+    # At the convolution's place: what it reads may be written over behind it.
+    with graph.inserting_before(conv):
+        if conv.op == "call_module":
+            input, layer = conv.args[0], graph.create_node("get_attr", str(conv.target))
+        else:
+            bound = _bound(conv, _CONV_PARAMETERS, _CONV_DEFAULTS)
+            assert bound is not None
+            input, layer = tuple(bound[name] for name in _CONV_PARAMETERS), None
+        layers = [
+            graph.create_node("get_attr", str(node.target)) if node.op == "call_module" else None
+            for node in nodes
+        ]
+        call = graph.call_function(chain, (input, layer, *layers))
+    last.replace_all_uses_with(call)
+    for node in reversed([conv, *nodes]):
+        graph.erase_node(node)
+    names = {kind: _name(node) for kind, node in zip(kinds, nodes, strict=True)}
+    when = "in eval mode without gradients, " if "norm" in kinds else ""
+    links = ", ".join(names[kind] for kind in ("norm", "relu", "pool") if kind in names)
+    findings = [Finding(_name(conv), "fused", f"{when}with {links}", chain)]
+    for kind in ("norm", "relu", "pool"):
+        if kind in names:
+            state = "folded" if kind == "norm" else "fused"
+            findings.append(Finding(names[kind], state, f"{when}into {_name(conv)}"))
+    return findings
+
+
+def _chain_from(module: Module, conv: Node) -> tuple[list[Node], list[str], str]:
+    """The nodes behind `conv` that run with it, their kinds, and why there are no more."""
+    nodes: list[Node] = []
+    kinds: list[str] = []
+    last, reason = conv, ""
+    while True:
+        if len(last.users) != 1:
+            reason = f"its output is used {len(last.users)} times"
+            break
+        (user,) = last.users
+        kind = _kind(module, user)
+        if user.op == "output":
+            reason = "its output is returned"
+            break
+        if not _may_follow(kind, kinds) or _single_input(user) is not last:
+            reason = f"followed by {_name(user)}"
+            break
+        nodes.append(user)
+        kinds.append(kind)
+        last = user
+    # Nothing is gained by what is passed through at the end.
+    while kinds and kinds[-1] == "pass":
+        nodes.pop()
+        kinds.pop()
+    return nodes, kinds, reason
+
+
+def _may_follow(kind: str, kinds: list[str]) -> bool:
+    """Whether a call of this kind runs with a convolution and the kinds before it.
+
+    A ReLU behind a pool stays outside: the ReLU of -0.0 is -0.0, so that of [-1.0, -0.0] the first
+    makes [0.0, -0.0] and the pool 0.0, where the other order gives -0.0.
+    """
+    if kind == "pass":
+        return True
+    order = ["norm", "relu", "pool"]
+    if kind not in order:
+        return False
+    done = [order.index(each) for each in kinds if each != "pass"]
+    return order.index(kind) > max(done, default=-1)
+
+
+def _name(node: Node) -> str:
+    if node.op == "call_module":
+        return str(node.target)
+    if node.op == "call_method":
+        return f"{node.target}()"
+    return f"{getattr(node.target, '__name__', node.target)}()"
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def _write(module: Module, traced: Trace) -> Variant:
+    """The forward and its guards as a function each.
+
+    Raises:
+        NotTraced: if it calls what cannot be imported again.
+    """
+    traced.graph.lint()
+    code = traced.graph.python_code("self")
+    used = set(re.findall(r"\w+", code.src))
+    names = {
+        name: value if isinstance(value, Chain) else _imported(value)
+        for name, value in code.globals.items()
+        if name in used
+    }
+    guards: list[str] = []
+
+    def constant(value: Any) -> str:
+        names[f"_guard_{len(guards)}"] = value
+        return f"_guard_{len(guards)}"
+
+    for (path, name), value in traced.reads.items():
+        attribute = f"{_access(path)}.{name}"
+        if value is None or isinstance(value, bool):
+            guards.append(f"{attribute} is {value}")
+        elif isinstance(value, tuple) and type(value) not in (tuple, torch.Size):
+            guards.append(f"{attribute} == {constant(list(value))}")
+        else:
+            guards.append(f"{attribute} == {constant(value)}")
+    for path, children in traced.children.items():
+        guards.append(f"tuple({_access(path)}._modules) == {constant(children)}")
+    for path in sorted(traced.inlined):
+        names["is_plain"] = _Import("nnops.conversion._chains:is_plain")
+        kind = constant(type(module.get_submodule(path)))
+        guards.append(f"is_plain({_access(path)}, {kind})")
+    source = (
+        code.src.strip()
+        + "\n\n\ndef holds(self):\n    return "
+        + ("(\n        " + "\n        and ".join(guards) + "\n    )" if guards else "True")
+    )
+    return Variant(source + "\n", names)
+
+
+def _access(path: str) -> str:
+    return "self" + "".join(f"._modules[{name!r}]" for name in path.split(".") if name)
+
+
+def _imported(value: Any) -> _Import:
+    if isinstance(value, ModuleType):
+        return _Import(value.__name__)
+    if isinstance(value, float):
+        return _Import(f"math:{value}")
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    where = _Import(f"{module}:{name}")
+    try:
+        same = pkgutil.resolve_name(where) is value
+    except (ImportError, AttributeError, ValueError):
+        same = False
+    if not same:
+        raise NotTraced(f"it calls {where}, which cannot be imported")
+    return where
