@@ -17,7 +17,7 @@ from torch.nn import Module
 
 from nnops.conversion._exchange import convertible, exchange, our_classes
 from nnops.conversion._fused import fuse as _fuse
-from nnops.conversion._plan import Plan, plan_or_reason
+from nnops.conversion._plan import Plan, Planner
 from nnops.conversion._report import ConversionReport, report
 
 
@@ -59,10 +59,11 @@ def convert(model: Module, fuse: bool = True, inplace: bool = False) -> Module:
     counterparts = {theirs: ours for ours, theirs in our_classes().items()}
     converted = exchange("convert", model, counterparts, inplace)
     if fuse:
+        planner = Planner()
         plans = {
             module: found
             for module in convertible(converted)
-            if isinstance(found := plan_or_reason(module), Plan) and found.variants
+            if isinstance(found := planner.plan(module), Plan) and found.variants
         }
         # Only now: every plan was made of modules with classes of their own.
         for module, found in plans.items():

@@ -221,7 +221,7 @@ def is_fusible_pool(kernel_size: Any, return_indices: bool) -> bool:
 
 
 # (with a ReLU, with a pool) to the operator.
-_FUSED = {
+_FUSED: dict[tuple[bool, bool], Callable[..., Any]] = {
     (False, False): F.conv2d,
     (True, False): F.conv2d_relu,
     (False, True): F.conv2d_max_pool2d,

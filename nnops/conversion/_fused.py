@@ -80,7 +80,8 @@ def _derive(original: type[Module]) -> type[Module]:
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
     }
-    derived: type[Module] = type(original)(original.__name__, (original,), members)
+    metaclass: Any = type(original)
+    derived: type[Module] = metaclass(original.__name__, (original,), members)
     return derived
 
 

@@ -1,6 +1,6 @@
 """What one module's forward becomes: chains of layers in one call, nnops's functions for torch's.
 
-`plan` reads the module's graph, or two if training and eval mode differ, and writes a forward in
+`Planner` reads the module's graph, or two if training and eval mode differ, and writes a forward in
 Python for each. A written forward runs where its guards hold: all arguments are tensors, and what
 the graph took for granted (attributes, names of children) is as it was. Elsewhere the module's own
 forward runs, with the same layers, so that nothing depends on a guard but speed.
@@ -8,6 +8,7 @@ forward runs, with the same layers, so that nothing depends on a guard but speed
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import pkgutil
 import re
@@ -22,8 +23,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.nn import Module, ModuleDict, ModuleList, Sequential
 
-from nnops.conversion._chains import LINKS, Chain, has_hooks, is_fusible_pool, is_plain
-from nnops.conversion._trace import NotTraced, Trace, required_arguments, trace
+from nnops.conversion._chains import LINKS, Chain, is_fusible_pool, is_plain, original_class
+from nnops.conversion._trace import NotTraced, Tensors, Trace, required_arguments, trace
 from nnops.nn import Conv2d, functional as F
 
 _numbers = count()
@@ -100,51 +101,21 @@ class _Import(str):
 class Plan:
     """The written forwards of one module."""
 
-    arguments: int
+    arguments: tuple[Tensors | None, ...]  # None: a tensor
     variants: list[Variant]
     findings: list[Finding]
 
     def choose(self, module: Module, arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
         """The forward for this call; None: the module's own."""
-        if len(arguments) != self.arguments:
+        if len(arguments) != len(self.arguments):
             return None
-        for argument in arguments:
-            if not isinstance(argument, Tensor):
+        for argument, tensors in zip(arguments, self.arguments, strict=True):
+            if not (isinstance(argument, Tensor) if tensors is None else tensors.fits(argument)):
                 return None
         for variant in self.variants:
             if variant.holds(module):
                 return variant.run
         return None
-
-
-def plan(module: Module) -> Plan:
-    """What becomes of `module.forward`.
-
-    Returns:
-        A plan, without variants if there is nothing to do.
-
-    Raises:
-        NotTraced: if the forward cannot be read.
-    """
-    variants: list[Variant] = []
-    findings: list[Finding] = []
-    reason: NotTraced | None = None
-    arguments = len(required_arguments(type(module).forward))
-    for training in (True, False):
-        try:
-            traced = _trace_with_ends(module, training)
-            found = _rewrite(module, traced)
-            if any(finding.state in ("fused", "swapped") for finding in found):
-                variants.append(_write(module, traced))
-        except NotTraced as error:
-            reason = error
-            continue
-        findings += [finding for finding in found if finding not in findings]
-        if not any(name == "training" for _, name in traced.reads):
-            break
-    if reason is not None and not findings:
-        raise reason
-    return Plan(arguments, variants, findings)
 
 
 def is_open(module: Module) -> bool:
@@ -160,45 +131,119 @@ def is_open(module: Module) -> bool:
     return type(module).forward is not Module.forward
 
 
-def plan_or_reason(module: Module) -> Plan | str:
-    """What becomes of the module's forward, or why nothing does."""
-    if not is_open(module):
-        return "its class is torch's"
-    if "forward" in vars(module):
-        return "its forward was replaced"
-    try:
-        return plan(module)
-    except NotTraced as error:
-        return str(error)
+class Planner:
+    """Plans for the modules of one model, each asked for after those that contain it.
 
+    What is learnt on the way is kept: how children are called, and how their forwards begin and
+    end.
+    """
 
-# --- inlining ---------------------------------------------------------------------------------
+    def __init__(self) -> None:
+        self._calls: dict[Module, dict[str, Tensors]] = {}
+        self._ends: dict[tuple[Module, bool], tuple[str, str]] = {}
 
+    def plan(self, module: Module) -> Plan | str:
+        """What becomes of the module's forward, or why nothing can.
 
-def _trace_with_ends(module: Module, training: bool) -> Trace:
-    """The module's graph, looking into children whose ends belong to a chain across the border."""
-    inlined: frozenset[str] = frozenset()
-    traced = trace(module, training)
-    while more := frozenset(_to_inline(module, traced, training)) - inlined:
+        A plan has no variants if there is nothing to do.
+        """
+        if not is_open(module):
+            return "its class is torch's"
+        if "forward" in vars(module):
+            return "its forward was replaced"
+        variants: list[Variant] = []
+        findings: list[Finding] = []
+        reason = ""
+        for training in (True, False):
+            try:
+                traced = self._trace_with_ends(module, training)
+                self._note_calls(module, traced)
+                found = _rewrite(module, traced)
+                if any(finding.state in ("fused", "swapped") for finding in found):
+                    variants.append(_write(module, traced))
+            except NotTraced as error:
+                reason = str(error)
+                continue
+            findings += [finding for finding in found if finding not in findings]
+            if not any(name == "training" for _, name in traced.reads):
+                break
+        if reason and not findings:
+            return reason
+        names = required_arguments(type(module).forward)
+        calls = self._calls.get(module, {})
+        return Plan(tuple(calls.get(name) for name in names), variants, findings)
+
+    def _note_calls(self, module: Module, traced: Trace) -> None:
+        """Notes which children are called with lists of tensors."""
+        for node in traced.graph.nodes:
+            if node.op != "call_module":
+                continue
+            child = module.get_submodule(str(node.target))
+            lists = {
+                position: Tensors(list if isinstance(argument, list) else tuple, len(argument))
+                for position, argument in enumerate(node.args)
+                if isinstance(argument, (list, tuple))
+            }
+            if lists and is_open(child):
+                with contextlib.suppress(NotTraced):
+                    names = required_arguments(type(child).forward)
+                    self._calls[child] = {
+                        names[position]: tensors
+                        for position, tensors in lists.items()
+                        if position < len(names)
+                    }
+
+    # --- looking into children ----------------------------------------------------------------
+
+    def _trace_with_ends(self, module: Module, training: bool) -> Trace:
+        """The module's graph, with children looked into that begin or end in mid-chain."""
+        arguments = self._calls.get(module)
+        inlined: frozenset[str] = frozenset()
+        traced = trace(module, training, arguments)
+        while more := frozenset(self._to_inline(module, traced, training)) - inlined:
+            try:
+                traced = trace(module, training, arguments, inlined | more)
+            except NotTraced:
+                return traced
+            inlined |= more
+        return traced
+
+    def _to_inline(self, module: Module, traced: Trace, training: bool) -> Iterator[str]:
+        for node in traced.graph.nodes:
+            producer = _single_input(node)
+            if producer is None or len(producer.users) != 1:
+                continue
+            children = [each for each in (producer, node) if _opened_child(module, each)]
+            if (
+                children
+                and self._ends_of(module, node, training)[0] in ("norm", "relu", "pool")
+                and self._ends_of(module, producer, training)[1] in ("conv", "norm", "relu")
+            ):
+                yield from (str(child.target) for child in children)
+
+    def _ends_of(self, module: Module, node: Node, training: bool) -> tuple[str, str]:
+        """Kinds of the first and the last call of what this node calls; "" for other kinds."""
+        child = _opened_child(module, node)
+        if child is None:
+            kind = _kind(module, node)
+            return kind, kind
+        if (child, training) not in self._ends:
+            self._ends[child, training] = self._find_ends(child, training)
+        return self._ends[child, training]
+
+    def _find_ends(self, child: Module, training: bool) -> tuple[str, str]:
         try:
-            traced = trace(module, training, inlined | more)
+            graph = trace(child, training).graph
         except NotTraced:
-            return traced
-        inlined |= more
-    return traced
-
-
-def _to_inline(module: Module, traced: Trace, training: bool) -> Iterator[str]:
-    for node in traced.graph.nodes:
-        producer = _single_input(node)
-        if producer is None or len(producer.users) != 1:
-            continue
-        before, after = _ends(module, producer, training)[1], _ends(module, node, training)[0]
-        # At least one of the two is inside of a child, or there is no border to cross.
-        if before in ("conv", "norm", "relu") and after in ("norm", "relu", "pool"):
-            for each in (producer, node):
-                if _opened_child(module, each) is not None:
-                    yield str(each.target)
+            return "", ""
+        first = last = ""
+        inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        if len(inputs) == 1 and len(inputs[0].users) == 1:
+            first = self._ends_of(child, next(iter(inputs[0].users)), training)[0]
+        result = graph.output_node().args[0]
+        if isinstance(result, Node) and len(result.users) == 1:
+            last = self._ends_of(child, result, training)[1]
+        return first, last
 
 
 def _single_input(node: Node) -> Node | None:
@@ -212,29 +257,7 @@ def _opened_child(module: Module, node: Node) -> Module | None:
     if node.op != "call_module":
         return None
     child = module.get_submodule(str(node.target))
-    return (
-        child if is_open(child) and not has_hooks(child) and "forward" not in vars(child) else None
-    )
-
-
-def _ends(module: Module, node: Node, training: bool) -> tuple[str, str]:
-    """The kinds of the first and the last call of what this node calls; "" for other kinds."""
-    child = _opened_child(module, node)
-    if child is None:
-        kind = _kind(module, node)
-        return kind, kind
-    try:
-        graph = trace(child, training).graph
-    except NotTraced:
-        return "", ""
-    placeholders = [each for each in graph.nodes if each.op == "placeholder"]
-    *_, output = graph.nodes
-    first = last = ""
-    if len(placeholders) == 1 and len(placeholders[0].users) == 1:
-        first = _ends(child, next(iter(placeholders[0].users)), training)[0]
-    if isinstance(output.args[0], Node) and len(output.args[0].users) == 1:
-        last = _ends(child, output.args[0], training)[1]
-    return first, last
+    return child if is_open(child) and is_plain(child, original_class(child)) else None
 
 
 # --- chains -----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from nnops.conversion._chains import Chain
 from nnops.conversion._exchange import convertible, our_classes
 from nnops.conversion._fused import plan_of
-from nnops.conversion._plan import Finding, Plan, is_open, plan_or_reason
+from nnops.conversion._plan import Finding, Plan, Planner, is_open
 from nnops.nn import functional as F
 
 
@@ -93,9 +93,10 @@ def report(plain: Module, fused: Module | None, example: Any) -> ConversionRepor
     findings: dict[str, Finding] = {}
     functions: list[Row] = []
     reasons: dict[str, str] = {}
+    planner = Planner()
     modules = set(convertible(plain))
     for path, module in plain.named_modules():
-        found = plan_or_reason(module) if module in modules else "compiled or scripted"
+        found = planner.plan(module) if module in modules else "compiled or scripted"
         if isinstance(found, str):
             reasons[path] = found
             continue

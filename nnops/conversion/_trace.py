@@ -8,7 +8,8 @@ on the way is decided for good, so it is noted too, as a guard, or the trace is 
 * a forward that writes attributes, asks for grad mode or autocast, draws random numbers, or
   computes with tensors that do not come from its arguments, parameters and buffers is given up, and
   so is one that branches on a tensor or its shape;
-* every argument is taken for a tensor; optional ones are taken for left out.
+* every argument is taken for a tensor, or for a list of as many tensors as is said; optional ones
+  are taken for left out.
 
 Children are called, not looked into, but for those in `inlined`.
 """
@@ -17,10 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import operator
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -50,6 +52,19 @@ _OWN_FUNCTIONS = tuple(
 
 class NotTraced(Exception):
     """Why a forward was given up."""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """An argument that is a list or tuple of tensors."""
+
+    kind: Any  # list or tuple
+    length: int
+
+    def fits(self, argument: Any) -> bool:
+        if type(argument) is not self.kind:
+            return False
+        return len(argument) == self.length and all(isinstance(each, Tensor) for each in argument)
 
 
 @dataclass
@@ -83,13 +98,24 @@ def required_arguments(forward: Callable[..., Any]) -> list[str]:
     return names
 
 
-def trace(root: Module, training: bool, inlined: frozenset[str] = frozenset()) -> Trace:
+def trace(
+    root: Module,
+    training: bool,
+    arguments: Mapping[str, Tensors] | None = None,
+    inlined: frozenset[str] = frozenset(),
+) -> Trace:
     """The graph of `root.forward` in one mode.
+
+    Args:
+        root: the module.
+        training: the mode.
+        arguments: name to what it is, of those that are no tensor.
+        inlined: paths of children to look into.
 
     Raises:
         NotTraced: with the reason.
     """
-    tracer = _Tracer(root, training, inlined)
+    tracer = _Tracer(root, training, arguments or {}, inlined)
     before = _random_state()
     try:
         with warnings.catch_warnings():
@@ -121,7 +147,10 @@ class _TensorProxy(Proxy):
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        return _class_for_asker(_TensorProxy, self.node.op in ("placeholder", "get_attr"))
+        node: Any = self.node
+        if node.target is operator.getitem:  # of a list that is an argument
+            node = node.args[0]
+        return _class_for_asker(_TensorProxy, node.op in ("placeholder", "get_attr"))
 
     def __getattr__(self, k: str) -> Attribute:
         return _AttributeProxy(self, k)
@@ -146,12 +175,19 @@ def _class_for_asker(kind: type, is_tensor: bool) -> type:
 class _Tracer(torch.fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, root: Module, training: bool, inlined: frozenset[str]) -> None:
+    def __init__(
+        self,
+        root: Module,
+        training: bool,
+        arguments: Mapping[str, Tensors],
+        inlined: frozenset[str],
+    ) -> None:
         super().__init__(autowrap_functions=_OWN_FUNCTIONS)
         # nnops's functions stand for themselves however a forward names them.
         self._autowrap_search.append(functional)
         self.required = required_arguments(type(root).forward)
         self.mode = training
+        self.arguments = arguments
         self.inlined = inlined
         self.paths: dict[Module, str] = {module: path for path, module in root.named_modules()}
         self.result = Trace(Graph(), inlined=inlined)
@@ -174,13 +210,24 @@ class _Tracer(torch.fx.Tracer):
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        arguments = [self.create_proxy("placeholder", name, (), {}) for name in self.required]
+        values: list[Any] = []
+        for name in self.required:
+            value: Any = self.create_proxy("placeholder", name, (), {})
+            if name in self.arguments:
+                tensors = self.arguments[name]
+                value = tensors.kind(value[position] for position in range(tensors.length))
+            values.append(value)
+        before = [list(value) if type(value) is list else None for value in values]
 
         def run(*values: Any) -> Any:
             with self._watching(), _NoOtherTensors():
-                return root_fn(self.root, *values)
+                result = root_fn(self.root, *values)
+            for value, elements in zip(values, before, strict=True):
+                if elements is not None and list(map(id, value)) != list(map(id, elements)):
+                    raise NotTraced("it writes into a list that it is given")
+            return result
 
-        return run, arguments
+        return run, values
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
