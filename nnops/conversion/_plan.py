@@ -59,6 +59,7 @@ class Finding:
     layer: str  # a path below the module, or a function's name
     state: str  # "fused", "folded", "swapped" or "left"
     note: str
+    others: tuple[str, ...] = ()  # the layers that the note speaks of
     chain: Chain | None = None  # of the convolution at the head of one
 
 
@@ -361,12 +362,13 @@ def _rewrite_chain(module: Module, graph: Graph, conv: Node) -> list[Finding]:
         graph.erase_node(node)
     names = {kind: _name(node) for kind, node in zip(kinds, nodes, strict=True)}
     when = "in eval mode without gradients, " if "norm" in kinds else ""
-    links = ", ".join(names[kind] for kind in ("norm", "relu", "pool") if kind in names)
-    findings = [Finding(_name(conv), "fused", f"{when}with {links}", chain)]
-    for kind in ("norm", "relu", "pool"):
-        if kind in names:
-            state = "folded" if kind == "norm" else "fused"
-            findings.append(Finding(names[kind], state, f"{when}into {_name(conv)}"))
+    links = [kind for kind in ("norm", "relu", "pool") if kind in names]
+    findings = [
+        Finding(_name(conv), "fused", f"{when}with", tuple(names[kind] for kind in links), chain)
+    ]
+    for kind in links:
+        state = "folded" if kind == "norm" else "fused"
+        findings.append(Finding(names[kind], state, f"{when}into", (_name(conv),)))
     return findings
 
 

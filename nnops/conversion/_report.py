@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,9 +103,10 @@ def report(plain: Module, fused: Module | None, example: Any) -> ConversionRepor
         for finding in found.findings:
             if finding.layer.endswith("()"):
                 name = f"{path}: {finding.layer}" if path else finding.layer
-                functions.append(Row(name, "function", finding.state, finding.note))
+                functions.append(Row(name, "function", finding.state, _note(path, finding)))
                 continue
             name = _join(path, finding.layer)
+            finding = replace(finding, note=_note(path, finding))
             # An outer forward that reaches into a module comes first, and replaces its own.
             if name not in findings or findings[name].state == "left":
                 findings[name] = finding
@@ -116,6 +117,11 @@ def report(plain: Module, fused: Module | None, example: Any) -> ConversionRepor
         if row is not None:
             rows.append(Row(*row, saved.get(path)))
     return ConversionReport(rows + functions, fused is not None)
+
+
+def _note(path: str, finding: Finding) -> str:
+    others = (each if each.endswith("()") else _join(path, each) for each in finding.others)
+    return f"{finding.note} {', '.join(others)}".rstrip()
 
 
 def _join(path: str, name: str) -> str:
