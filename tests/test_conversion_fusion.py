@@ -851,6 +851,19 @@ def test_report() -> None:
     assert str(nnops.conversion_report(nnops.convert(model))) == str(report)
 
 
+def test_report_on_hooks() -> None:
+    model = nn.Sequential(conv(), nn.ReLU(), conv(), nn.ReLU())
+    for layer in model[1:3]:
+        layer.register_forward_hook(lambda *args: None)
+    notes = [row.note for row in nnops.conversion_report(model).rows]
+    assert notes == [
+        "not fused: followed by 1, which has hooks or another forward",
+        "",
+        "not fused: it has hooks or another forward",
+        "",
+    ]
+
+
 def test_report_with_an_example() -> None:
     model = nn.Sequential(conv(3, 4), nn.ReLU(), nn.MaxPool2d(2), conv(4, 4), nn.BatchNorm2d(4))
     report = nnops.conversion_report(model, example=torch.randn(2, 3, 8, 6))

@@ -34,7 +34,7 @@ LINKS: dict[str, type[Module]] = {
     "pool": MaxPool2d,
 }
 
-_POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+_POOL_NAMES = ("pool_kernel_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode")
 
 
 class Chain:
@@ -50,10 +50,11 @@ class Chain:
     def __init__(self, links: tuple[str, ...], pool: tuple[Any, ...] | None = None) -> None:
         self.links = links
         self.pool = pool
+        self.pool_arguments = {} if pool is None else dict(zip(_POOL_NAMES, pool, strict=True))
         self.norm_at = links.index("norm") if "norm" in links else None
         self.pool_at = links.index("pool") if "pool" in links else None
         self.classes = tuple(LINKS[link] for link in links)
-        self.fused: Callable[..., Any] = _FUSED["relu" in links, "pool" in links]
+        self.fused = _FUSED["relu" in links, "pool" in links]
         # torch.fx writes this name into the forward.
         self.__name__ = "_".join(("conv", *(link for link in links if link != "pass")))
         self._folded: _Folded | None = None
@@ -71,39 +72,40 @@ class Chain:
         """
         if not self._are_unchanged(conv, modules):
             return self._one_by_one(input, conv, modules)
-        arguments = input if conv is None else conv.call_arguments(input)
+        if conv is None:
+            arguments, precision = input, None
+        else:
+            arguments, precision = conv.call_arguments(input), conv.precision
         if self.norm_at is not None:
             folded = self._fold(arguments, modules[self.norm_at])
             if folded is None:
                 return self._one_by_one(input, conv, modules)
             arguments = (arguments[0], *folded, *arguments[3:])
-        pool = {}
-        if self.pool_at is not None:
-            pool = {
-                f"pool_{name}" if name != "ceil_mode" else name: value
-                for name, value in zip(_POOL_ARGUMENTS, self._pool_arguments(modules), strict=True)
-            }
-        precision = None if conv is None else conv.precision
-        return self.fused(*arguments, precision=precision, **pool)
+        if self.pool_at is None:
+            return self.fused(*arguments, precision=precision)
+        pool: Any = modules[self.pool_at]
+        if pool is None:
+            return self.fused(*arguments, precision=precision, **self.pool_arguments)
+        return self.fused(
+            *arguments,
+            precision=precision,
+            pool_kernel_size=pool.kernel_size,
+            pool_stride=pool.stride,
+            pool_padding=pool.padding,
+            pool_dilation=pool.dilation,
+            ceil_mode=pool.ceil_mode,
+        )
 
     def _are_unchanged(self, conv: Module | None, modules: tuple[Module | None, ...]) -> bool:
         if _has_any_global_hook() or not (conv is None or is_plain(conv, Conv2d)):
             return False
-        for module, kind in zip(modules, self.classes, strict=True):
+        for module, kind in zip(modules, self.classes):  # noqa: B905  (as many by construction)
             if module is not None and not is_plain(module, kind):
                 return False
         if self.pool_at is None:
             return True
         pool: Any = modules[self.pool_at]
         return pool is None or is_fusible_pool(pool.kernel_size, pool.return_indices)
-
-    def _pool_arguments(self, modules: tuple[Module | None, ...]) -> tuple[Any, ...]:
-        assert self.pool_at is not None
-        module = modules[self.pool_at]
-        if module is not None:
-            return tuple(getattr(module, name) for name in _POOL_ARGUMENTS)
-        assert self.pool is not None
-        return self.pool
 
     def _one_by_one(self, input: Any, conv: Any, modules: tuple[Module | None, ...]) -> Any:
         output = F.conv2d(*input) if conv is None else conv(input)
@@ -113,7 +115,8 @@ class Chain:
             elif link == "relu":
                 output = F.relu(output)
             else:
-                output = F.max_pool2d(output, *self._pool_arguments(modules))
+                assert self.pool is not None
+                output = F.max_pool2d(output, *self.pool)
         return output
 
     def _fold(self, arguments: tuple[Any, ...], norm: Any) -> tuple[Tensor, Tensor] | None:
@@ -192,9 +195,22 @@ def _folded(
 
 def is_plain(module: Module, kind: type[Module]) -> bool:
     """Whether calling `module` does what `kind.forward` says, and nothing else."""
-    return (
-        original_class(module) is kind and not has_hooks(module) and "forward" not in vars(module)
+    if type(module) is not kind:
+        return False
+    own = module.__dict__
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or own.get("_compiled_call_impl")
+        or "forward" in own
     )
+
+
+def is_plain_container(module: Module, original: type[Module]) -> bool:
+    """`is_plain`, whether or not convert() derived a class from the original one."""
+    return original_class(module) is original and is_plain(module, type(module))
 
 
 def original_class(module: Module) -> type[Module]:
@@ -204,20 +220,15 @@ def original_class(module: Module) -> type[Module]:
     return original
 
 
-def has_hooks(module: Any) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module._compiled_call_impl
-    )
-
-
 def is_fusible_pool(kernel_size: Any, return_indices: bool) -> bool:
     """Whether a pool with this window can be the end of a chain."""
-    sizes = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,)
-    return sizes[0] * sizes[-1] <= LARGEST_WINDOW and not return_indices
+    if return_indices:
+        return False
+    if isinstance(kernel_size, (tuple, list)):
+        height, width = kernel_size[0], kernel_size[-1]
+    else:
+        height = width = kernel_size
+    return bool(height * width <= LARGEST_WINDOW)
 
 
 # (with a ReLU, with a pool) to the operator.

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.nn import Module, ModuleDict, ModuleList, Sequential
 
-from nnops.conversion._chains import LINKS, Chain, is_fusible_pool, is_plain, original_class
+from nnops.conversion._chains import LINKS, Chain, is_fusible_pool, is_plain
 from nnops.conversion._trace import NotTraced, Tensors, Trace, required_arguments, trace
 from nnops.nn import Conv2d, functional as F
 
@@ -258,7 +258,7 @@ def _opened_child(module: Module, node: Node) -> Module | None:
     if node.op != "call_module":
         return None
     child = module.get_submodule(str(node.target))
-    return child if is_open(child) and is_plain(child, original_class(child)) else None
+    return child if is_open(child) and is_plain(child, type(child)) else None
 
 
 # --- chains -----------------------------------------------------------------------------------
@@ -283,6 +283,14 @@ def _kind(module: Module, node: Node) -> str:
     if function is F.max_pool2d and _pool_arguments(node) is not None:
         return "pool"
     return ""
+
+
+def _is_changed(module: Module, node: Node, layer: type[Module]) -> bool:
+    """Whether the node calls such a layer, but one that does more than its class says."""
+    if node.op != "call_module":
+        return False
+    called = module.get_submodule(str(node.target))
+    return type(called) is layer and not is_plain(called, layer)
 
 
 def _function(node: Node) -> Any:
@@ -327,6 +335,8 @@ def _rewrite(module: Module, traced: Trace) -> list[Finding]:
     for node in list(traced.graph.nodes):
         if _kind(module, node) == "conv":
             findings += _rewrite_chain(module, traced.graph, node)
+        elif _is_changed(module, node, Conv2d):
+            findings.append(Finding(_name(node), "left", "it has hooks or another forward"))
     for node in list(traced.graph.nodes):
         function = _function(node)
         if function in EXCHANGED.values() and function is not node.target:
@@ -388,6 +398,8 @@ def _chain_from(module: Module, conv: Node) -> tuple[list[Node], list[str], str]
             break
         if not _may_follow(kind, kinds) or _single_input(user) is not last:
             reason = f"followed by {_name(user)}"
+            if any(_is_changed(module, user, layer) for layer in LINKS.values()):
+                reason += ", which has hooks or another forward"
             break
         nodes.append(user)
         kinds.append(kind)
@@ -456,9 +468,9 @@ def _write(module: Module, traced: Trace) -> Variant:
     for path, children in traced.children.items():
         guards.append(f"tuple({_access(path)}._modules) == {constant(children)}")
     for path in sorted(traced.inlined):
-        names["is_plain"] = _Import("nnops.conversion._chains:is_plain")
+        names["is_plain_container"] = _Import("nnops.conversion._chains:is_plain_container")
         kind = constant(type(module.get_submodule(path)))
-        guards.append(f"is_plain({_access(path)}, {kind})")
+        guards.append(f"is_plain_container({_access(path)}, {kind})")
     source = (
         code.src.strip()
         + "\n\n\ndef holds(self):\n    return "
