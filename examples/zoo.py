@@ -175,9 +175,11 @@ def main(
     """Convert models of torchvision and timm, and compare outputs and gradients with torch's."""
     outcomes: list[Outcome] = []
     failed: list[tuple[str, str]] = []
-    for name in track(names or list(MODELS), console=Console(stderr=True), transient=True):
+    progress = Console(stderr=True)
+    for name in track(names or list(MODELS), console=progress, transient=True):
         try:
             outcomes.append(examine(name))
+            progress.print(*outcomes[-1].cells())
         except Exception as error:  # one model must not end the list
             failed.append((name, f"{type(error).__name__}: {error}"))
         gc.collect()

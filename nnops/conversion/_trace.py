@@ -5,9 +5,11 @@ on the way is decided for good, so it is noted too, as a guard, or the trace is 
 
 * attributes of modules are noted with their values (`training` is read as asked for, so that both
   modes are seen), and the entries of lists and dictionaries of modules;
-* a forward that writes attributes, asks for grad mode or autocast, draws random numbers, or
-  computes with tensors that do not come from its arguments, parameters and buffers is given up, and
-  so is one that branches on a tensor or its shape;
+* a forward is given up that branches on a tensor or its shape, writes attributes or globals, has a
+  with statement, asks for grad mode or autocast, prints, draws random numbers in Python, calls an
+  autograd Function, or computes with tensors that do not come from its arguments, parameters and
+  buffers;
+* what it reads from globals is taken to stay;
 * every argument is taken for a tensor, or for a list of as many tensors as is said; optional ones
   are taken for left out.
 
@@ -35,6 +37,7 @@ from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from nnops.conversion._source import unnoted_statement
 from nnops.nn import functional
 
 # What torch.nn.Module keeps in each instance for itself. `training` is for everybody.
@@ -115,6 +118,10 @@ def trace(
     Raises:
         NotTraced: with the reason.
     """
+    for path in ("", *inlined):
+        kind = type(root.get_submodule(path))
+        if reason := unnoted_statement(kind.forward, kind):
+            raise NotTraced(reason)
     tracer = _Tracer(root, training, arguments or {}, inlined)
     before = _random_state()
     try:
@@ -242,28 +249,37 @@ class _Tracer(torch.fx.Tracer):
                 raise
             if name == "_modules":
                 tracer._note_children(module)
-            elif name not in _PRIVATE and name in object.__getattribute__(module, "__dict__"):
+            elif name not in _PRIVATE and (
+                name in object.__getattribute__(module, "__dict__")
+                or (_is_constant(value) and _is_data(type(module), name))
+            ):
                 value = tracer._note(module, name, value)
             return value
 
         def write(module: Module, name: str, value: Any) -> None:
             raise NotTraced(f"it writes its attribute {name}")
 
-        def refuse(*args: Any, **kwargs: Any) -> Any:
+        def refuse_mode(*args: Any, **kwargs: Any) -> Any:
             raise NotTraced("it asks for or sets grad mode or autocast")
+
+        def refuse_autograd(*args: Any, **kwargs: Any) -> Any:
+            raise NotTraced("it calls an autograd Function, or checkpoints")
 
         with contextlib.ExitStack() as stack:
             for owner, name, function in (
                 (Module, "__getattribute__", read),
                 (Module, "__setattr__", write),
-                (torch, "is_grad_enabled", refuse),
-                (torch, "is_inference_mode_enabled", refuse),
-                (torch, "is_autocast_enabled", refuse),
-                (torch.autocast, "__enter__", refuse),
-                (torch.set_grad_enabled, "__init__", refuse),
-                (torch.no_grad, "__enter__", refuse),
-                (torch.enable_grad, "__enter__", refuse),
-                (torch.inference_mode, "__enter__", refuse),
+                (torch, "is_grad_enabled", refuse_mode),
+                (torch, "is_inference_mode_enabled", refuse_mode),
+                (torch, "is_autocast_enabled", refuse_mode),
+                (torch.autocast, "__enter__", refuse_mode),
+                (torch.set_grad_enabled, "__init__", refuse_mode),
+                (torch.no_grad, "__enter__", refuse_mode),
+                (torch.enable_grad, "__enter__", refuse_mode),
+                (torch.inference_mode, "__enter__", refuse_mode),
+                (torch.autograd.graph.saved_tensors_hooks, "__enter__", refuse_autograd),
+                # Called by Function.apply, also where a forward has kept `apply` under a name.
+                (torch._functorch.utils, "unwrap_dead_wrappers", refuse_autograd),
             ):
                 stack.enter_context(_replaced(owner, name, function))
             yield
@@ -319,6 +335,12 @@ def _is_constant(value: Any) -> bool:
         return all(map(_is_constant, value))
     kinds = (bool, int, float, str, type, torch.dtype, torch.device, torch.Size)
     return value is None or isinstance(value, (*kinds, FunctionType, BuiltinFunctionType))
+
+
+def _is_data(kind: type, name: str) -> bool:
+    """Whether a class has such an attribute that is neither method nor property."""
+    value = inspect.getattr_static(kind, name, None)
+    return _is_constant(value) and not callable(value) and not name.startswith("_")
 
 
 class _NoOtherTensors(TorchFunctionMode):
