@@ -13,6 +13,7 @@ model converted without fusing.
 
 from __future__ import annotations
 
+import copy
 import gc
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,9 +31,6 @@ import nnops
 
 # Name (of torchvision, or of timm behind "timm/") to the side of its images here.
 MODELS = {
-    "alexnet": 96,
-    "vgg11": 64,
-    "vgg16_bn": 64,
     "squeezenet1_1": 96,
     "resnet18": 64,
     "resnet50": 64,
@@ -61,6 +59,9 @@ MODELS = {
     "timm/tf_efficientnet_b0": 64,
     "timm/resnetv2_50": 64,
     "timm/inception_v4": 107,
+    "alexnet": 96,
+    "vgg11": 64,
+    "vgg16_bn": 64,
 }
 # Largest difference over largest value, in float64. Deep nets amplify the last bit.
 TOLERANCE = 1e-8
@@ -155,12 +156,13 @@ def examine(name: str) -> Outcome:
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(2)) - 0.5
     counts = nnops.conversion_report(model).counts()
 
+    model.double()
     converted, unfused = nnops.convert(model), nnops.convert(model, fuse=False)
-    pairs = zip(step(converted, images), step(unfused, images), strict=True)
+    pairs = zip(
+        *(step(copy.deepcopy(each).float(), images) for each in (converted, unfused)), strict=True
+    )
     same_bits = all(torch.equal(one, other) for one, other in pairs)
-
-    model.double()  # makes new buffers, so converted anew
-    converted, images = nnops.convert(model), images.double()
+    images = images.double()
     trained = difference(step(converted, images), step(model, images))
     with torch.no_grad():
         ours = tensors(converted.eval()(images))

@@ -699,6 +699,25 @@ def test_layers_that_are_left(ran: Ran) -> None:
     assert not ran()
 
 
+class Final(nn.Module):
+    def __init_subclass__(cls) -> None:
+        raise RuntimeError("no subclasses")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x))
+
+
+def test_a_class_that_is_final_is_left() -> None:
+    fused = nnops.convert(Final())
+    assert type(fused) is Final
+    reason = nnops.conversion_report(fused).rows[0].note
+    assert reason == "forward: its class cannot be derived from: no subclasses"
+
+
 def test_a_wrapper_stays_and_what_it_wraps_is_fused(ran: Ran) -> None:
     model = nn.DataParallel(nn.Sequential(conv(), nn.ReLU()))
     fused = nnops.convert(model)
@@ -914,6 +933,14 @@ def test_report_on_hooks() -> None:
         "not fused: it has hooks or another forward",
         "",
     ]
+
+
+def test_report_on_one_mode() -> None:
+    layers = {"conv1": conv(), "conv2": conv(), "drop": nn.Dropout()}
+    rows = nnops.conversion_report(with_forward(drop_control_flow, **layers)).rows
+    notes = {row.name: row.note for row in rows}
+    assert notes["conv1"] == "in eval mode, with relu()"
+    assert notes["conv2"] == "with relu()"
 
 
 def test_report_with_an_example() -> None:

@@ -40,13 +40,17 @@ def convert(model: Module, fuse: bool = True, inplace: bool = False) -> Module:
     tensors, attributes that changed, a layer that was replaced or has hooks), the layers run one by
     one.
 
+    While it reads forwards, torch.fx watches the calls of all modules of the process: no model may
+    run in another thread meanwhile. What a forward reads from global variables is taken to stay.
+
     Folded weights are computed again when a parameter, a running statistic or `eps` is another or
     was written to; writes through `.data` into the memory of a tensor are not seen by torch or by
     this, until the next other change.
 
     Args:
         model: any module, also a single layer.
-        fuse: allow neighbouring layers to run as one.
+        fuse: allow neighbouring layers to run as one, and nnops's functions in place of torch's in
+            a forward; without it layers change and nothing else does.
         inplace: change the classes of the modules of `model` and return `model`, instead of
             returning a new tree of modules and leaving `model` as it is.
 

@@ -45,11 +45,15 @@ class Chain:
             "pass", then "relu", then "pool", each at most once.
         pool: the arguments of a pool that is a function and no module, `kernel_size` to
             `ceil_mode`.
+        head: what the report calls the convolution.
     """
 
-    def __init__(self, links: tuple[str, ...], pool: tuple[Any, ...] | None = None) -> None:
+    def __init__(
+        self, links: tuple[str, ...], pool: tuple[Any, ...] | None = None, head: str = ""
+    ) -> None:
         self.links = links
         self.pool = pool
+        self.head = head
         self.pool_arguments = {} if pool is None else dict(zip(_POOL_NAMES, pool, strict=True))
         self.norm_at = links.index("norm") if "norm" in links else None
         self.pool_at = links.index("pool") if "pool" in links else None
@@ -60,7 +64,7 @@ class Chain:
         self._folded: _Folded | None = None
 
     def __reduce__(self) -> Any:
-        return Chain, (self.links, self.pool)
+        return Chain, (self.links, self.pool, self.head)
 
     def __call__(self, input: Any, conv: Any, *modules: Module | None) -> Any:
         """The chain's output.

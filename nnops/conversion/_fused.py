@@ -10,11 +10,12 @@ from __future__ import annotations
 import copyreg
 import functools
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.nn import Module
 
-from nnops.conversion._plan import Plan
+if TYPE_CHECKING:
+    from nnops.conversion._plan import Plan
 
 # Where a module keeps its plan: no parameter, buffer or child, so no part of its state_dict.
 PLAN = "_nnops_plan"
@@ -24,12 +25,8 @@ _deriving = threading.Lock()
 
 
 def fuse(module: Module, plan: Plan) -> None:
-    """Lets `module` run what `plan` has written.
-
-    Raises:
-        TypeError: if its class cannot be derived from, or its instances cannot change class.
-    """
-    module.__class__ = _class_derived_from(type(module))
+    """Lets `module` run what `plan` has written."""
+    module.__class__ = class_derived_from(type(module))
     vars(module)[PLAN] = plan
 
 
@@ -46,7 +43,11 @@ def unfuse(module: Module) -> None:
         vars(module).pop(PLAN, None)
 
 
-def _class_derived_from(original: type[Module]) -> type[Module]:
+def class_derived_from(original: type[Module]) -> type[Module]:
+    """The class for fused modules of this class, always the same one.
+
+    Raises whatever the class raises when it is derived from.
+    """
     with _deriving:
         if original not in _derived:
             _derived[original] = _derive(original)
@@ -86,6 +87,6 @@ def _derive(original: type[Module]) -> type[Module]:
 
 
 def _new(original: type[Module]) -> Module:
-    derived: Any = _class_derived_from(original)
+    derived: Any = class_derived_from(original)
     module: Module = object.__new__(derived)
     return module

@@ -13,7 +13,7 @@ import linecache
 import pkgutil
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from types import FunctionType, ModuleType
 from typing import Any
@@ -24,6 +24,7 @@ from torch.fx import Graph, Node
 from torch.nn import Module, ModuleDict, ModuleList, Sequential
 
 from nnops.conversion._chains import LINKS, Chain, is_fusible_pool, is_plain
+from nnops.conversion._fused import class_derived_from
 from nnops.conversion._trace import NotTraced, Tensors, Trace, required_arguments, trace
 from nnops.nn import Conv2d, functional as F
 
@@ -60,7 +61,6 @@ class Finding:
     state: str  # "fused", "folded", "swapped" or "left"
     note: str
     others: tuple[str, ...] = ()  # the layers that the note speaks of
-    chain: Chain | None = None  # of the convolution at the head of one
 
 
 @dataclass
@@ -153,26 +153,31 @@ class Planner:
         if "forward" in vars(module):
             return "its forward was replaced"
         variants: list[Variant] = []
-        findings: list[Finding] = []
+        found: dict[bool, list[Finding]] = {}
         reason = ""
         for training in (True, False):
             try:
                 traced = self._trace_with_ends(module, training)
                 self._note_calls(module, traced)
-                found = _rewrite(module, traced)
-                if any(finding.state in ("fused", "swapped") for finding in found):
+                found[training] = _rewrite(module, traced)
+                if any(finding.state in ("fused", "swapped") for finding in found[training]):
                     variants.append(_write(module, traced))
             except NotTraced as error:
                 reason = str(error)
+                found.pop(training, None)
                 continue
-            findings += [finding for finding in found if finding not in findings]
             if not any(name == "training" for _, name in traced.reads):
                 break
-        if reason and not findings:
+        if not found:
             return reason
+        if variants:
+            try:
+                class_derived_from(type(module))
+            except Exception as error:  # a class may refuse in its own way
+                return f"its class cannot be derived from: {error}"
         names = required_arguments(type(module).forward)
         calls = self._calls.get(module, {})
-        return Plan(tuple(calls.get(name) for name in names), variants, findings)
+        return Plan(tuple(calls.get(name) for name in names), variants, _merged(found))
 
     def _note_calls(self, module: Module, traced: Trace) -> None:
         """Notes which children are called with lists of tensors."""
@@ -245,6 +250,23 @@ class Planner:
         if isinstance(result, Node) and len(result.users) == 1:
             last = self._ends_of(child, result, training)[1]
         return first, last
+
+
+def _merged(found: dict[bool, list[Finding]]) -> list[Finding]:
+    """The findings of both modes; what is so in one of them alone says so."""
+    if len(found) == 1:
+        (findings,) = found.values()
+        return findings
+    merged = list(found[True])
+    for place, finding in enumerate(merged):
+        if finding.state != "left" and finding not in found[False]:
+            merged[place] = replace(finding, note=f"in training mode, {finding.note}")
+    for finding in found[False]:
+        if finding not in found[True]:
+            eval_only = finding.state != "left" and "in eval mode" not in finding.note
+            note = f"in eval mode, {finding.note}" if eval_only else finding.note
+            merged.append(replace(finding, note=note))
+    return merged
 
 
 def _single_input(node: Node) -> Node | None:
@@ -352,7 +374,7 @@ def _rewrite_chain(module: Module, graph: Graph, conv: Node) -> list[Finding]:
     pool = None
     if "pool" in kinds and (pool_node := nodes[kinds.index("pool")]).op != "call_module":
         pool = _pool_arguments(pool_node)
-    chain = Chain(tuple(kinds), pool)
+    chain = Chain(tuple(kinds), pool, _name(conv))
     last = nodes[-1]
     # At the convolution's place: what it reads may be written over behind it.
     with graph.inserting_before(conv):
@@ -373,9 +395,7 @@ def _rewrite_chain(module: Module, graph: Graph, conv: Node) -> list[Finding]:
     names = {kind: _name(node) for kind, node in zip(kinds, nodes, strict=True)}
     when = "in eval mode without gradients, " if "norm" in kinds else ""
     links = [kind for kind in ("norm", "relu", "pool") if kind in names]
-    findings = [
-        Finding(_name(conv), "fused", f"{when}with", tuple(names[kind] for kind in links), chain)
-    ]
+    findings = [Finding(_name(conv), "fused", f"{when}with", tuple(names[kind] for kind in links))]
     for kind in links:
         state = "folded" if kind == "norm" else "fused"
         findings.append(Finding(names[kind], state, f"{when}into", (_name(conv),)))

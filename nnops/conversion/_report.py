@@ -174,15 +174,10 @@ def _saved(fused: Module, example: Any) -> dict[str, int]:
 
 def _measure(plan: Plan, path: str, saved: dict[str, int]) -> None:
     """Lets the chains of a plan write down what they save."""
-    names = {
-        finding.chain: _join(path, finding.layer)
-        for finding in plan.findings
-        if finding.chain is not None
-    }
     for variant in plan.variants:
         for name, chain in variant.scope.items():
             if isinstance(chain, Chain) and chain.pool_at is not None and chain.norm_at is None:
-                variant.scope[name] = _measured(chain, names[chain], saved)
+                variant.scope[name] = _measured(chain, _join(path, chain.head), saved)
 
 
 def _measured(chain: Chain, name: str, saved: dict[str, int]) -> Callable[..., Tensor]:
