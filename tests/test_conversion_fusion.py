@@ -399,6 +399,9 @@ def test_a_fold_is_kept_and_computed_anew(monkeypatch: pytest.MonkeyPatch) -> No
     model[0].weight = fused[0].weight
     assert_equal_in_eval(fused, model, x)
     assert len(folds) == 2
+    fused.train()(x)
+    chains = (*fused._nnops_plan.variants[0].scope.values(),)
+    assert [each._folded for each in chains if isinstance(each, Chain)] == [None]
 
 
 def test_training_between_calls_in_eval_mode(ran: Ran) -> None:
@@ -519,6 +522,37 @@ def test_attributes_changed_later_count(ran: Ran) -> None:
     y = block.eval()(x)
     block.downsample = None
     assert not torch.equal(block(x), y)
+
+
+def test_attributes_that_were_missing_count(ran: Ran) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        return x + 1 if hasattr(self, "late") else x
+
+    fused = nnops.convert(with_forward(forward, conv=conv()))
+    x = torch.randn(1, 3, 4, 4)
+    expected = fused(x)
+    assert ran() == ["conv_relu"]
+    fused.late = True
+    assert torch.equal(fused(x), expected + 1)
+
+
+def test_hooks_of_containers_fire(ran: Ran) -> None:
+    fused = nnops.convert(nn.Sequential(nn.Sequential(conv(), nn.ReLU()), nn.MaxPool2d(2)))
+    x = torch.randn(1, 3, 4, 4)
+    expected = fused(x)
+    assert ran() == ["conv_relu_pool"]
+    seen: list[Any] = []
+    for register in (
+        fused[0].register_forward_hook,
+        nn.modules.module.register_module_forward_hook,
+    ):
+        handle = register(lambda *args: seen.append(type(args[0]).__name__))
+        assert torch.equal(fused(x), expected)
+        handle.remove()
+    assert seen == ["Sequential", "Conv2d", "ReLU", "Sequential", "MaxPool2d", "Sequential"]
+    # The inner container has a forward of its own.
+    assert ran() == ["conv_relu", "-conv_relu"]
 
 
 def test_called_in_other_ways(ran: Ran) -> None:
@@ -941,6 +975,11 @@ def test_report_on_one_mode() -> None:
     notes = {row.name: row.note for row in rows}
     assert notes["conv1"] == "in eval mode, with relu()"
     assert notes["conv2"] == "with relu()"
+
+
+def test_report_on_a_layer_called_twice() -> None:
+    notes = {row.name: row.note for row in nnops.conversion_report(Residual()).rows}
+    assert notes["relu"] == "in one of 2 calls, in eval mode without gradients, into conv1"
 
 
 def test_report_with_an_example() -> None:

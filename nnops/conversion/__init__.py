@@ -44,8 +44,8 @@ def convert(model: Module, fuse: bool = True, inplace: bool = False) -> Module:
     run in another thread meanwhile. What a forward reads from global variables is taken to stay.
 
     Folded weights are computed again when a parameter, a running statistic or `eps` is another or
-    was written to; writes through `.data` into the memory of a tensor are not seen by torch or by
-    this, until the next other change.
+    was written to, and let go by a call in training mode. Writes through `.data` into the memory of
+    a tensor leave no trace in torch: they count from the next other change on.
 
     Args:
         model: any module, also a single layer.

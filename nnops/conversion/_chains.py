@@ -126,6 +126,7 @@ class Chain:
     def _fold(self, arguments: tuple[Any, ...], norm: Any) -> tuple[Tensor, Tensor] | None:
         """The weight and bias that do the BatchNorm's work too; None where it is no constant."""
         if norm.training or norm.running_mean is None or norm.running_var is None:
+            self._folded = None
             return None
         input, weight, bias = arguments[:3]
         sources = (weight, bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)

@@ -12,6 +12,7 @@ import contextlib
 import linecache
 import pkgutil
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -25,7 +26,7 @@ from torch.nn import Module, ModuleDict, ModuleList, Sequential
 
 from nnops.conversion._chains import LINKS, Chain, is_fusible_pool, is_plain
 from nnops.conversion._fused import class_derived_from
-from nnops.conversion._trace import NotTraced, Tensors, Trace, required_arguments, trace
+from nnops.conversion._trace import MISSING, NotTraced, Tensors, Trace, required_arguments, trace
 from nnops.nn import Conv2d, functional as F
 
 _numbers = count()
@@ -368,6 +369,7 @@ def _rewrite(module: Module, traced: Trace) -> list[Finding]:
 
 
 def _rewrite_chain(module: Module, graph: Graph, conv: Node) -> list[Finding]:
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     nodes, kinds, reason = _chain_from(module, conv)
     if not nodes:
         return [Finding(_name(conv), "left", f"{reason}")] if reason else []
@@ -398,7 +400,8 @@ def _rewrite_chain(module: Module, graph: Graph, conv: Node) -> list[Finding]:
     findings = [Finding(_name(conv), "fused", f"{when}with", tuple(names[kind] for kind in links))]
     for kind in links:
         state = "folded" if kind == "norm" else "fused"
-        findings.append(Finding(names[kind], state, f"{when}into", (_name(conv),)))
+        often = f"in one of {calls[names[kind]]} calls, " if calls[names[kind]] > 1 else ""
+        findings.append(Finding(names[kind], state, f"{often}{when}into", (_name(conv),)))
     return findings
 
 
@@ -479,7 +482,9 @@ def _write(module: Module, traced: Trace) -> Variant:
 
     for (path, name), value in traced.reads.items():
         attribute = f"{_access(path)}.{name}"
-        if value is None or isinstance(value, bool):
+        if value is MISSING:
+            guards.append(f"not hasattr({_access(path)}, {name!r})")
+        elif value is None or isinstance(value, bool):
             guards.append(f"{attribute} is {value}")
         elif isinstance(value, tuple) and type(value) not in (tuple, torch.Size):
             guards.append(f"{attribute} == {constant(list(value))}")
@@ -487,6 +492,9 @@ def _write(module: Module, traced: Trace) -> Variant:
             guards.append(f"{attribute} == {constant(value)}")
     for path, children in traced.children.items():
         guards.append(f"tuple({_access(path)}._modules) == {constant(children)}")
+    if traced.inlined:
+        names["_has_any_global_hook"] = _Import("torch.nn.modules.module:_has_any_global_hook")
+        guards.append("not _has_any_global_hook()")
     for path in sorted(traced.inlined):
         names["is_plain_container"] = _Import("nnops.conversion._chains:is_plain_container")
         kind = constant(type(module.get_submodule(path)))

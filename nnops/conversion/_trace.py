@@ -53,6 +53,9 @@ _OWN_FUNCTIONS = tuple(
 )
 
 
+MISSING = object()  # the value of an attribute that was asked for and not there
+
+
 class NotTraced(Exception):
     """Why a forward was given up."""
 
@@ -299,10 +302,15 @@ class _Tracer(torch.fx.Tracer):
         return value
 
     def _note_registered(self, module: Module, name: str) -> None:
+        """Notes a parameter, buffer or child that is None, and an attribute that is missing."""
+        if sys._getframe(2).f_globals.get("__name__", "").startswith(_MACHINERY):
+            return
+        members: dict[str, Any] = {}
         for registry in ("_parameters", "_buffers", "_modules"):
-            members = object.__getattribute__(module, registry)
-            if name in members and members[name] is None:
-                self.result.reads[self._path(module), name] = None
+            members.update(object.__getattribute__(module, registry))
+        value = members.get(name, MISSING)
+        if value is None or value is MISSING:
+            self.result.reads[self._path(module), name] = value
 
     def _note_children(self, module: Module) -> None:
         if sys._getframe(2).f_globals.get("__name__", "").startswith(_MACHINERY):
