@@ -177,15 +177,15 @@ def main(
     """Convert models of torchvision and timm, and compare outputs and gradients with torch's."""
     outcomes: list[Outcome] = []
     failed: list[tuple[str, str]] = []
-    progress = Console(stderr=True)
-    for name in track(names or list(MODELS), console=progress, transient=True):
+    for name in track(names or list(MODELS), console=Console(stderr=True), transient=True):
         try:
             outcomes.append(examine(name))
-            progress.print(*outcomes[-1].cells())
         except Exception as error:  # one model must not end the list
             failed.append((name, f"{type(error).__name__}: {error}"))
         gc.collect()
-    outcomes.sort(key=lambda outcome: outcome.equal)
+        outcomes.sort(key=lambda outcome: outcome.equal)
+        if out is not None:  # after every model: a run that is cut short leaves what it has
+            out.write_text(markdown(outcomes, failed))
 
     table = Table(*HEADS, box=None, pad_edge=False)
     for outcome in outcomes:
@@ -196,8 +196,6 @@ def main(
         console.print(f"{name} failed: {reason}", markup=False)
     equal = sum(outcome.equal for outcome in outcomes)
     console.print(f"{equal} of {len(outcomes) + len(failed)} equal torch's")
-    if out is not None:
-        out.write_text(markdown(outcomes, failed))
     if equal < len(outcomes) + len(failed):
         raise typer.Exit(1)
 
