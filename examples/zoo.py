@@ -109,8 +109,11 @@ def build(name: str) -> torch.nn.Module:
     else:
         import torchvision
 
-        # Inception would draw its weights slowly, from a truncated normal distribution.
-        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        # The Inceptions would draw their weights slowly, from a truncated normal distribution, and
+        # the second classifier of the third wants images of 299x299.
+        options: dict[str, Any] = {}
+        if name in ("googlenet", "inception_v3"):
+            options = {"init_weights": False, "aux_logits": name == "googlenet"}
         model = torchvision.models.get_model(name, **options)
     return model
 
