@@ -21,6 +21,7 @@ from torch.nn import BatchNorm2d, Identity, Module
 from torch.nn.modules.module import _has_any_global_hook
 
 from nnops.nn import Conv2d, MaxPool2d, ReLU, functional as F
+from nnops.nn.conv import convolution_arguments
 from nnops.ops._operator import is_plain_eager
 
 # The place of a maximum in its window is kept in one byte.
@@ -79,7 +80,7 @@ class Chain:
         if conv is None:
             arguments, precision = input, None
         else:
-            arguments, precision = conv.call_arguments(input), conv.precision
+            arguments, precision = convolution_arguments(conv, input), conv.precision
         if self.norm_at is not None:
             folded = self._fold(arguments, modules[self.norm_at])
             if folded is None:

@@ -18,6 +18,7 @@ from nnops.conversion._exchange import convertible, our_classes
 from nnops.conversion._fused import plan_of
 from nnops.conversion._plan import Finding, Plan, Planner, is_open
 from nnops.nn import functional as F
+from nnops.nn.conv import convolution_arguments
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def _measure(plan: Plan, path: str, saved: dict[str, int]) -> None:
 def _measured(chain: Chain, name: str, saved: dict[str, int]) -> Callable[..., Tensor]:
     def measured(input: Any, conv: Any, *modules: Any) -> Tensor:
         output: Tensor = chain(input, conv, *modules)
-        arguments = input if conv is None else conv.call_arguments(input)
+        arguments = input if conv is None else convolution_arguments(conv, input)
         shapes: Any = (each.to("meta") if isinstance(each, Tensor) else each for each in arguments)
         whole = F.conv2d(*shapes)
         images = whole.shape[0] if whole.dim() == 4 else 1
