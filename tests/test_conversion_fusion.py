@@ -848,7 +848,7 @@ def test_copies(
     make: Callable[[], nn.Module], clone: Callable[[nn.Module], nn.Module], ran: Ran
 ) -> None:
     fused = nnops.convert(make())
-    x = torch.randn(2, 3, 10, 10)
+    x = torch.randn(9, 3, 10, 10)  # too many images for a run of layers as one call
     optimizer = torch.optim.SGD(fused.parameters(), lr=0.01)
     fused(x).square().mean().backward()
     optimizer.step()

@@ -75,7 +75,7 @@ class Chain:
             conv: the convolution, or None for a function.
             modules: one a link, None for a function.
         """
-        if not self._are_unchanged(conv, modules):
+        if not self.are_unchanged(conv, modules):
             return self._one_by_one(input, conv, modules)
         if conv is None:
             arguments, precision = input, None
@@ -101,7 +101,8 @@ class Chain:
             ceil_mode=pool.ceil_mode,
         )
 
-    def _are_unchanged(self, conv: Module | None, modules: tuple[Module | None, ...]) -> bool:
+    def are_unchanged(self, conv: Module | None, modules: tuple[Module | None, ...]) -> bool:
+        """Whether the layers are those that the forward was written for."""
         if _has_any_global_hook() or not (conv is None or is_plain(conv, Conv2d)):
             return False
         for module, kind in zip(modules, self.classes):  # noqa: B905  (as many by construction)
@@ -111,6 +112,15 @@ class Chain:
             return True
         pool: Any = modules[self.pool_at]
         return pool is None or is_fusible_pool(pool.kernel_size, pool.return_indices)
+
+    def window(self, modules: tuple[Module | None, ...]) -> tuple[Any, ...]:
+        """The pool's arguments, `kernel_size` to `ceil_mode`."""
+        assert self.pool_at is not None
+        pool: Any = modules[self.pool_at]
+        if pool is None:
+            assert self.pool is not None
+            return self.pool
+        return pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode
 
     def _one_by_one(self, input: Any, conv: Any, modules: tuple[Module | None, ...]) -> Any:
         output = F.conv2d(*input) if conv is None else conv(input)

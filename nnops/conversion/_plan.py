@@ -26,6 +26,7 @@ from torch.nn import Module, ModuleDict, ModuleList, Sequential
 
 from nnops.conversion._chains import LINKS, Chain, is_fusible_pool, is_plain
 from nnops.conversion._fused import class_derived_from
+from nnops.conversion._runs import STEPS, LayerRun, Step
 from nnops.conversion._trace import MISSING, NotTraced, Tensors, Trace, required_arguments, trace
 from nnops.nn import Conv2d, functional as F
 
@@ -365,6 +366,7 @@ def _rewrite(module: Module, traced: Trace) -> list[Finding]:
         if function in EXCHANGED.values() and function is not node.target:
             node.op, node.target = "call_function", function
             findings.append(Finding(f"{function.__name__}()", "swapped", ""))
+    _rewrite_runs(module, traced.graph)
     return findings
 
 
@@ -457,6 +459,98 @@ def _name(node: Node) -> str:
     return f"{getattr(node.target, '__name__', node.target)}()"
 
 
+# --- runs -------------------------------------------------------------------------------------
+
+
+def _step(module: Module, node: Node) -> Step | None:
+    """The node as a step of a run, None if it cannot be one."""
+    if node.op == "call_module":
+        called = module.get_submodule(str(node.target))
+        if len(node.args) == 1 and not node.kwargs:
+            for kind, layers in STEPS.items():
+                if any(is_plain(called, layer) for layer in layers):
+                    return Step(kind)
+        return None
+    if isinstance(node.target, Chain):
+        is_layer = isinstance(node.args[1], Node) and node.target.norm_at is None
+        return Step("conv", node.target, len(node.target.links)) if is_layer else None
+    arguments: tuple[Any, ...] = (*node.args[1:], *node.kwargs.items())
+    if node.target in (F.relu, F.relu_):
+        return Step("relu")
+    if node.target in (torch.flatten, "flatten") and arguments in ((1,), (("start_dim", 1),)):
+        return Step("flatten")
+    if node.target in ("view", "reshape") and len(arguments) == 2 and arguments[0] == -1:
+        return Step("flatten", size=arguments[1]) if type(arguments[1]) is int else None
+    if node.target is torch.nn.functional.dropout and node.kwargs.get("training") is False:
+        return Step("pass")
+    return None
+
+
+# What may follow a step of a run, but for "pass".
+_NEXT = {
+    "conv": ("conv", "flatten"),
+    "flatten": ("linear",),
+    "linear": ("linear", "relu"),
+    "relu": ("linear",),
+}
+
+
+def _run_from(module: Module, first: Node) -> tuple[list[Node], list[Step]]:
+    """The nodes from a convolution on that run as one call, as far as that pays."""
+    nodes: list[Node] = []
+    steps: list[Step] = []
+    kind = ""
+    node, step = first, _step(module, first)
+    while step is not None:
+        nodes.append(node)
+        steps.append(step)
+        kind = kind if step.kind == "pass" else step.kind
+        if len(node.users) != 1:
+            break
+        (user,) = node.users
+        if _single_input(user) is not node:
+            break
+        node, step = user, _step(module, user)
+        if step is not None and step.kind not in ("pass", *_NEXT[kind]):
+            break
+    while steps and steps[-1].kind in ("pass", "flatten"):
+        nodes.pop()
+        steps.pop()
+    return nodes, steps
+
+
+def _rewrite_runs(module: Module, graph: Graph) -> None:
+    """Lets convolutions and linear layers in a row run as one call where that is allowed."""
+    seen: set[Node] = set()
+    for first in list(graph.nodes):
+        step = None if first in seen else _step(module, first)
+        if step is None or step.kind != "conv":
+            continue
+        nodes, steps = _run_from(module, first)
+        seen.update(nodes)
+        if sum(step.kind in ("conv", "linear") for step in steps) < 2:
+            continue
+        with graph.inserting_before(first):
+            layers: list[Node | None] = []
+            for node, step in zip(nodes, steps, strict=True):
+                called: Any = node.args[1:] if step.chain is not None else (node,)
+                for each in called:
+                    is_module = each is not None and each.op in ("call_module", "get_attr")
+                    layers.append(
+                        graph.create_node("get_attr", str(each.target)) if is_module else None
+                    )
+            call = graph.call_function(LayerRun(tuple(steps)), (first.args[0], *layers))
+        nodes[-1].replace_all_uses_with(call)
+        for node in reversed(nodes):
+            unused = [
+                each for each in node.args if isinstance(each, Node) and each.op == "get_attr"
+            ]
+            graph.erase_node(node)
+            for each in unused:
+                if not each.users:
+                    graph.erase_node(each)
+
+
 # --- writing ----------------------------------------------------------------------------------
 
 
@@ -468,9 +562,14 @@ def _write(module: Module, traced: Trace) -> Variant:
     """
     traced.graph.lint()
     code = traced.graph.python_code("self")
-    used = set(re.findall(r"\w+", code.src))
+    text = code.src.strip()
+    for node in traced.graph.nodes:
+        # Module looks its children up in three dictionaries, a microsecond each.
+        if node.op == "get_attr" and isinstance(_attribute(module, str(node.target)), Module):
+            text = re.sub(rf"(?m)^( *{node.name}) = [^;\n]*", rf"\1 = {_access(node.target)}", text)
+    used = set(re.findall(r"\w+", text))
     names = {
-        name: value if isinstance(value, Chain) else _imported(value)
+        name: value if isinstance(value, (Chain, LayerRun)) else _imported(value)
         for name, value in code.globals.items()
         if name in used
     }
@@ -500,11 +599,18 @@ def _write(module: Module, traced: Trace) -> Variant:
         kind = constant(type(module.get_submodule(path)))
         guards.append(f"is_plain_container({_access(path)}, {kind})")
     source = (
-        code.src.strip()
+        text
         + "\n\n\ndef holds(self):\n    return "
         + ("(\n        " + "\n        and ".join(guards) + "\n    )" if guards else "True")
     )
     return Variant(source + "\n", names)
+
+
+def _attribute(module: Module, path: str) -> Any:
+    value: Any = module
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
 
 
 def _access(path: str) -> str:

@@ -17,6 +17,7 @@ from nnops.conversion._chains import Chain
 from nnops.conversion._exchange import convertible, our_classes
 from nnops.conversion._fused import plan_of
 from nnops.conversion._plan import Finding, Plan, Planner, is_open
+from nnops.conversion._runs import LayerRun
 from nnops.nn import functional as F
 from nnops.nn.conv import convolution_arguments
 
@@ -175,10 +176,18 @@ def _saved(fused: Module, example: Any) -> dict[str, int]:
 
 def _measure(plan: Plan, path: str, saved: dict[str, int]) -> None:
     """Lets the chains of a plan write down what they save."""
+
+    def measured(chain: Chain) -> Callable[..., Tensor]:
+        if chain.pool_at is None or chain.norm_at is not None:
+            return chain
+        return _measured(chain, _join(path, chain.head), saved)
+
     for variant in plan.variants:
-        for name, chain in variant.scope.items():
-            if isinstance(chain, Chain) and chain.pool_at is not None and chain.norm_at is None:
-                variant.scope[name] = _measured(chain, _join(path, chain.head), saved)
+        for name, value in variant.scope.items():
+            if isinstance(value, Chain):
+                variant.scope[name] = measured(value)
+            elif isinstance(value, LayerRun):
+                variant.scope[name] = value.with_chains(measured)
 
 
 def _measured(chain: Chain, name: str, saved: dict[str, int]) -> Callable[..., Tensor]:

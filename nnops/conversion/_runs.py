@@ -1,0 +1,229 @@
+"""What a converted forward calls where several layers in a row can be one call.
+
+On a small net's few images calls cost more than sums. Where nothing is differentiated, a run of
+convolutions (each with its chain), a flattening and linear layers is one operator. Like a chain, a
+run holds no layer: each call brings them and asks whether they are what they were. Where they are
+not, or the call is another one (gradients, many images, another device), the layers run one by one;
+so do, once more, the first images of a size, which shows that the layers fit together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Dropout, Flatten, Identity, Linear, Parameter
+from torch.nn.modules.module import _has_any_global_hook
+
+from nnops.conversion._chains import Chain
+from nnops.nn import Conv2d, MaxPool2d, ReLU, functional as F
+from nnops.nn.conv import convolution_arguments
+from nnops.nn.functional import _convolution, _window
+from nnops.ops._operator import is_plain_eager
+from nnops.ops.layer_chain import convolution, layer_chain, linear
+from nnops.precision import CONV_PRECISIONS
+
+# With more images than these the sums are large enough to be computed layer by layer.
+MOST_IMAGES = 8
+
+# A step's kind to the class of its module. A "flatten" keeps the first dimension and joins the
+# others; a "relu" follows a linear layer; a "pass" does nothing in eval mode.
+STEPS: dict[str, tuple[type, ...]] = {
+    "conv": (Conv2d,),
+    "flatten": (Flatten,),
+    "linear": (Linear,),
+    "relu": (ReLU,),
+    "pass": (Identity, Dropout),
+}
+
+# The attributes that a layer's numbers depend on, if they depend on any.
+_ATTRIBUTES: dict[type, Callable[[dict[str, Any]], Any]] = {
+    Conv2d: itemgetter("stride", "padding", "dilation", "groups", "padding_mode"),
+    MaxPool2d: itemgetter(
+        "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
+    ),
+    Flatten: itemgetter("start_dim", "end_dim"),
+    Dropout: itemgetter("training"),
+}
+_WITH_PARAMETERS = (Conv2d, Linear)
+_PLAIN_TENSORS = (Parameter, Tensor)
+
+
+class Step(NamedTuple):
+    """One layer of a run."""
+
+    kind: str  # a key of STEPS
+    # What the convolution's chain calls, if it has one; the chain's modules follow the layer's.
+    chain: Callable[..., Any] | None = None
+    links: int = 0  # of the chain
+    size: int = 0  # elements of an image behind a flatten written as view(-1, size); or 0
+
+
+class LayerRun:
+    """Layers in a row, each one's output read by the next one alone.
+
+    Args:
+        steps: the layers in the order of calls; at least two of them compute, and the last.
+    """
+
+    def __init__(self, steps: tuple[Step, ...]) -> None:
+        self.steps = steps
+        # Of the modules that a call brings.
+        self._classes: list[tuple[type, ...]] = []
+        for step in steps:
+            self._classes.append(STEPS[step.kind])
+            if isinstance(step.chain, Chain):
+                self._classes += ((kind,) for kind in step.chain.classes)
+        self.__name__ = "layer_run"  # torch.fx writes this name into the forward
+        # What the last call depended on, and the layers and the precision that follow from it.
+        self._known: tuple[list[Any], list[int], int] | None = None
+
+    def __reduce__(self) -> Any:
+        return LayerRun, (self.steps,)
+
+    def with_chains(self, change: Callable[[Chain], Callable[..., Any]]) -> Callable[..., Tensor]:
+        """The layers one by one, with `change` applied to the chains."""
+        changed = LayerRun(
+            tuple(
+                step._replace(chain=change(step.chain)) if isinstance(step.chain, Chain) else step
+                for step in self.steps
+            )
+        )
+        return lambda input, *modules: changed._one_by_one(input, modules)[0]
+
+    def __call__(self, input: Tensor, *modules: Any) -> Tensor:
+        """The run's output; `modules` are those of the steps, None for a function."""
+        read = self._read(modules) if self._applies(input) else None
+        if read is None:
+            return self._one_by_one(input, modules)[0]
+        parameters, state = read
+        if torch.is_grad_enabled() and any(each.requires_grad for each in (input, *parameters)):
+            return self._one_by_one(input, modules)[0]
+        state.append(input.shape[1:])
+        if self._known is None or self._known[0] != state:
+            output, fit = self._one_by_one(input, modules)
+            numbers = self._numbers(input, modules) if fit else None
+            if numbers is None:
+                self._known = None
+                return output
+            # Not `output`: later calls must give the same bits.
+            self._known = (state, *numbers)
+        result: Tensor = layer_chain(input, parameters, *self._known[1:])
+        return result
+
+    def _modules(self, modules: tuple[Any, ...]) -> Iterator[tuple[Step, Any, tuple[Any, ...]]]:
+        """Each step with its module and those of its chain."""
+        place = 0
+        for step in self.steps:
+            end = place + 1 + step.links
+            yield step, modules[place], modules[place + 1 : end]
+            place = end
+
+    def _applies(self, input: Tensor) -> bool:
+        return (
+            type(input) is Tensor
+            and input.dim() == 4
+            and input.shape[0] <= MOST_IMAGES
+            and input.is_cpu
+            and is_plain_eager()
+            and not _has_any_global_hook()
+            and not torch.is_autocast_enabled("cpu")
+            and not torch._C._len_torch_dispatch_stack()
+        )
+
+    def _read(self, modules: tuple[Any, ...]) -> tuple[list[Tensor], list[Any]] | None:
+        """The parameters in order, and what the numbers depend on; None if a layer changed.
+
+        Each microsecond here is one of a call that takes fifty: hence no functions.
+        """
+        parameters: list[Tensor] = []
+        state: list[Any] = []
+        for module, kinds in zip(modules, self._classes):  # noqa: B905  (as many by construction)
+            if module is None:
+                continue
+            kind, own = type(module), module.__dict__
+            if (
+                kind not in kinds
+                or own["_forward_hooks"]
+                or own["_forward_pre_hooks"]
+                or own["_backward_hooks"]
+                or own["_backward_pre_hooks"]
+                or "_compiled_call_impl" in own
+                or "forward" in own
+            ):
+                return None
+            if kind in _ATTRIBUTES:
+                state.append(_ATTRIBUTES[kind](own))
+            if kind in _WITH_PARAMETERS:
+                held = own["_parameters"]
+                weight, bias = held["weight"], held["bias"]
+                if type(weight) not in _PLAIN_TENSORS or not weight.is_contiguous():
+                    return None
+                parameters.append(weight)
+                if bias is not None:
+                    parameters.append(bias)
+                state += (weight.dtype, bias is None, own.get("precision"))
+        return parameters, state
+
+    def _numbers(self, input: Tensor, modules: tuple[Any, ...]) -> tuple[list[int], int] | None:
+        """The layers as the operator takes them, and the precision; None for what it has not."""
+        layers: list[int] = []
+        precisions = set()
+        steps = list(self._modules(modules))
+        for place, (step, module, links) in enumerate(steps):
+            if step.kind == "conv":
+                if module.padding_mode != "zeros":
+                    return None
+                precisions.add(module.precision)
+                chain: Any = step.chain
+                pools = chain is not None and chain.pool_at is not None
+                if chain is not None and not chain.are_unchanged(module, links):
+                    return None
+                arguments = convolution_arguments(module, input)
+                _, _, stride, padding, dilation, groups = _convolution("conv2d", *arguments)
+                layers += convolution(
+                    module.bias is not None,
+                    stride,
+                    padding,
+                    dilation,
+                    groups,
+                    relu=chain is not None and "relu" in chain.links,
+                    window=_window("max_pool2d", *chain.window(links)) if pools else None,
+                )
+            elif step.kind == "linear":
+                following = [each.kind for each, _, _ in steps[place + 1 :] if each.kind != "pass"]
+                layers += linear(module.bias is not None, following[:1] == ["relu"])
+            elif step.kind == "flatten":
+                if not _keeps_images(module):
+                    return None
+            elif type(module) is Dropout and module.training:
+                return None
+        if len(precisions) != 1:
+            return None
+        (precision,) = precisions
+        return layers, 0 if precision is None else CONV_PRECISIONS[precision]
+
+    def _one_by_one(self, input: Tensor, modules: tuple[Any, ...]) -> tuple[Tensor, bool]:
+        """The output, and whether each flatten joined what belongs to one image."""
+        output: Any = input
+        fit = True
+        for step, module, links in self._modules(modules):
+            if step.chain is not None:
+                output = step.chain(output, module, *links)
+            elif module is not None:
+                output = module(output)
+            elif step.kind == "flatten":
+                images = output.shape[0]
+                output = output.view(-1, step.size) if step.size else output.flatten(1)
+                fit = fit and output.shape[0] == images
+            elif step.kind == "relu":
+                output = F.relu(output)
+        return output, fit
+
+
+def _keeps_images(module: Any) -> bool:
+    """Whether a flatten, or the function it stands for, joins all dimensions but the first."""
+    return module is None or (module.start_dim, module.end_dim) in ((1, -1), (1, 3))

@@ -1,0 +1,229 @@
+"""Layers in a row as one call: in inference with few images, and nowhere else."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as TF
+from torch import Tensor, nn
+
+import nnops
+from nnops.conversion import _runs
+from nnops.conversion._fused import plan_of
+
+
+class LeNet(nn.Module):
+    """As tutorials write it: functions in forward, and a view that names its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 5)
+        self.conv2 = nn.Conv2d(6, 16, 5, bias=False)
+        self.dropout = nn.Dropout(0.5)
+        self.fc1 = nn.Linear(400, 120)
+        self.fc2 = nn.Linear(120, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = TF.max_pool2d(torch.relu(self.conv1(x)), 2)
+        x = TF.max_pool2d(TF.relu(self.conv2(x)), (2, 2))
+        x = x.view(-1, 400)
+        x = self.dropout(TF.relu(self.fc1(x)))
+        return self.fc2(x)
+
+
+def sequential() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding="same"),
+        nn.MaxPool2d(2),
+        nn.Identity(),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 4 * 4, 16),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(16, 5),
+    )
+
+
+class Calls:
+    """Counts the calls of the operator."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        operator = _runs.layer_chain
+
+        def counted(*arguments: Any) -> Any:
+            self.count += 1
+            return operator(*arguments)
+
+        monkeypatch.setattr(_runs, "layer_chain", counted)
+
+    def during(self, call: Any) -> tuple[Any, int]:
+        before = self.count
+        result = call()
+        return result, self.count - before
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    return Calls(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+MODELS = [(LeNet, (1, 32, 32)), (sequential, (3, 16, 16))]
+
+
+def converted(make: Any, shape: tuple[int, ...]) -> tuple[nn.Module, Any, Tensor]:
+    """The model, its converted form, which has seen an image of that size, and two images."""
+    model = make().eval()
+    ours: Any = nnops.convert(model)
+    x = torch.randn(2, *shape)
+    ours(x)
+    return model, ours, x
+
+
+def assert_same(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("make", "shape"), MODELS)
+@pytest.mark.parametrize("images", [0, 1, 8])
+def test_one_call_gives_the_models_numbers(
+    make: Any, shape: tuple[int, ...], images: int, calls: Calls
+) -> None:
+    model, ours, _ = converted(make, shape)
+    x = torch.randn(images, *shape)
+    output, count = calls.during(lambda: ours(x))
+    assert count == 1
+    assert_same(output, model(x))
+    channels_last = x.to(memory_format=torch.channels_last)
+    assert_same(ours(channels_last), model(x))
+    assert_same(ours.double()(x.double()).float(), model(x.double()).float())
+    assert_same(ours(x.double()).float(), model(x.double()).float())
+
+
+@pytest.mark.parametrize(("make", "shape"), MODELS)
+def test_where_layers_run_one_by_one(make: Any, shape: tuple[int, ...], calls: Calls) -> None:
+    model, ours, x = converted(make, shape)
+
+    def runs_one_by_one(call: Any) -> Tensor:
+        output, count = calls.during(call)
+        assert count == 0
+        assert isinstance(output, Tensor)
+        return output
+
+    many = torch.randn(9, *shape)
+    assert_same(runs_one_by_one(lambda: ours(many)), model(many))
+    with torch.enable_grad():
+        runs_one_by_one(lambda: ours(x)).sum().backward()
+        model(x).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        runs_one_by_one(lambda: ours(x))
+    runs_one_by_one(lambda: ours.train()(x))
+    ours.eval()
+    frozen = nnops.convert(model.requires_grad_(False))
+    with torch.enable_grad():
+        frozen(x)
+        assert calls.during(lambda: frozen(x))[1] == 1
+        image = x.clone().requires_grad_()
+        runs_one_by_one(lambda: frozen(image)).sum().backward()
+        assert image.grad is not None
+
+
+def test_gradients_are_those_of_the_layers() -> None:
+    model, ours, x = converted(*MODELS[0])
+    gradients = []
+    with torch.enable_grad():
+        for net in (model, ours):
+            net.zero_grad()
+            net(x).square().sum().backward()
+            gradients.append([each.grad.clone() for each in net.parameters()])
+    for ours_, theirs in zip(*reversed(gradients), strict=True):
+        assert_same(ours_, theirs)
+
+
+def test_changes_are_seen(calls: Calls) -> None:
+    model, ours, x = converted(*MODELS[1])
+    reference = copy.deepcopy(model)
+    with torch.no_grad():
+        for net in (ours, reference):  # the parameters of `model` are those of `ours`
+            net[3].weight.mul_(2)
+            net[6].bias.data.add_(1)
+    assert_same(ours(x), reference(x))
+    state = {name: value + 0.5 for name, value in reference.state_dict().items()}
+    ours.load_state_dict(state)
+    reference.load_state_dict(state)
+    assert_same(ours(x), reference(x))
+    for net in (ours, reference):
+        net[3].stride = (1, 1)
+        net[5] = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())
+    assert_same(ours(x), reference(x))
+    seen: list[Any] = []
+    ours[7].register_forward_hook(lambda *arguments: seen.append(arguments[2]))
+    output, count = calls.during(lambda: ours(x))
+    assert count == 0 and len(seen) == 1
+    assert_same(output, reference(x))
+
+
+def test_precision_of_the_layers() -> None:
+    model, ours, x = converted(LeNet, (1, 32, 32))
+    with nnops.conv_precision("highest"):
+        expected = ours(x)
+    ours.conv1.precision = ours.conv2.precision = "highest"
+    ours(x)
+    assert torch.equal(ours(x), expected)
+    ours.conv2.precision = "high"  # not the same: the layers run one by one
+    assert_same(ours(x), model(x))
+
+
+def test_images_that_a_view_joins(calls: Calls) -> None:
+    """view(-1, 400) of images of 800 elements makes two rows of each: no run may say otherwise."""
+    model, ours, _ = converted(LeNet, (1, 32, 32))
+    x = torch.randn(2, 1, 32, 52)  # 16 channels of 5x10
+    for _ in range(2):
+        output, count = calls.during(lambda: ours(x))
+        assert count == 0
+        assert output.shape == (4, 10)
+        assert_same(output, model(x))
+
+
+def test_wrong_sizes_raise_what_the_layers_raise() -> None:
+    _, ours, x = converted(*MODELS[1])
+    for wrong in (x[:, :2], torch.randn(2, 3, 20, 16), x.double()):
+        with pytest.raises(RuntimeError):
+            ours(wrong)
+
+
+def test_copies_and_pickles(calls: Calls) -> None:
+    model, ours, x = converted(LeNet, (1, 32, 32))
+    for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        copied(x)
+        output, count = calls.during(lambda copied=copied: copied(x))
+        assert count == 1
+        assert_same(output, model(x))
+
+
+def test_runs_need_two_layers_that_compute() -> None:
+    for model in (
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten()),
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(4, 2)),
+    ):
+        plan = plan_of(nnops.convert(model.eval()))
+        assert plan is None or all(
+            not isinstance(value, _runs.LayerRun)
+            for variant in plan.variants
+            for value in variant.scope.values()
+        )
