@@ -83,3 +83,19 @@ def test_wrong_masks_raise() -> None:
     for match, arguments in wrong.items():
         with pytest.raises(RuntimeError, match=match):
             ops.relu_mask_backward(*arguments)
+
+
+def test_inplace_where_it_is_traced_or_transformed() -> None:
+    def loss(x: Tensor) -> Tensor:
+        return F.relu(x * 1, inplace=True).square().sum()
+
+    x = torch.randn(5, 7)
+    expected = 2 * x.relu()
+    assert torch.equal(torch.func.grad(loss)(x), expected)
+    assert torch.equal(torch.func.vmap(torch.func.grad(loss))(x), expected)
+    traced = x.clone().requires_grad_()
+    torch.compile(loss, backend="aot_eager", fullgraph=True)(traced).backward()
+    assert torch.equal(traced.grad, expected)
+    written = x.clone()
+    torch.compile(lambda x: F.relu_(x), backend="aot_eager", fullgraph=True)(written)
+    assert torch.equal(written, x.relu())

@@ -181,7 +181,10 @@ class ReluInplaceFunction(torch.autograd.Function):
 def relu_(input: Tensor) -> Tensor:
     """Writes relu(input) over `input` and returns it."""
     result: Tensor
-    if torch.is_grad_enabled() and input.requires_grad:
+    if not is_plain_eager():
+        # What is traced or transformed gets a form without side effects inside an operator.
+        result = input.copy_(relu(input))
+    elif torch.is_grad_enabled() and input.requires_grad:
         result = ReluInplaceFunction.apply(input)
     else:
         result = torch.ops.nnops._relu_(input)
