@@ -3,7 +3,7 @@
 Each architecture is built with random weights and converted. In float64, where rounding hides
 nothing, a training step (output and every gradient) and a call in eval mode, where BatchNorm is
 folded, are held against torch's. In float32 the training step must equal, bit for bit, that of the
-model converted without fusing.
+model converted without fusing; there both models are timed, in turns.
 
     pip install torchvision timm rich typer
     python examples/zoo.py                     # all of them, some minutes
@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import copy
 import gc
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -76,6 +79,8 @@ class Outcome:
     step: float  # worst relative difference of output and gradients from torch's, float64
     folded: float  # of the output in eval mode without gradients, float64
     same_bits: bool  # as the model converted without fusing, float32
+    faster_step: float  # torch's time over ours: forward and backward, float32
+    faster_eval: float  # one image in eval mode
 
     @property
     def equal(self) -> bool:
@@ -85,12 +90,16 @@ class Outcome:
         numbers = [str(self.counts.get(state, 0)) for state in ("fused", "folded", "swapped")]
         bits = "yes" if self.same_bits else "NO"
         verdict = "yes" if self.equal else "NO"
-        return [self.name, verdict, f"{self.step:.0e}", f"{self.folded:.0e}", bits, *numbers]
+        ratios = [f"{self.faster_step:.2f}", f"{self.faster_eval:.2f}"]
+        differences = [f"{self.step:.0e}", f"{self.folded:.0e}"]
+        return [self.name, verdict, *ratios, *differences, bits, *numbers]
 
 
 HEADS = (
     "model",
     "equal",
+    "step, torch / ours",
+    "one image",
     "training step",
     "eval, folded",
     "bits as unfused",
@@ -153,12 +162,45 @@ def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     return worst
 
 
+def ratio(theirs: Callable[[], object], ours: Callable[[], object], rounds: int) -> float:
+    """Median of torch's time over ours, called in turns."""
+
+    def seconds(call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    theirs(), ours()
+    return median(seconds(theirs) / seconds(ours) for _ in range(rounds))
+
+
+def forward_and_backward(model: torch.nn.Module, images: Tensor) -> None:
+    model.zero_grad()
+    sum(each.square().mean() for each in tensors(model(images))).backward()
+
+
+def times(model: torch.nn.Module, images: Tensor) -> tuple[float, float]:
+    """torch's time over ours for a training step, and for one image in eval mode."""
+    theirs = copy.deepcopy(model).float().train()
+    ours = nnops.convert(theirs)
+    step = ratio(
+        lambda: forward_and_backward(theirs, images),
+        lambda: forward_and_backward(ours, images),
+        rounds=7,
+    )
+    theirs.eval(), ours.eval()
+    image = images[:1]
+    with torch.no_grad():
+        return step, ratio(lambda: theirs(image), lambda: ours(image), rounds=15)
+
+
 def examine(name: str) -> Outcome:
     model = build(name)
     side = MODELS.get(name, 64)
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(2)) - 0.5
     counts = nnops.conversion_report(model).counts()
 
+    faster = times(model, images)
     model.double()
     converted, unfused = nnops.convert(model), nnops.convert(model, fuse=False)
     pairs = zip(
@@ -170,7 +212,7 @@ def examine(name: str) -> Outcome:
     with torch.no_grad():
         ours = tensors(converted.eval()(images))
         folded = difference(ours, tensors(model.eval()(images)))
-    return Outcome(name, counts, trained, folded, same_bits)
+    return Outcome(name, counts, trained, folded, same_bits, *faster)
 
 
 def main(
@@ -186,7 +228,7 @@ def main(
         except Exception as error:  # one model must not end the list
             failed.append((name, f"{type(error).__name__}: {error}"))
         gc.collect()
-        outcomes.sort(key=lambda outcome: outcome.equal)
+        outcomes.sort(key=lambda outcome: (outcome.equal, outcome.faster_step))
         if out is not None:  # after every model: a run that is cut short leaves what it has
             out.write_text(markdown(outcomes, failed))
 
@@ -208,8 +250,12 @@ def markdown(outcomes: list[Outcome], failed: list[tuple[str, str]]) -> str:
     lines = [
         "# Models of torchvision and timm, converted",
         "",
-        f"`python examples/zoo.py`, {', '.join(versions)}. Random weights, two images.",
+        f"`python examples/zoo.py`, {', '.join(versions)}. Random weights, two images of the sizes",
+        f"that the script names, {torch.get_num_threads()} threads, "
+        f"{nnops._library._C.active_isa()}.",
         "",
+        "* step, torch / ours: torch's time over ours, forward and backward in float32; one image:",
+        "  the same in eval mode without gradients. Medians of calls in turns;",
         "* training step, and eval, folded: difference from torch in float64, the largest over the",
         "  largest value, of the worst tensor among output, gradients of all parameters and of the",
         "  images, and running statistics;",
@@ -217,7 +263,7 @@ def markdown(outcomes: list[Outcome], failed: list[tuple[str, str]]) -> str:
         "* fused, folded, swapped: layers, and functions called by a forward; what has a BatchNorm",
         "  in front is fused in eval mode only.",
         "",
-        "Those not equal come first.",
+        "Those not equal come first, then the slowest steps.",
         "",
         f"| {' | '.join(HEADS)} |",
         f"|{'---|' * len(HEADS)}",
