@@ -11,14 +11,16 @@ NNOPS_BEGIN_KERNELS
 // visited in the order of their numbers within a chunk.
 template <typename Body>
 NNOPS_INLINE void for_each_class_chunk(const ClassGeometry& g, int threads, Body body) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t chunk = 0; chunk < g.chunks; ++chunk) {
-    const int64_t n_begin = chunk / g.s_chunks * g.n_step;
-    const int64_t s_begin = chunk % g.s_chunks * g.s_step;
-    const int64_t n_end = n_begin + g.n_step < g.batch ? n_begin + g.n_step : g.batch;
-    const int64_t s_end = s_begin + g.s_step < g.spatial ? s_begin + g.s_step : g.spatial;
-    for (int64_t n = n_begin; n < n_end; ++n) body(chunk, n, s_begin, s_end);
-  }
+  in_parallel(threads, [&] {
+#pragma omp for schedule(static)
+    for (int64_t chunk = 0; chunk < g.chunks; ++chunk) {
+      const int64_t n_begin = chunk / g.s_chunks * g.n_step;
+      const int64_t s_begin = chunk % g.s_chunks * g.s_step;
+      const int64_t n_end = n_begin + g.n_step < g.batch ? n_begin + g.n_step : g.batch;
+      const int64_t s_end = s_begin + g.s_step < g.spatial ? s_begin + g.s_step : g.spatial;
+      for (int64_t n = n_begin; n < n_end; ++n) body(chunk, n, s_begin, s_end);
+    }
+  });
 }
 
 // `zero` is where sums of losses start: torch's sum of no probabilities is -0.0.

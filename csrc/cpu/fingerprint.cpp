@@ -59,11 +59,13 @@ void fingerprint_bytes(uint64_t* result, const void* data, int64_t bytes, const 
                        int threads) {
   const char* from = static_cast<const char*>(data);
   const int64_t whole = bytes / kFingerprintBlock;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < whole; ++i) {
-    fingerprint_block(result + i * kFingerprintWords, from + i * kFingerprintBlock,
-                      kFingerprintBlock, keys);
-  }
+  in_parallel(threads, [&] {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < whole; ++i) {
+      fingerprint_block(result + i * kFingerprintWords, from + i * kFingerprintBlock,
+                        kFingerprintBlock, keys);
+    }
+  });
   const int64_t rest = bytes % kFingerprintBlock;
   if (rest > 0) {
     char block[kFingerprintBlock];

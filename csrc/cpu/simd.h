@@ -291,10 +291,28 @@ NNOPS_INLINE void add_to_span(T* target, const acc_t<T>* source, acc_t<T> shift,
 template <typename Body>
 NNOPS_INLINE void parallel_chunks(int64_t n, int64_t chunk, int threads, Body body) {
   const int64_t chunks = (n + chunk - 1) / chunk;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < chunks; ++i) {
+  const auto run = [&](int64_t i) __attribute__((always_inline)) {
     const int64_t begin = i * chunk;
     body(begin, begin + chunk < n ? begin + chunk : n);
+  };
+  if (threads > 1) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < chunks; ++i) run(i);
+  } else {
+    // A region of one thread costs half a microsecond, as much as a small call.
+    for (int64_t i = 0; i < chunks; ++i) run(i);
+  }
+}
+
+// Runs body() on each of `threads` threads, which share the loops in it that are marked `omp for`.
+// For one thread there is a region only within another one, whose threads are not ours to share.
+template <typename Body>
+NNOPS_INLINE void in_parallel(int threads, Body body) {
+  if (threads > 1 || omp_in_parallel()) {
+#pragma omp parallel num_threads(threads)
+    body();
+  } else {
+    body();
   }
 }
 

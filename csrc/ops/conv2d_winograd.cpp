@@ -26,7 +26,7 @@ std::string has_form(const WinogradForm& form, const Conv2dGeometry& g, DType dt
   constexpr int64_t kMostChannels = 2048;
   if (dtype == DType::kFloat64) return "float64 is computed directly";
   if (g.kh != form.taps || g.kw != form.taps) {
-    return concat("the kernel is not ", form.taps, "x", form.taps);
+    return form.taps == 3 ? "the kernel is not 3x3" : "the kernel is not 5x5";
   }
   if (g.stride_h != 1 || g.stride_w != 1) return "the stride is not 1";
   if (g.dilation_h != 1 || g.dilation_w != 1) return "the kernel is dilated";

@@ -267,8 +267,7 @@ void run_channel_dots(T* grad_weight, const T* grad_output, const T* input, cons
   const auto function = channel_dots_function<Computed>(pass.x);
   A* chunk_sums = static_cast<A*>(workspace);
   A* buffers = chunk_sums + plan.chunks * plan.chunk_size(g);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  in_parallel(threads, [&] {
     [[maybe_unused]] A* gradients = buffers + thread_index() * (pass.written.n + pass.read.n);
     [[maybe_unused]] A* pixels = gradients + pass.written.n;
 #pragma omp for schedule(static)
@@ -301,7 +300,7 @@ void run_channel_dots(T* grad_weight, const T* grad_output, const T* input, cons
       grad_weight[i % g.c * g.weight.n + tap / g.kw * g.weight.h + tap % g.kw * g.weight.w] =
           from_acc<T>(total);
     }
-  }
+  });
 }
 
 template <typename T>

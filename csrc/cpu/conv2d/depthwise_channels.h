@@ -353,8 +353,7 @@ void run_depthwise_channels(T* written, const T* read, const T* weight, const T*
   acc_t<T>* packed = static_cast<acc_t<T>*>(workspace);
   const ChannelsRows<T> rows(passes, packed, g);
   const ChannelsPlan plan(passes, g, threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  in_parallel(threads, [&] {
     pack_taps_by_channel(packed, weight, bias, g);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < plan.shares(); ++i) {
@@ -362,7 +361,7 @@ void run_depthwise_channels(T* written, const T* read, const T* weight, const T*
       rows.add(written + image * passes.written.n + channel, passes.written,
                read + image * passes.read.n + channel, passes.read, row, channel, channels);
     }
-  }
+  });
 }
 
 template <typename T>

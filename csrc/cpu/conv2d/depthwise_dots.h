@@ -131,59 +131,61 @@ void depthwise_dots_backward_weight(void* grad_weight, const void* grad_output, 
                    s / plan.x.period * plan.x.shift;
   }
 
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t oc = 0; oc < g.oc; ++oc) {
-    A* planes = per_thread + thread_index() * plan.thread_size();
-    A* gradients = planes + plan.x.class_count() * plan.plane_size;
-    A* sums = gradients + plan.gradients_size;
-    for (int64_t i = 0; i < plan.taps() * kLine; ++i) sums[i] = 0;
-    DotRows<A> part{};
-    part.gradients = gradients;
-    part.gradients_pitch = plan.gradients_pitch;
-    part.planes = planes;
-    part.pitch = plan.pitch;
-    part.width = g.ow;
-    for (int64_t i = 0; i < kLine; ++i) part.tail[i] = i < g.ow % kLine ? -1 : 0;
-    for (int64_t i = 0; i < g.n * plan.vertical; ++i) {
-      const int64_t n = i / plan.vertical;
-      const int64_t y0 = i % plan.vertical * plan.height;
-      const T* channel = x + n * g.input.n + oc / (g.oc / g.groups) * g.input.c;
-      A* row = planes;
-      for (int64_t cls = 0; cls < plan.y.class_count(); ++cls) {
-        const int64_t length = plan.y.class_length(cls, plan.height);
-        for (int64_t k = 0; k < length; ++k, row += plan.pitch) {
-          const int64_t h = plan.y.position(cls, y0 + k);
-          const bool inside = h >= 0 && h < g.h;
-          for (int64_t x_cls = 0; x_cls < plan.x.class_count(); ++x_cls) {
-            copy_positions(row + x_cls * plan.plane_size, channel + (inside ? h * g.input.h : 0),
-                           g.input.w, plan.x.position(x_cls, 0), plan.x.step, plan.pitch,
-                           inside ? g.w : 0);
+  in_parallel(threads, [&] {
+#pragma omp for schedule(static)
+    for (int64_t oc = 0; oc < g.oc; ++oc) {
+      A* planes = per_thread + thread_index() * plan.thread_size();
+      A* gradients = planes + plan.x.class_count() * plan.plane_size;
+      A* sums = gradients + plan.gradients_size;
+      for (int64_t i = 0; i < plan.taps() * kLine; ++i) sums[i] = 0;
+      DotRows<A> part{};
+      part.gradients = gradients;
+      part.gradients_pitch = plan.gradients_pitch;
+      part.planes = planes;
+      part.pitch = plan.pitch;
+      part.width = g.ow;
+      for (int64_t i = 0; i < kLine; ++i) part.tail[i] = i < g.ow % kLine ? -1 : 0;
+      for (int64_t i = 0; i < g.n * plan.vertical; ++i) {
+        const int64_t n = i / plan.vertical;
+        const int64_t y0 = i % plan.vertical * plan.height;
+        const T* channel = x + n * g.input.n + oc / (g.oc / g.groups) * g.input.c;
+        A* row = planes;
+        for (int64_t cls = 0; cls < plan.y.class_count(); ++cls) {
+          const int64_t length = plan.y.class_length(cls, plan.height);
+          for (int64_t k = 0; k < length; ++k, row += plan.pitch) {
+            const int64_t h = plan.y.position(cls, y0 + k);
+            const bool inside = h >= 0 && h < g.h;
+            for (int64_t x_cls = 0; x_cls < plan.x.class_count(); ++x_cls) {
+              copy_positions(row + x_cls * plan.plane_size, channel + (inside ? h * g.input.h : 0),
+                             g.input.w, plan.x.position(x_cls, 0), plan.x.step, plan.pitch,
+                             inside ? g.w : 0);
+            }
           }
         }
-      }
-      const T* source = gy + n * g.output.n + oc * g.output.c + y0 * g.output.h;
-      part.rows = smaller(plan.height, g.oh - y0);
-      for (int64_t k = 0; k < part.rows; ++k) {
-        copy_positions(gradients + k * plan.gradients_pitch, source + k * g.output.h, g.output.w, 0,
-                       1, plan.gradients_pitch, g.ow);
-      }
+        const T* source = gy + n * g.output.n + oc * g.output.c + y0 * g.output.h;
+        part.rows = smaller(plan.height, g.oh - y0);
+        for (int64_t k = 0; k < part.rows; ++k) {
+          copy_positions(gradients + k * plan.gradients_pitch, source + k * g.output.h, g.output.w,
+                         0, 1, plan.gradients_pitch, g.ow);
+        }
 
-      int64_t tap = 0;
-      for (; tap + kDotTaps <= plan.taps(); tap += kDotTaps) {
-        add_dots<A, kDotTaps>(sums + tap * kLine, part, offsets + tap);
+        int64_t tap = 0;
+        for (; tap + kDotTaps <= plan.taps(); tap += kDotTaps) {
+          add_dots<A, kDotTaps>(sums + tap * kLine, part, offsets + tap);
+        }
+        for (; tap + 3 <= plan.taps(); tap += 3) {
+          add_dots<A, 3>(sums + tap * kLine, part, offsets + tap);
+        }
+        for (; tap < plan.taps(); ++tap) {
+          add_dots<A, 1>(sums + tap * kLine, part, offsets + tap);
+        }
       }
-      for (; tap + 3 <= plan.taps(); tap += 3) {
-        add_dots<A, 3>(sums + tap * kLine, part, offsets + tap);
-      }
-      for (; tap < plan.taps(); ++tap) {
-        add_dots<A, 1>(sums + tap * kLine, part, offsets + tap);
+      for (int64_t tap = 0; tap < plan.taps(); ++tap) {
+        gf[oc * g.weight.n + tap / g.kw * g.weight.h + tap % g.kw * g.weight.w] =
+            from_acc<T>(sum_lanes(load(sums + tap * kLine)));
       }
     }
-    for (int64_t tap = 0; tap < plan.taps(); ++tap) {
-      gf[oc * g.weight.n + tap / g.kw * g.weight.h + tap % g.kw * g.weight.w] =
-          from_acc<T>(sum_lanes(load(sums + tap * kLine)));
-    }
-  }
+  });
 }
 
 template <typename T>

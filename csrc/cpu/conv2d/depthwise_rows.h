@@ -255,47 +255,49 @@ void run_depthwise_rows(T* written, const T* read, const T* weight, const T* bia
   const DepthwiseRowsFunction<T> add = depthwise_rows_function<T>(pass.y, pass.x);
   int64_t columns[kConv2dLongestChain];
   for (int64_t s = 0; s < pass.x.taps; ++s) columns[s] = plan.padded.column_of_tap(s);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t run = 0; run < bands.runs; ++run) {
-    A* const buffer = static_cast<A*>(workspace) + thread_index() * plan.thread_size();
-    const auto [first, last, y0, count] = bands.band(run);
-    for (int64_t plane = first; plane < last; ++plane) {
-      copy_band(buffer + (plane - first) * plan.plane_size,
-                read + plane / pass.groups * pass.read.n + plane % pass.groups * pass.read.c,
-                y0 * pass.y.step + pass.y.first, plan.read_rows(pass, count), pass.y.limit,
-                pass.read, plan.padded);
-    }
-    // Whole planes are written in ascending order: each may spill into the next.
-    const auto band_of = [&](int64_t plane, int64_t row) {
-      return written + plane / pass.groups * pass.written.n +
-             (plane % pass.groups * pass.rows + row) * pass.written.c + y0 * pass.written.h;
-    };
-    T* const last_band = band_of(last - 1, pass.rows - 1);
-    A taps[kConv2dLongestChain];
-    DepthwiseRows<T> task{};
-    task.written_pitch = pass.written.h;
-    task.width = pass.x.grid;
-    const int64_t band_length = (count - 1) * pass.written.h + pass.x.grid;
-    task.pitch = plan.padded.pitch;
-    task.step = pass.y.step;
-    task.gap = pass.y.gap;
-    task.columns = columns;
-    task.weights = taps;
-    task.y_taps = pass.y.taps;
-    task.x_taps = pass.x.taps;
-    for (int64_t plane = first; plane < last; ++plane) {
-      const int64_t group = plane % pass.groups;
-      task.rows = buffer + (plane - first) * plan.plane_size;
-      for (int64_t row = 0; row < pass.rows; ++row) {
-        gather_taps(taps, weight + group * pass.weight_group + row * pass.weight_row, pass.y,
-                    pass.x, pass.weight_h, pass.weight_w);
-        task.bias = bias != nullptr ? to_acc(bias[group * pass.rows + row]) : A{0};
-        task.written = band_of(plane, row);
-        task.end = (bands.bands > 1 ? task.written : last_band) + band_length;
-        add(task, count);
+  in_parallel(threads, [&] {
+#pragma omp for schedule(static)
+    for (int64_t run = 0; run < bands.runs; ++run) {
+      A* const buffer = static_cast<A*>(workspace) + thread_index() * plan.thread_size();
+      const auto [first, last, y0, count] = bands.band(run);
+      for (int64_t plane = first; plane < last; ++plane) {
+        copy_band(buffer + (plane - first) * plan.plane_size,
+                  read + plane / pass.groups * pass.read.n + plane % pass.groups * pass.read.c,
+                  y0 * pass.y.step + pass.y.first, plan.read_rows(pass, count), pass.y.limit,
+                  pass.read, plan.padded);
+      }
+      // Whole planes are written in ascending order: each may spill into the next.
+      const auto band_of = [&](int64_t plane, int64_t row) {
+        return written + plane / pass.groups * pass.written.n +
+               (plane % pass.groups * pass.rows + row) * pass.written.c + y0 * pass.written.h;
+      };
+      T* const last_band = band_of(last - 1, pass.rows - 1);
+      A taps[kConv2dLongestChain];
+      DepthwiseRows<T> task{};
+      task.written_pitch = pass.written.h;
+      task.width = pass.x.grid;
+      const int64_t band_length = (count - 1) * pass.written.h + pass.x.grid;
+      task.pitch = plan.padded.pitch;
+      task.step = pass.y.step;
+      task.gap = pass.y.gap;
+      task.columns = columns;
+      task.weights = taps;
+      task.y_taps = pass.y.taps;
+      task.x_taps = pass.x.taps;
+      for (int64_t plane = first; plane < last; ++plane) {
+        const int64_t group = plane % pass.groups;
+        task.rows = buffer + (plane - first) * plan.plane_size;
+        for (int64_t row = 0; row < pass.rows; ++row) {
+          gather_taps(taps, weight + group * pass.weight_group + row * pass.weight_row, pass.y,
+                      pass.x, pass.weight_h, pass.weight_w);
+          task.bias = bias != nullptr ? to_acc(bias[group * pass.rows + row]) : A{0};
+          task.written = band_of(plane, row);
+          task.end = (bands.bands > 1 ? task.written : last_band) + band_length;
+          add(task, count);
+        }
       }
     }
-  }
+  });
 }
 
 // --- backward_input at stride 2 -----------------------------------------------------------------
@@ -443,49 +445,51 @@ void run_depthwise_pairs(T* grad_input, const T* grad_output, const T* weight,
   for (int64_t s = 0; s < odd.taps; ++s) {
     columns[even.taps + s] = odd.first + s * odd.gap - plan.x.lowest;
   }
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t run = 0; run < bands.runs; ++run) {
-    A* const buffer = static_cast<A*>(workspace) + thread_index() * plan.thread_size();
-    const auto [first, last, y0, pairs] = bands.band(run);
-    for (int64_t plane = first; plane < last; ++plane) {
-      copy_band(buffer + (plane - first) * plan.plane_size(),
-                grad_output + plane / g.c * g.output.n + plane % g.c * g.output.c,
-                y0 + plan.y.lowest, pairs + plan.y.reach - 1, g.oh, g.output, plan.padded);
-    }
-    A taps[kConv2dLongestChain];
-    PairedRow<T> row{};
-    row.width = g.w;
-    row.columns = columns;
-    row.even = even.taps;
-    row.odd = odd.taps;
-    for (int64_t plane = first; plane < last; ++plane) {
-      const int64_t channel = plane % g.c;
-      const A* parity_taps[2];
-      A* target = taps;
-      for (int p = 0; p < 2; ++p) {
-        parity_taps[p] = target;
-        TapAxis kernel_row = plan.y.parity[p];
-        for (kernel_row.taps = 1; target < parity_taps[p] + plan.y.parity[p].taps * row_taps;
-             target += row_taps) {
-          const T* filter = weight + channel * g.weight.n;
-          gather_taps(target, filter, kernel_row, even, g.weight.h, g.weight.w);
-          gather_taps(target + even.taps, filter, kernel_row, odd, g.weight.h, g.weight.w);
-          kernel_row.kernel_first += kernel_row.kernel_step;
+  in_parallel(threads, [&] {
+#pragma omp for schedule(static)
+    for (int64_t run = 0; run < bands.runs; ++run) {
+      A* const buffer = static_cast<A*>(workspace) + thread_index() * plan.thread_size();
+      const auto [first, last, y0, pairs] = bands.band(run);
+      for (int64_t plane = first; plane < last; ++plane) {
+        copy_band(buffer + (plane - first) * plan.plane_size(),
+                  grad_output + plane / g.c * g.output.n + plane % g.c * g.output.c,
+                  y0 + plan.y.lowest, pairs + plan.y.reach - 1, g.oh, g.output, plan.padded);
+      }
+      A taps[kConv2dLongestChain];
+      PairedRow<T> row{};
+      row.width = g.w;
+      row.columns = columns;
+      row.even = even.taps;
+      row.odd = odd.taps;
+      for (int64_t plane = first; plane < last; ++plane) {
+        const int64_t channel = plane % g.c;
+        const A* parity_taps[2];
+        A* target = taps;
+        for (int p = 0; p < 2; ++p) {
+          parity_taps[p] = target;
+          TapAxis kernel_row = plan.y.parity[p];
+          for (kernel_row.taps = 1; target < parity_taps[p] + plan.y.parity[p].taps * row_taps;
+               target += row_taps) {
+            const T* filter = weight + channel * g.weight.n;
+            gather_taps(target, filter, kernel_row, even, g.weight.h, g.weight.w);
+            gather_taps(target + even.taps, filter, kernel_row, odd, g.weight.h, g.weight.w);
+            kernel_row.kernel_first += kernel_row.kernel_step;
+          }
+        }
+        const A* rows = buffer + (plane - first) * plan.plane_size();
+        T* channel_written = grad_input + plane / g.c * g.input.n + channel * g.input.c;
+        for (int64_t h = 2 * y0; h < smaller(2 * (y0 + pairs), g.h); ++h) {
+          const TapAxis& axis = plan.y.parity[h % 2];
+          row.written = channel_written + h * g.input.h;
+          row.rows = rows + (h / 2 - y0 + axis.first - plan.y.lowest) * plan.padded.pitch;
+          row.row_gap = axis.gap * plan.padded.pitch;
+          row.y_taps = axis.taps;
+          row.weights = parity_taps[h % 2];
+          add(row);
         }
       }
-      const A* rows = buffer + (plane - first) * plan.plane_size();
-      T* channel_written = grad_input + plane / g.c * g.input.n + channel * g.input.c;
-      for (int64_t h = 2 * y0; h < smaller(2 * (y0 + pairs), g.h); ++h) {
-        const TapAxis& axis = plan.y.parity[h % 2];
-        row.written = channel_written + h * g.input.h;
-        row.rows = rows + (h / 2 - y0 + axis.first - plan.y.lowest) * plan.padded.pitch;
-        row.row_gap = axis.gap * plan.padded.pitch;
-        row.y_taps = axis.taps;
-        row.weights = parity_taps[h % 2];
-        add(row);
-      }
     }
-  }
+  });
 }
 
 // --- the passes ---------------------------------------------------------------------------------

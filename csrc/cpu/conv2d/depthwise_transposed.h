@@ -94,8 +94,7 @@ void run_depthwise_transposed(T* written, const T* read, const T* weight, const 
   const ChannelsRows<A> rows(passes, packed, g);
   const Strides4 read_at = transposed_strides(read_height, read_width, block);
   const Strides4 written_at = transposed_strides(passes.rows, passes.columns, block);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  in_parallel(threads, [&] {
     A* read_block = buffers + thread_index() * sizes.all();
     A* written_block = read_block + sizes.read;
     pack_taps_by_channel(packed, weight, bias, g);
@@ -111,7 +110,7 @@ void run_depthwise_transposed(T* written, const T* read, const T* weight, const 
                     passes.written.c, written_block, block, written_block + sizes.written, channels,
                     pixels);
     }
-  }
+  });
 }
 
 template <typename T>

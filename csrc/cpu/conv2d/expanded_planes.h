@@ -174,15 +174,17 @@ int64_t packed_tiles_bytes(const PixelPass& pass) {
 template <typename T>
 void pack_tiles(acc_t<T>* packed, const T* weight, const PixelPass& pass, int threads) {
   const PackedTiles plan(pass, kLanes<acc_t<T>>);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < pass.groups * plan.row_tiles; ++i) {
-    const int64_t group = i / plan.row_tiles;
-    const int64_t tile = i % plan.row_tiles;
-    pack_weight_tile(
-        packed + group * plan.packed_group + tile * plan.tile_rows * pass.outer * plan.taps,
-        weight + group * pass.weight_group, tile * plan.tile_rows, plan.tile_rows,
-        plan.block_channels, pass);
-  }
+  in_parallel(threads, [&] {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < pass.groups * plan.row_tiles; ++i) {
+      const int64_t group = i / plan.row_tiles;
+      const int64_t tile = i % plan.row_tiles;
+      pack_weight_tile(
+          packed + group * plan.packed_group + tile * plan.tile_rows * pass.outer * plan.taps,
+          weight + group * pass.weight_group, tile * plan.tile_rows, plan.tile_rows,
+          plan.block_channels, pass);
+    }
+  });
 }
 
 // Copies one channel of one image to planes[copy][sequence][pitch].
@@ -366,8 +368,7 @@ void run_pixel_pass(T* written, const T* read, const acc_t<T>* packed, const T* 
   fill_offsets(offsets, plan.block_channels, pass, place);
   fill_offsets(last_offsets, plan.last_channels(pass), pass, place);
 
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  in_parallel(threads, [&] {
     A* buffers = per_thread + thread_index() * plan.thread_size();
     A* staging_end = buffers + plan.planes_size + plan.staging_size;
     store(staging_end - kLanes<A>, Vec<A>{});  // read, but of no influence
@@ -378,7 +379,7 @@ void run_pixel_pass(T* written, const T* read, const acc_t<T>* packed, const T* 
           pass_strip(task, written, read, packed, plan.packed_group, bias, pass);
       compute_strip(strip, pass, plan, offsets, column_starts, buffers);
     }
-  }
+  });
 }
 
 template <typename A>

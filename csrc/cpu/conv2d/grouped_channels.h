@@ -202,8 +202,7 @@ void run_grouped_pass(T* written, const T* read, const T* weight, const T* bias,
   TapAxis x = pass.x;
   x.first = 0;  // the spread rows begin where the strip's first element reads
   const ChannelsFunctions<T, A> functions = channels_functions_of<T, A>(x);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  in_parallel(threads, [&] {
     A* spread = per_thread + thread_index() * plan.spread_size;
     LaneSources<A> lanes;
 #pragma omp for schedule(static)
@@ -255,7 +254,7 @@ void run_grouped_pass(T* written, const T* read, const T* weight, const T* bias,
         add_channels_row(task, x, {0, strip.width}, functions);
       }
     }
-  }
+  });
 }
 
 template <typename A>

@@ -435,8 +435,7 @@ void outer_products_backward_weight(void* grad_weight, const void* grad_output, 
   const int64_t group_size = plan.chunk_size / g.groups;
   set_weight_places(weight_places, plan);
 
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  in_parallel(threads, [&] {
     int64_t* places = reinterpret_cast<int64_t*>(per_thread + thread_index() * plan.thread_bytes());
     A* packed_input = reinterpret_cast<A*>(places + plan.places_size);
     A* packed_gradients = packed_input + plan.input_size;
@@ -485,7 +484,7 @@ void outer_products_backward_weight(void* grad_weight, const void* grad_output, 
                      oc % plan.group_oc, weight_places, plan);
       }
     }
-  }
+  });
 }
 
 template <typename T>

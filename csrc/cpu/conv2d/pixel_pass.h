@@ -238,21 +238,23 @@ void write_zeros_where_no_tap_reaches(T* grad_input, const Conv2dGeometry& g, in
   if (for_each_backward_pass(g, [](const PixelPass&) {})) return;
   const bool rows = clears_rows_of_pixels(g);
   const int64_t parts = rows ? g.h : g.c;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < g.n * parts; ++i) {
-    T* part = grad_input + i / parts * g.input.n + i % parts * (rows ? g.input.h : g.input.c);
-    if (rows) {
-      std::memset(static_cast<void*>(part), 0, static_cast<size_t>(g.w * g.c) * sizeof(T));
-      continue;
-    }
-    for (int64_t h = 0; h < g.h; ++h, part += g.input.h) {
-      if (g.input.w == 1) {
-        std::memset(static_cast<void*>(part), 0, static_cast<size_t>(g.w) * sizeof(T));
-      } else {
-        for (int64_t w = 0; w < g.w; ++w) part[w * g.input.w] = T{};
+  in_parallel(threads, [&] {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < g.n * parts; ++i) {
+      T* part = grad_input + i / parts * g.input.n + i % parts * (rows ? g.input.h : g.input.c);
+      if (rows) {
+        std::memset(static_cast<void*>(part), 0, static_cast<size_t>(g.w * g.c) * sizeof(T));
+        continue;
+      }
+      for (int64_t h = 0; h < g.h; ++h, part += g.input.h) {
+        if (g.input.w == 1) {
+          std::memset(static_cast<void*>(part), 0, static_cast<size_t>(g.w) * sizeof(T));
+        } else {
+          for (int64_t w = 0; w < g.w; ++w) part[w * g.input.w] = T{};
+        }
       }
     }
-  }
+  });
 }
 
 // Adds the bias to the sums of one channel of one image and writes them.

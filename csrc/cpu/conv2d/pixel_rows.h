@@ -224,15 +224,17 @@ template <typename T>
 void pack_panels(acc_t<T>* packed, const T* weight, const PixelPass& pass, int threads) {
   constexpr int64_t kLine = kLanes<acc_t<T>>;
   const PackedPanels plan(pass, kLine);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < pass.groups * plan.panels; ++i) {
-    const int64_t group = i / plan.panels;
-    const int64_t first = plan.first_vector(i % plan.panels) * kLine;
-    const int64_t width = plan.first_vector(i % plan.panels + 1) * kLine - first;
-    pack_weight_panel(packed + group * plan.packed_group + first * plan.depth,
-                      weight + group * pass.weight_group + first * pass.weight_row,
-                      smaller(width, pass.rows - first), width, plan.chain, pass);
-  }
+  in_parallel(threads, [&] {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < pass.groups * plan.panels; ++i) {
+      const int64_t group = i / plan.panels;
+      const int64_t first = plan.first_vector(i % plan.panels) * kLine;
+      const int64_t width = plan.first_vector(i % plan.panels + 1) * kLine - first;
+      pack_weight_panel(packed + group * plan.packed_group + first * plan.depth,
+                        weight + group * pass.weight_group + first * pass.weight_row,
+                        smaller(width, pass.rows - first), width, plan.chain, pass);
+    }
+  });
 }
 
 // One row of one channel, or of all channels where they are neighbours; outside of the image it is
@@ -522,8 +524,7 @@ void run_pixel_rows(T* written, const T* read, const acc_t<T>* packed, const T* 
   const int64_t last_chain = pass.outer - (divide_up(pass.outer, plan.chain) - 1) * plan.chain;
   fill_offsets(offsets + plan.chain * plan.taps, last_chain, pass, place);
 
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  in_parallel(threads, [&] {
     A* buffers = per_thread + thread_index() * plan.thread_size();
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < strip_tasks(plan, pass, plan.panel_splits); ++i) {
@@ -532,7 +533,7 @@ void run_pixel_rows(T* written, const T* read, const acc_t<T>* packed, const T* 
           pass_strip(task, written, read, packed, plan.packed_group, bias, pass);
       compute_rows_strip(strip, pass, plan, offsets, buffers);
     }
-  }
+  });
 }
 
 template <typename T>

@@ -62,32 +62,34 @@ void reference_forward(void* output, const void* input, const void* weight, cons
   const T* b = static_cast<const T*>(bias);
   const int64_t group_c = g.c / g.groups;
   const int64_t group_oc = g.oc / g.groups;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t plane = 0; plane < g.n * g.oc; ++plane) {
-    const int64_t n = plane / g.oc;
-    const int64_t oc = plane % g.oc;
-    const T* image = x + n * g.input.n + (oc / group_oc) * group_c * g.input.c;
-    for (int64_t oh = 0; oh < g.oh; ++oh) {
-      for (int64_t ow = 0; ow < g.ow; ++ow) {
-        sum_t sum = b != nullptr ? static_cast<sum_t>(to_acc(b[oc])) : sum_t{0};
-        for (int64_t c = 0; c < group_c; ++c) {
-          for (int64_t kh = 0; kh < g.kh; ++kh) {
-            const int64_t h = oh * g.stride_h - g.pad_top + kh * g.dilation_h;
-            if (h < 0 || h >= g.h) continue;
-            for (int64_t kw = 0; kw < g.kw; ++kw) {
-              const int64_t w = ow * g.stride_w - g.pad_left + kw * g.dilation_w;
-              if (w < 0 || w >= g.w) continue;
-              sum += reference_term(
-                  image[c * g.input.c + h * g.input.h + w * g.input.w],
-                  f[oc * g.weight.n + c * g.weight.c + kh * g.weight.h + kw * g.weight.w]);
+  in_parallel(threads, [&] {
+#pragma omp for schedule(static)
+    for (int64_t plane = 0; plane < g.n * g.oc; ++plane) {
+      const int64_t n = plane / g.oc;
+      const int64_t oc = plane % g.oc;
+      const T* image = x + n * g.input.n + (oc / group_oc) * group_c * g.input.c;
+      for (int64_t oh = 0; oh < g.oh; ++oh) {
+        for (int64_t ow = 0; ow < g.ow; ++ow) {
+          sum_t sum = b != nullptr ? static_cast<sum_t>(to_acc(b[oc])) : sum_t{0};
+          for (int64_t c = 0; c < group_c; ++c) {
+            for (int64_t kh = 0; kh < g.kh; ++kh) {
+              const int64_t h = oh * g.stride_h - g.pad_top + kh * g.dilation_h;
+              if (h < 0 || h >= g.h) continue;
+              for (int64_t kw = 0; kw < g.kw; ++kw) {
+                const int64_t w = ow * g.stride_w - g.pad_left + kw * g.dilation_w;
+                if (w < 0 || w >= g.w) continue;
+                sum += reference_term(
+                    image[c * g.input.c + h * g.input.h + w * g.input.w],
+                    f[oc * g.weight.n + c * g.weight.c + kh * g.weight.h + kw * g.weight.w]);
+              }
             }
           }
+          y[n * g.output.n + oc * g.output.c + oh * g.output.h + ow * g.output.w] =
+              reference_result<T>(sum);
         }
-        y[n * g.output.n + oc * g.output.c + oh * g.output.h + ow * g.output.w] =
-            reference_result<T>(sum);
       }
     }
-  }
+  });
 }
 
 template <typename T>
@@ -99,34 +101,36 @@ void reference_backward_input(void* grad_input, const void* grad_output, const v
   const T* f = static_cast<const T*>(weight);
   const int64_t group_c = g.c / g.groups;
   const int64_t group_oc = g.oc / g.groups;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t plane = 0; plane < g.n * g.c; ++plane) {
-    const int64_t n = plane / g.c;
-    const int64_t c = plane % g.c;
-    const int64_t first_oc = (c / group_c) * group_oc;
-    for (int64_t h = 0; h < g.h; ++h) {
-      for (int64_t w = 0; w < g.w; ++w) {
-        sum_t sum{0};
-        for (int64_t oc = first_oc; oc < first_oc + group_oc; ++oc) {
-          for (int64_t kh = 0; kh < g.kh; ++kh) {
-            const int64_t t = h + g.pad_top - kh * g.dilation_h;
-            if (t < 0 || t % g.stride_h != 0 || t / g.stride_h >= g.oh) continue;
-            for (int64_t kw = 0; kw < g.kw; ++kw) {
-              const int64_t u = w + g.pad_left - kw * g.dilation_w;
-              if (u < 0 || u % g.stride_w != 0 || u / g.stride_w >= g.ow) continue;
-              sum +=
-                  reference_term(gy[n * g.output.n + oc * g.output.c +
-                                    (t / g.stride_h) * g.output.h + (u / g.stride_w) * g.output.w],
-                                 f[oc * g.weight.n + (c % group_c) * g.weight.c + kh * g.weight.h +
-                                   kw * g.weight.w]);
+  in_parallel(threads, [&] {
+#pragma omp for schedule(static)
+    for (int64_t plane = 0; plane < g.n * g.c; ++plane) {
+      const int64_t n = plane / g.c;
+      const int64_t c = plane % g.c;
+      const int64_t first_oc = (c / group_c) * group_oc;
+      for (int64_t h = 0; h < g.h; ++h) {
+        for (int64_t w = 0; w < g.w; ++w) {
+          sum_t sum{0};
+          for (int64_t oc = first_oc; oc < first_oc + group_oc; ++oc) {
+            for (int64_t kh = 0; kh < g.kh; ++kh) {
+              const int64_t t = h + g.pad_top - kh * g.dilation_h;
+              if (t < 0 || t % g.stride_h != 0 || t / g.stride_h >= g.oh) continue;
+              for (int64_t kw = 0; kw < g.kw; ++kw) {
+                const int64_t u = w + g.pad_left - kw * g.dilation_w;
+                if (u < 0 || u % g.stride_w != 0 || u / g.stride_w >= g.ow) continue;
+                sum += reference_term(
+                    gy[n * g.output.n + oc * g.output.c + (t / g.stride_h) * g.output.h +
+                       (u / g.stride_w) * g.output.w],
+                    f[oc * g.weight.n + (c % group_c) * g.weight.c + kh * g.weight.h +
+                      kw * g.weight.w]);
+              }
             }
           }
+          gx[n * g.input.n + c * g.input.c + h * g.input.h + w * g.input.w] =
+              reference_result<T>(sum);
         }
-        gx[n * g.input.n + c * g.input.c + h * g.input.h + w * g.input.w] =
-            reference_result<T>(sum);
       }
     }
-  }
+  });
 }
 
 template <typename T>
@@ -138,32 +142,34 @@ void reference_backward_weight(void* grad_weight, const void* grad_output, const
   const T* x = static_cast<const T*>(input);
   const int64_t group_c = g.c / g.groups;
   const int64_t group_oc = g.oc / g.groups;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t row = 0; row < g.oc * group_c; ++row) {
-    const int64_t oc = row / group_c;
-    const int64_t c = row % group_c;
-    const T* plane = x + ((oc / group_oc) * group_c + c) * g.input.c;
-    for (int64_t kh = 0; kh < g.kh; ++kh) {
-      for (int64_t kw = 0; kw < g.kw; ++kw) {
-        sum_t sum{0};
-        for (int64_t n = 0; n < g.n; ++n) {
-          for (int64_t oh = 0; oh < g.oh; ++oh) {
-            const int64_t h = oh * g.stride_h - g.pad_top + kh * g.dilation_h;
-            if (h < 0 || h >= g.h) continue;
-            for (int64_t ow = 0; ow < g.ow; ++ow) {
-              const int64_t w = ow * g.stride_w - g.pad_left + kw * g.dilation_w;
-              if (w < 0 || w >= g.w) continue;
-              sum += reference_term(
-                  gy[n * g.output.n + oc * g.output.c + oh * g.output.h + ow * g.output.w],
-                  plane[n * g.input.n + h * g.input.h + w * g.input.w]);
+  in_parallel(threads, [&] {
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < g.oc * group_c; ++row) {
+      const int64_t oc = row / group_c;
+      const int64_t c = row % group_c;
+      const T* plane = x + ((oc / group_oc) * group_c + c) * g.input.c;
+      for (int64_t kh = 0; kh < g.kh; ++kh) {
+        for (int64_t kw = 0; kw < g.kw; ++kw) {
+          sum_t sum{0};
+          for (int64_t n = 0; n < g.n; ++n) {
+            for (int64_t oh = 0; oh < g.oh; ++oh) {
+              const int64_t h = oh * g.stride_h - g.pad_top + kh * g.dilation_h;
+              if (h < 0 || h >= g.h) continue;
+              for (int64_t ow = 0; ow < g.ow; ++ow) {
+                const int64_t w = ow * g.stride_w - g.pad_left + kw * g.dilation_w;
+                if (w < 0 || w >= g.w) continue;
+                sum += reference_term(
+                    gy[n * g.output.n + oc * g.output.c + oh * g.output.h + ow * g.output.w],
+                    plane[n * g.input.n + h * g.input.h + w * g.input.w]);
+              }
             }
           }
+          gf[oc * g.weight.n + c * g.weight.c + kh * g.weight.h + kw * g.weight.w] =
+              reference_result<T>(sum);
         }
-        gf[oc * g.weight.n + c * g.weight.c + kh * g.weight.h + kw * g.weight.w] =
-            reference_result<T>(sum);
       }
     }
-  }
+  });
 }
 
 template <typename T>

@@ -160,32 +160,36 @@ void pack_winograd_panels(acc_t<T>* packed, const T* weight, const PixelPass& pa
   constexpr int64_t kLine = kLanes<A>;
   constexpr int64_t kChannels = 8;  // at a time
   constexpr int64_t kTaps = int64_t{Form::kTaps} * Form::kTaps;
+  // [kh][channel][kw][written channel]. GCC 12 gives up at such an array type in a lambda.
+  using Taps = A[kTaps * kChannels * kTileVectors * kLine];
   const PackedWinograd<A, Form> plan(pass);
   const int64_t blocks = divide_up(pass.outer, kChannels);
   const int64_t panels = pass.groups * plan.panels;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < panels * blocks; ++i) {
-    const int64_t panel = i / blocks % plan.panels;
-    const int64_t group = i / blocks / plan.panels;
-    const int64_t c0 = i % blocks * kChannels;
-    const int64_t first = plan.first_vector(panel) * kLine;
-    const int64_t width = plan.first_vector(panel + 1) * kLine - first;
-    PixelPass block = pass;
-    block.outer = smaller(kChannels, pass.outer - c0);
-    // [kh][channel][kw][written channel]
-    A taps[kTaps * kChannels * kTileVectors * kLine];
-    pack_weight_panel(
-        taps, weight + group * pass.weight_group + first * pass.weight_row + c0 * pass.weight_outer,
-        smaller(width, pass.rows - first), width, block.outer, block);
-    A* target = packed + group * plan.packed_group + first * pass.outer + c0 * width;
-    for (int64_t c = 0; c < block.outer; ++c) {
-      for (int64_t k = 0; k < width; k += kRegisterLanes<A>) {
-        transform_weights<Form>(target + c * width + k, plan.packed_place,
-                                taps + c * Form::kTaps * width + k,
-                                block.outer * Form::kTaps * width, width);
+  in_parallel(threads, [&] {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < panels * blocks; ++i) {
+      const int64_t panel = i / blocks % plan.panels;
+      const int64_t group = i / blocks / plan.panels;
+      const int64_t c0 = i % blocks * kChannels;
+      const int64_t first = plan.first_vector(panel) * kLine;
+      const int64_t width = plan.first_vector(panel + 1) * kLine - first;
+      PixelPass block = pass;
+      block.outer = smaller(kChannels, pass.outer - c0);
+      Taps taps;
+      pack_weight_panel(
+          taps,
+          weight + group * pass.weight_group + first * pass.weight_row + c0 * pass.weight_outer,
+          smaller(width, pass.rows - first), width, block.outer, block);
+      A* target = packed + group * plan.packed_group + first * pass.outer + c0 * width;
+      for (int64_t c = 0; c < block.outer; ++c) {
+        for (int64_t k = 0; k < width; k += kRegisterLanes<A>) {
+          transform_weights<Form>(target + c * width + k, plan.packed_place,
+                                  taps + c * Form::kTaps * width + k,
+                                  block.outer * Form::kTaps * width, width);
+        }
       }
     }
-  }
+  });
 }
 
 // --- input --------------------------------------------------------------------------------------
@@ -373,8 +377,7 @@ void run_winograd(T* written, const T* read, const acc_t<T>* packed, const T* bi
   std::memset(flags, 0, static_cast<size_t>(pass.images));
   for (int64_t c = 0; c < plan.chain; ++c) offsets[c] = c;
 
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  in_parallel(threads, [&] {
     A* staged = per_thread + thread_index() * plan.thread_size();
     A* transformed = staged + plan.staged_size;
     A* products = transformed + plan.transformed_size;
@@ -394,7 +397,7 @@ void run_winograd(T* written, const T* read, const acc_t<T>* packed, const T* bi
         panel = next;
       }
     }
-  }
+  });
 }
 
 template <typename Form>

@@ -282,8 +282,7 @@ struct WinogradWeight {
     for (int64_t t = 0; t < plan.strip_images * plan.height * plan.tile_columns; ++t) {
       offsets[t] = t * plan.gradient_tile;
     }
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+    in_parallel(threads, [&] {
       A* staged = per_thread + thread_index() * plan.thread_size();
       A* inputs = staged + plan.staged_size;
       A* gradients = inputs + Form::kPlaces * plan.input_place;
@@ -317,7 +316,7 @@ struct WinogradWeight {
           *flag = 1;
         }
       }
-    }
+    });
   }
 
   template <typename T>
