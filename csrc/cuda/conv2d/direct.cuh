@@ -20,6 +20,10 @@ namespace nnops::cuda {
 
 inline constexpr int kDirectThreads = 256;
 inline constexpr int kDirectStrip = 4;
+// Blocks that a multiprocessor must hold at least, or 0: what ptxas makes of it by itself. It gives
+// the widest vectors more registers than they need on some devices, and a third block does not fit.
+template <int kVector, int kTaps>
+inline constexpr int kDirectBlocks = kVector == 8 && kTaps == 0 ? 3 : 0;
 
 template <typename T>
 struct DirectPass {
@@ -42,7 +46,7 @@ NNOPS_DEVICE Vector<acc_t<T>, kVector> load_or_zero(const T* from, bool inside) 
 
 // kVector: channels of a thread; kTaps: kernel rows, all with step and gap 1, or 0 for any.
 template <typename T, int kVector, int kTaps>
-__global__ void __launch_bounds__(kDirectThreads)
+__global__ void __launch_bounds__(kDirectThreads, kDirectBlocks<kVector, kTaps>)
     direct_pass(const DirectPass<T> p, const AddBias<T> epilogue) {
   const PixelPass& pass = p.pass;
   const unsigned block = blockIdx.x % p.blocks;
@@ -74,6 +78,8 @@ __global__ void __launch_bounds__(kDirectThreads)
       y.kernel_first * weight_h + x.kernel_first * weight_w;
   const int64_t tap_h = y.kernel_step * weight_h;
   const int64_t tap_w = x.kernel_step * weight_w;
+  const int step_h = static_cast<int>(y.step * pass.read.h);
+  const int gap_h = static_cast<int>(y.gap * pass.read.h);
 
   Vector<acc_t<T>, kVector> sums[kDirectStrip] = {};
   for (int j = 0; j < pass.outer; ++j) {
@@ -98,17 +104,24 @@ __global__ void __launch_bounds__(kDirectThreads)
           }
         }
       } else {
+        // One tap at a time: the pixels of a strip are loads enough, and taps side by side spill.
+        const T* line = from;
+        const T* tap_weights = column_weights;
+        int h = first_h;
+#pragma unroll 1
         for (int r = 0; r < y.taps; ++r) {
-          const auto tap = load_acc<kVector>(column_weights + r * tap_h);
+          const auto tap = load_acc<kVector>(tap_weights);
 #pragma unroll
           for (int i = 0; i < kDirectStrip; ++i) {
-            const int shift = i * y.step + r * y.gap;
             const bool inside =
-                static_cast<unsigned>(first_h + shift) < static_cast<unsigned>(y.limit);
-            const auto value = load_or_zero<kVector>(from + shift * pass.read.h, inside);
+                static_cast<unsigned>(h + i * y.step) < static_cast<unsigned>(y.limit);
+            const auto value = load_or_zero<kVector>(line + i * step_h, inside);
 #pragma unroll
             for (int v = 0; v < kVector; ++v) sums[i][v] += value[v] * tap[v];
           }
+          line += gap_h;
+          tap_weights += tap_h;
+          h += y.gap;
         }
       }
     }
