@@ -42,15 +42,17 @@ static int64_t nll_loss_backward(void* grad_input, const void* grad_output, cons
   g = joined_rows(g);
   const ClassScratch scratch(0);
   const unsigned blocks = grid_stride_blocks(row_count(g), kNllThreads);
-  const auto launch = [&](auto kernel) {
-    NNOPS_LAUNCH((kernel), blocks, kNllThreads, 0, static_cast<T*>(grad_input),
-                 static_cast<const T*>(grad_output), target, static_cast<const T*>(weight),
-                 static_cast<const acc_t<T>*>(total_weight), &scratch.words->bad_row, g);
-  };
+  T* to = static_cast<T*>(grad_input);
+  const T* from = static_cast<const T*>(grad_output);
+  const T* weights = static_cast<const T*>(weight);
+  const acc_t<T>* total = static_cast<const acc_t<T>*>(total_weight);
+  BadRow* bad_row = &scratch.words->bad_row;
   if (planes) {
-    launch(nll_loss_planes_kernel<T>);
+    NNOPS_LAUNCH((nll_loss_planes_kernel<T>), blocks, kNllThreads, 0, to, from, target, weights,
+                 total, bad_row, g);
   } else {
-    launch(nll_loss_scatter_kernel<T>);
+    NNOPS_LAUNCH((nll_loss_scatter_kernel<T>), blocks, kNllThreads, 0, to, from, target, weights,
+                 total, bad_row, g);
   }
   return scratch.first_bad_row();
 }

@@ -52,18 +52,19 @@ void run(T* written, const T* read, const T* weight, const PixelPass& pass, cons
   const bool vectors = p.channels_inner && pass.rows == 1 && pass.outer == 1 &&
                        channels % kWidth == 0 && has_vectors(written, pass.written) &&
                        has_vectors(read, pass.read);
-  const auto launch = [&](auto kernel, int width) {
-    const int64_t threads = int64_t{channels / width} * p.strips * pass.x.grid;
+  const auto launch = [&]<int kVector, int kTaps>() {
+    const int64_t threads = int64_t{channels / kVector} * p.strips * pass.x.grid;
     p.blocks = static_cast<unsigned>(ceil_divide<int64_t>(threads, kDirectThreads));
-    NNOPS_LAUNCH((*kernel), static_cast<unsigned>(p.blocks * pass.images * pass.phases()),
-                 kDirectThreads, 0, p, epilogue);
+    NNOPS_LAUNCH((direct_pass<T, kVector, kTaps>),
+                 static_cast<unsigned>(p.blocks * pass.images * pass.phases()), kDirectThreads, 0,
+                 p, epilogue);
   };
   // The rows of the phases of a strided backward_input differ in number.
   const bool three = pass.phases() == 1 && pass.y.taps == 3 && pass.y.step == 1 && pass.y.gap == 1;
   if (vectors) {
-    three ? launch(&direct_pass<T, kWidth, 3>, kWidth) : launch(&direct_pass<T, kWidth, 0>, kWidth);
+    three ? launch.template operator()<kWidth, 3>() : launch.template operator()<kWidth, 0>();
   } else {
-    three ? launch(&direct_pass<T, 1, 3>, 1) : launch(&direct_pass<T, 1, 0>, 1);
+    three ? launch.template operator()<1, 3>() : launch.template operator()<1, 0>();
   }
 }
 
