@@ -73,7 +73,7 @@ NNOPS_DEVICE ClassRow<acc_t<T>> class_row(const BackwardCall<T>& call, const T* 
 }
 
 template <typename T, bool kWideRows>
-__global__ void __launch_bounds__(RowShape<T, kWideRows>::kThreads)
+__global__ void __launch_bounds__(RowShape<T, kWideRows>::kThreads, RowShape<T, kWideRows>::kBlocks)
     cross_entropy_backward_indices_kernel(const BackwardCall<T> call) {
   using A = acc_t<T>;
   using Shape = RowShape<T, kWideRows>;
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(RowShape<T, kWideRows>::kThreads)
 }
 
 template <typename T, bool kWideRows>
-__global__ void __launch_bounds__(RowShape<T, kWideRows>::kThreads)
+__global__ void __launch_bounds__(RowShape<T, kWideRows>::kThreads, RowShape<T, kWideRows>::kBlocks)
     cross_entropy_backward_probabilities_kernel(const BackwardCall<T> call) {
   using A = acc_t<T>;
   using Shape = RowShape<T, kWideRows>;
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(RowShape<T, kWideRows>::kThreads)
 }
 
 template <typename T, bool kWideRows>
-__global__ void __launch_bounds__(RowShape<T, kWideRows>::kThreads)
+__global__ void __launch_bounds__(RowShape<T, kWideRows>::kThreads, RowShape<T, kWideRows>::kBlocks)
     cross_entropy_backward_target_kernel(const BackwardCall<T> call) {
   using A = acc_t<T>;
   using Shape = RowShape<T, kWideRows>;

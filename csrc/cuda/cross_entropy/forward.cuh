@@ -58,7 +58,7 @@ NNOPS_DEVICE void finish_row(const ForwardCall<T>& call, int64_t row, int64_t t,
 
 // kDot: the whole row takes part in the loss, because the target is probabilities or smoothed.
 template <typename T, bool kProbabilities, bool kDot, bool kWideRows>
-__global__ void __launch_bounds__(RowShape<T, kWideRows>::kThreads)
+__global__ void __launch_bounds__(RowShape<T, kWideRows>::kThreads, RowShape<T, kWideRows>::kBlocks)
     cross_entropy_forward_kernel(const ForwardCall<T> call) {
   using A = acc_t<T>;
   using Shape = RowShape<T, kWideRows>;

@@ -16,11 +16,15 @@ namespace nnops::cuda {
 
 template <typename T, bool kWideRows>
 struct RowShape {
-  static constexpr int kWidth = kWideRows ? kVectorWidth<T> : 1;         // of a vector
-  static constexpr int kVectors = !kWideRows ? 8 : kWidth == 8 ? 1 : 2;  // in a step
+  static constexpr int kWidth = kWideRows ? kVectorWidth<T> : 1;  // of a vector
+  // In a step: 8 values, of float64 4. More of them do not fit into the registers.
+  static constexpr int kVectors = (sizeof(T) == 8 ? 4 : 8) / kWidth;
   static constexpr int kValues = kWidth * kVectors;
   static constexpr int kThreads = kWideRows ? 256 : 128;
   static constexpr int kWarps = kThreads / kWarpSize;
+  // Blocks that a multiprocessor must hold at least, or 0: what ptxas makes of it by itself, which
+  // with float64 is to spill for the sake of more of them.
+  static constexpr int kBlocks = sizeof(T) == 8 ? 512 / kThreads : 0;
 };
 
 // The values of a lane from class `first` on. `count` is how many classes there are from there on,
