@@ -17,7 +17,9 @@ NNOPS_DEVICE void copy_element(T* shared, const T* global, bool valid) {
   if constexpr (sizeof(T) >= 4) {
     copy_async<sizeof(T)>(shared, global, valid);
   } else {
-    *shared = valid ? *global : T{};
+    T value{};
+    if (valid) value = *global;
+    *shared = value;
   }
 }
 
