@@ -207,8 +207,9 @@ __global__ void __launch_bounds__(Multiply::kThreads)
     if ((step / Multiply::kTileK + 1) % kTilesPerChain<Multiply> == 0) multiply.end_chain();
   }
   multiply.end_chain();
-  multiply.for_each(
-      [&](int row, int column, float value) { c[row * Multiply::kTileN + column] = value; });
+  multiply.for_each_run([&](int row, int column, const Vector<float, Multiply::kRun>& values) {
+    store_vector<Multiply::kRun>(c + row * Multiply::kTileN + column, values);
+  });
 }
 
 // Every element of a tile has its own place, and chunks stay together.

@@ -34,6 +34,7 @@ struct PixelGemm {
   bool channels_inner;   // of k
   bool chunks_of_image;  // 16 bytes of neighbouring k at once; needs channels_inner
   bool chunks_of_weights;
+  bool runs_of_written;  // channels that a thread holds side by side (Multiply::kRun) at once
   unsigned tiles_m, tiles_n;
 };
 
@@ -242,11 +243,24 @@ __global__ void __launch_bounds__(Multiply::kThreads, Multiply::kBlocksPerMultip
   }
   __syncthreads();
   const int first_of_group = group * p.pass.rows;
-  tile.for_each([&](int row, int column, acc_t<T> sum) {
+  constexpr int kRun = Multiply::kRun;
+  tile.for_each_run([&](int row, int column, const Vector<acc_t<T>, kRun>& sums) {
     const int64_t place = places[row];
-    if (place >= 0 && first_channel + column < p.pass.rows) {
-      const int channel = first_of_group + first_channel + column;
-      p.written[place + channel * p.pass.written.c] = epilogue(sum, channel);
+    const int left = p.pass.rows - first_channel - column;
+    if (place < 0 || left <= 0) return;
+    const int channel = first_of_group + first_channel + column;
+    Vector<T, kRun> results{};
+#pragma unroll
+    for (int v = 0; v < kRun; ++v) {
+      if (v < left) results[v] = epilogue(sums[v], channel + v);
+    }
+    if (p.runs_of_written) {
+      store_vector<kRun>(p.written + place + channel, results);
+    } else {
+#pragma unroll
+      for (int v = 0; v < kRun; ++v) {
+        if (v < left) p.written[place + (channel + v) * p.pass.written.c] = results[v];
+      }
     }
   });
 }

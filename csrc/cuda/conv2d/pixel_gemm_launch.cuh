@@ -55,6 +55,10 @@ void launch_pixel_gemm(typename Multiply::Element* written, const typename Multi
   gemm.chunks_of_image = gemm.channels_inner && pass.outer % kWidth == 0 && are_aligned(read) &&
                          (pass.images == 1 || pass.read.n % kWidth == 0) &&
                          pass.read.h % kWidth == 0 && pass.read.w % kWidth == 0;
+  constexpr int kRun = Multiply::kRun;
+  gemm.runs_of_written = pass.written.c == 1 && pass.rows % kRun == 0 && are_aligned(written) &&
+                         (pass.images == 1 || pass.written.n % kRun == 0) &&
+                         pass.written.h % kRun == 0 && pass.written.w % kRun == 0;
   if (weights_are_in_order(pass)) {
     gemm.weights = weight;
     gemm.weight_row = pass.weight_row;

@@ -27,8 +27,12 @@
 //   void clear();                           everything zero
 //   void multiply(const Element* a, const Element* b);   one step; tiles are complete and visible
 //   void end_chain();                       after every kTilesPerChain steps, and after the last
-//   template <typename F> void for_each(F f);   f(row, column, value) once for each element of C
-//                                           that the thread holds, after end_chain()
+//   static constexpr int kRun;              columns that a thread holds side by side, a power of
+//   two template <typename F> void for_each_run(F f);   after end_chain(), f(row, column, values)
+//   for
+//                                           all that the thread holds of C: each time a
+//                                           Vector<Accumulator, kRun> from `column`, a multiple of
+//                                           kRun, on
 //
 // All threads of the block call each of these together (warp operations are allowed, barriers are
 // not needed: the kernel has them).

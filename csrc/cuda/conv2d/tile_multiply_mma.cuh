@@ -88,6 +88,7 @@ struct MmaMultiply {
   static constexpr int kMmaM = 16;
   static constexpr int kMmaN = 8;
   static constexpr int kMmaK = kTf32 ? 8 : 16;
+  static constexpr int kRun = 2;  // of C, in each of a lane's rows
   static constexpr int kMmasM = Shape::kWarpM / kMmaM;
   static constexpr int kMmasN = Shape::kWarpN / kMmaN;
   static_assert(kTileM % Shape::kWarpM == 0 && Shape::kWarpM % kMmaM == 0);
@@ -159,7 +160,7 @@ struct MmaMultiply {
   }
 
   template <typename F>
-  NNOPS_DEVICE void for_each(F f) const {
+  NNOPS_DEVICE void for_each_run(F f) const {
     const int m = warp_m() + lane_index() / 4;
     const int n = warp_n() + lane_index() % 4 * 2;
 #pragma unroll
@@ -167,8 +168,9 @@ struct MmaMultiply {
 #pragma unroll
       for (int j = 0; j < kMmasN; ++j) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          f(m + i * kMmaM + e / 2 * 8, n + j * kMmaN + e % 2, totals[i][j][e]);
+        for (int e = 0; e < 4; e += kRun) {
+          f(m + i * kMmaM + e / 2 * 8, n + j * kMmaN,
+            Vector<float, kRun>{{totals[i][j][e], totals[i][j][e + 1]}});
         }
       }
     }

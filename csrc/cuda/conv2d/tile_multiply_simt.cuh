@@ -39,6 +39,7 @@ struct SimtMultiply {
   // float's.
   static constexpr int kVector = smaller(4, kChunk);
   static constexpr bool kAlongK = kOrder == TileOrder::kAlongK;
+  static constexpr int kRun = kAlongK ? 1 : kVector;
   // Sums of two levels where the type is so short that it matters.
   static constexpr bool kTotals = sizeof(Accumulator) == 4;
   // What a thread's sums leave of a multiprocessor's 65536 registers.
@@ -157,13 +158,15 @@ struct SimtMultiply {
   }
 
   template <typename F>
-  NNOPS_DEVICE void for_each(F f) const {
+  NNOPS_DEVICE void for_each_run(F f) const {
 #pragma unroll
     for (int i = 0; i < Shape::kRows; ++i) {
 #pragma unroll
-      for (int j = 0; j < Shape::kColumns; ++j) {
-        f(row_of(i, thread_m(), Shape::kThreadsM), row_of(j, thread_n(), Shape::kThreadsN),
-          kTotals ? totals[i][j] : sums[i][j]);
+      for (int j = 0; j < Shape::kColumns; j += kRun) {
+        Vector<Accumulator, kRun> values;
+#pragma unroll
+        for (int v = 0; v < kRun; ++v) values[v] = kTotals ? totals[i][j + v] : sums[i][j + v];
+        f(row_of(i, thread_m(), Shape::kThreadsM), row_of(j, thread_n(), Shape::kThreadsN), values);
       }
     }
   }

@@ -240,14 +240,20 @@ __global__ void __launch_bounds__(Multiply::kThreads, Multiply::kBlocksPerMultip
     });
   }
 
-  tile.for_each([&](int row, int column, acc_t<T> sum) {
-    if (first_row + row >= p.group_oc || columns[column].h == kNowhere) return;
-    const int64_t oc = int64_t{group} * p.group_oc + first_row + row;
-    if (p.partials == nullptr) {
-      p.grad_weight[oc * p.weight_strides.n + columns[column].write] = from_acc<T>(sum);
-    } else {
-      p.partials[((int64_t{split} * p.groups * p.group_oc) + oc) * p.columns() + first_column +
-                 column] = sum;
+  // Element by element: places of whole runs take registers that sm_75 does not have.
+  constexpr int kRun = Multiply::kRun;
+  tile.for_each_run([&](int row, int first, const Vector<acc_t<T>, kRun>& sums) {
+#pragma unroll
+    for (int v = 0; v < kRun; ++v) {
+      const int column = first + v;
+      if (first_row + row >= p.group_oc || columns[column].h == kNowhere) return;
+      const int64_t oc = int64_t{group} * p.group_oc + first_row + row;
+      if (p.partials == nullptr) {
+        p.grad_weight[oc * p.weight_strides.n + columns[column].write] = from_acc<T>(sums[v]);
+      } else {
+        p.partials[((int64_t{split} * p.groups * p.group_oc) + oc) * p.columns() + first_column +
+                   column] = sums[v];
+      }
     }
   });
 }
