@@ -140,7 +140,12 @@ class Checker {
 
 void Checker::launch_begins(const char* kernel, const SharedMemory& shared, const void* arguments,
                             size_t argument_bytes) {
-  if (traffic_ == nullptr && Traffic::wanted()) traffic_ = std::make_unique<Traffic>();
+  const std::string file = Traffic::wanted_file();
+  if (traffic_ != nullptr && traffic_->file() != file) {
+    traffic_->write();
+    traffic_.reset();
+  }
+  if (traffic_ == nullptr && !file.empty()) traffic_ = std::make_unique<Traffic>(file);
   if (traffic_ != nullptr) traffic_->begin_launch(kernel);
   shared_ = &shared;
   if (phase_ > 0xf0000000) {  // start again before the numbers run out

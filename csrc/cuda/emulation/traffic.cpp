@@ -10,7 +10,10 @@
 
 namespace nnops::emulation {
 
-bool Traffic::wanted() { return std::getenv("NNOPS_CUDA_TRAFFIC") != nullptr; }
+std::string Traffic::wanted_file() {
+  const char* path = std::getenv("NNOPS_CUDA_TRAFFIC");
+  return path == nullptr ? "" : path;
+}
 
 void Traffic::access(int thread, Place place, bool shared, bool writes, uintptr_t address,
                      unsigned bytes) {
@@ -69,8 +72,7 @@ void Traffic::count(const Key& key, const Request& request, Counts& counts) {
 }
 
 void Traffic::write() const {
-  const char* path = std::getenv("NNOPS_CUDA_TRAFFIC");
-  FILE* const file = path == nullptr ? nullptr : std::fopen(path, "a");
+  FILE* const file = std::fopen(file_.c_str(), "a");
   if (file == nullptr) return;
   // Instantiations of a template, and copies of a place that the compiler made, together.
   std::map<std::string, Counts> lines;

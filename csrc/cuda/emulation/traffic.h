@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/emulation/place.h"
@@ -25,15 +26,19 @@ class Traffic {
     int64_t requests = 0, lanes = 0, units = 0, least_units = 0;
   };
 
-  // Whether NNOPS_CUDA_TRAFFIC names a file, to which write() appends.
-  static bool wanted();
+  // The file that NNOPS_CUDA_TRAFFIC names, or empty: nothing is to be counted.
+  static std::string wanted_file();
+
+  explicit Traffic(std::string file) : file_(std::move(file)) {}
+  const std::string& file() const { return file_; }
 
   void begin_launch(const char* kernel) { kernel_ = kernel; }
   void access(int thread, Place place, bool shared, bool writes, uintptr_t address, unsigned bytes);
   // The threads of the block have met.
   void meet();
 
-  // Lines of: kernel, place, space, access, bytes per lane, requests, lanes, units, least units.
+  // Appends to the file lines of: kernel, place, space, access, bytes per lane, requests, lanes,
+  // units, least units.
   void write() const;
 
  private:
@@ -61,6 +66,7 @@ class Traffic {
 
   static void count(const Key& key, const Request& request, Counts& counts);
 
+  std::string file_;
   const char* kernel_ = "";
   std::map<Key, Record> records_;
 };
