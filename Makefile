@@ -45,9 +45,10 @@ test-cuda-emulated: build ## run the CUDA kernels on the CPU against torch, and 
 	$(call emulated-build,emulated)
 	$(call emulated-build,checked)
 	NNOPS_EXTENSION=build/cuda-emulated \
-		$(python) -m pytest tests/test_opdb.py tests/*cuda*.py tests/cuda_emulation $(PYTEST_ARGS)
+		$(python) -m pytest tests/test_opdb.py tests/test_*cuda*.py tests/cuda_emulation $(PYTEST_ARGS)
 	NNOPS_EXTENSION=build/cuda-checked LD_PRELOAD=build/cuda-checked/libnnops_allocations.so \
-		$(python) -m pytest tests/test_cuda.py -k every_order
+		$(python) -m pytest tests/test_cuda.py tests/test_cuda_traffic.py \
+		-k "every_order or traffic"
 
 bench: build ## measure nnops beside torch: BENCH_ARGS="--op relu --threads 1 2" (bench/README.md)
 	$(python) -m nnops bench $(BENCH_ARGS)

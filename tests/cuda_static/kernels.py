@@ -25,8 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
-ARCHITECTURES = (75, 80, 90, 120)
-FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-I", str(CSRC))
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)  # those that cmake/cuda.cmake compiles for
+FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Werror=all-warnings", "-I", str(CSRC))
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ MULTIPROCESSORS = {
     120: Multiprocessor(1536, 24, 100 << 10),
 }
 RESERVED_SHARED_BYTES = 1024  # per block, from sm_80 on
+CHUNKS = {"double": 2, "float": 4, "bfloat16": 8, "float16": 8}  # elements in 16 bytes
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,41 @@ class Kernel:
         return matches(self.instructions, pattern)
 
     @property
+    def is_trap(self) -> bool:
+        """Whether launchers take another kernel on this architecture, and this one is not compiled
+        in earnest: tensor cores of sm_75 know float16 alone."""
+        halves = "MmaMultiply<float16" in self.name
+        return self.architecture < 80 and "MmaMultiply" in self.name and not halves
+
+    @property
+    def subject(self) -> str:
+        """What bounds are looked up by."""
+        return f"{self.name} on {'sm_80 or later' if self.architecture >= 80 else 'sm_75'}"
+
+    @property
     def main_loop(self) -> Counter[str]:
         """The loop with the most arithmetic; empty where there is none."""
         return max(self.loops, key=lambda loop: matches(loop, ARITHMETIC), default=Counter())
 
-    def resident_threads(self, dynamic_shared_bytes: int = 0) -> int | None:
+    @property
+    def dynamic_shared_bytes(self) -> int:
+        """What a launch adds; the implicit GEMMs alone do: kTileBytes of conv2d/tile.cuh."""
+        if found := re.search(r"MmaMultiply<\w+, MmaShape<(\d+), (\d+), ", self.name):
+            rows = int(found[1]) + int(found[2])
+        elif found := re.search(
+            r"SimtMultiply<(\w+), SimtShape<(\d+), (\d+), (\d+), (\d+)>, (\d)>", self.name
+        ):
+            threads_m, threads_n, rows_each, columns_each, along_rows = map(int, found.groups()[1:])
+            padding = 2 * CHUNKS[found[1]] * along_rows
+            rows = threads_m * rows_each + threads_n * columns_each + padding
+        else:
+            return 0
+        return 3 * 64 * rows  # three steps of 64 bytes a row
+
+    def resident_threads(self, dynamic_shared_bytes: int | None = None) -> int | None:
         """Threads of the kernel that fit on a multiprocessor, where its block size is known."""
+        if dynamic_shared_bytes is None:
+            dynamic_shared_bytes = self.dynamic_shared_bytes
         if self.threads is None:
             return None
         limits = MULTIPROCESSORS[self.architecture]
@@ -124,7 +154,7 @@ def compile_and_read(source: Path, architecture: int, folder: Path) -> list[Kern
     Raises:
         RuntimeError: with what nvcc said, where it fails.
     """
-    cubin = folder / f"{source.stem}-sm_{architecture}-{_fingerprint()}.cubin"
+    cubin = folder / f"{source.stem}-sm_{architecture}-{_fingerprint(source)}.cubin"
     log = cubin.with_suffix(".log")
     if not log.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,13 +223,18 @@ def parse(source: str, architecture: int, log: str, listing: str) -> list[Kernel
     ]
 
 
-def _fingerprint() -> str:
-    """Of everything that a kernel may be made of."""
-    text = hashlib.sha256(" ".join(FLAGS).encode())
-    for path in sorted(CSRC.rglob("*")):
-        if path.suffix in (".cu", ".cuh", ".h"):
-            text.update(path.read_bytes())
-    return text.hexdigest()[:16]
+def _fingerprint(source: Path) -> str:
+    """Of the flags, the source, and what it includes of this project."""
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    waiting, seen = [source], {source}
+    while waiting:
+        text = waiting.pop().read_text()
+        digest.update(text.encode())
+        for name in re.findall(r'^#include "(.+)"', text, re.MULTILINE):
+            if (header := CSRC / name).exists() and header not in seen:
+                seen.add(header)
+                waiting.append(header)
+    return digest.hexdigest()[:16]
 
 
 def _demangled(symbols: list[str]) -> dict[str, str]:
@@ -285,7 +320,29 @@ COLUMNS = {
     "FMA": r"FFMA|DFMA|HFMA",
     "tensor": r"HMMA",
 }
+PRODUCTS = r"HMMA|[FDH]FMA"
 DIVISION = r"MUFU\.RCP|I2F|F2I"
+
+
+def measurements(kernel: Kernel, instructions: bool) -> dict[str, float]:
+    """The measures of cuda_bounds.py: those that nvdisasm is needed for, or the others."""
+    if not instructions:
+        return {
+            "spilled bytes": kernel.spilled_bytes,
+            "registers": kernel.registers,
+            "declared shared bytes": kernel.static_shared_bytes,
+            "shared bytes": kernel.static_shared_bytes + kernel.dynamic_shared_bytes,
+        }
+    loop = kernel.main_loop
+    found = {
+        "divisions in the main loop": matches(loop, DIVISION),
+        "16-byte loads": kernel.count(COLUMNS["wide loads"]),
+        "products in the main loop": matches(loop, PRODUCTS),
+        "ldmatrix in the main loop": matches(loop, r"LDSM\.16\.\w+\.4"),
+        "asynchronous copies in the main loop": matches(loop, r"LDGSTS\S*\.128"),
+    }
+    resident = kernel.resident_threads()  # the block size stands in the listing
+    return found if resident is None else found | {"resident threads": resident}
 
 
 def markdown(kernels: Sequence[Kernel]) -> str:
@@ -306,7 +363,8 @@ def markdown(kernels: Sequence[Kernel]) -> str:
                 kernel.threads or "",
                 kernel.registers,
             ]
-            cells += [kernel.static_shared_bytes, kernel.spilled_bytes, resident or ""]
+            shared = kernel.static_shared_bytes + kernel.dynamic_shared_bytes
+            cells += [shared, kernel.spilled_bytes, resident or ""]
             cells += [kernel.count(pattern) for pattern in COLUMNS.values()]
             cells.append(matches(kernel.main_loop, DIVISION))
             lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -322,9 +380,10 @@ def _explanation() -> list[str]:
     return [
         "Written by `python tests/cuda_static/kernels.py --write`, with nvcc "
         f"{release[1] if release else '?'};",
-        "no GPU has run any of it. Shared memory is what a kernel declares, in bytes; what a",
-        "launch adds is not in it, nor in the resident threads of a multiprocessor. The other",
-        "columns count instructions in the code, not how often they run.",
+        "no GPU has run any of it. Shared memory is in bytes, with what a launch adds. Resident",
+        "are the threads of the blocks that fit on a multiprocessor at once. The columns behind",
+        "them count instructions in the code, not how often they run. What is asked, and why,",
+        "stands in tests/cuda_bounds.py.",
     ]
 
 

@@ -1,4 +1,5 @@
-"""What may be asked of the compiled CUDA kernels without a GPU (kernels.py reads it).
+"""What may be asked of the compiled CUDA kernels without a GPU: kernels.py reads it, cuda_bounds.py
+says how much of what, and why.
 
 Compiling all of them takes minutes, so this is for `make test-slow`, on machines with nvcc; what
 needs the instructions is skipped where there is no nvdisasm.
@@ -6,26 +7,23 @@ needs the instructions is skipped where there is no nvdisasm.
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 
 import pytest
+from cuda_bounds import broken
 from kernels import (
     ARCHITECTURES,
-    DIVISION,
     ROOT,
     Kernel,
     all_kernels,
     find_nvcc,
     find_nvdisasm,
-    matches,
+    measurements,
     parse,
 )
 
 needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc to compile kernels with")
 needs_nvdisasm = pytest.mark.skipif(find_nvdisasm() is None, reason="no nvdisasm")
-
-# A launch may add 40 KiB of dynamic shared memory before it must announce more (simt_nvcc.h).
-MOST_STATIC_BYTES_BESIDE_DYNAMIC = 8 << 10
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda each: f"sm_{each}")
@@ -33,60 +31,33 @@ def kernels(request: pytest.FixtureRequest) -> list[Kernel]:
     return all_kernels(ROOT / "build" / "cuda-static", [request.param])
 
 
-def on_tensor_cores(kernels: list[Kernel]) -> list[Kernel]:
-    return [kernel for kernel in kernels if "MmaMultiply" in kernel.name]
-
-
-@needs_nvcc
-@pytest.mark.slow
-def test_nothing_spills(kernels: list[Kernel]) -> None:
-    assert len(kernels) > 50
-    assert not [kernel for kernel in kernels if kernel.spilled_bytes and not is_trap(kernel)]
-
-
-@needs_nvcc
-@pytest.mark.slow
-def test_shared_memory(kernels: list[Kernel]) -> None:
-    gemms = [kernel for kernel in kernels if re.match(r"\w+_gemm<", kernel.name)]
-    assert gemms
-    for kernel in gemms:
-        assert kernel.static_shared_bytes <= MOST_STATIC_BYTES_BESIDE_DYNAMIC
-    assert all(kernel.static_shared_bytes <= 48 << 10 for kernel in kernels)
-
-
-@needs_nvcc
-@needs_nvdisasm
-@pytest.mark.slow
-def test_tensor_cores(kernels: list[Kernel]) -> None:
-    """The loops along k: matrix instructions, fed by ldmatrix and asynchronous copies."""
-    for kernel in on_tensor_cores(kernels):
-        if is_trap(kernel):
+def complaints(kernels: list[Kernel], instructions: bool) -> list[str]:
+    """What breaks a bound, of what needs the instructions to be known or does not."""
+    found = []
+    for kernel in kernels:
+        if kernel.is_trap:
             continue
-        loop = kernel.main_loop
-        assert matches(loop, "HMMA") >= 8, kernel.name
-        assert matches(loop, DIVISION) == 0, kernel.name
-        # TF32 along rows is read by elements: ldmatrix transposes 16-bit elements alone.
-        if not re.search(r"MmaMultiply<float,.* 1>", kernel.name):
-            assert matches(loop, r"LDSM\.16\.\w+\.4") >= 4, kernel.name
-        if kernel.architecture >= 80:
-            assert matches(loop, r"LDGSTS\S*\.128") >= 2, kernel.name
-        resident = kernel.resident_threads(dynamic_shared_bytes=48 << 10)
-        assert resident is not None and resident >= 256, kernel.name
+        for measure, value in measurements(kernel, instructions).items():
+            if complaint := broken(measure, kernel.subject, value):
+                found.append(complaint)
+    return found
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_what_a_block_takes_of_a_multiprocessor(kernels: list[Kernel]) -> None:
+    """Registers, spills, shared memory and, where the block size is known, resident threads."""
+    assert len(kernels) > 400
+    assert not complaints(kernels, instructions=False)
 
 
 @needs_nvcc
 @needs_nvdisasm
 @pytest.mark.slow
-def test_no_division_in_main_loops(kernels: list[Kernel]) -> None:
-    gemms = [kernel for kernel in kernels if re.match(r"\w+_gemm<", kernel.name)]
-    assert not [kernel.name for kernel in gemms if matches(kernel.main_loop, DIVISION)]
-
-
-def is_trap(kernel: Kernel) -> bool:
-    """Not for this architecture, whose launchers take another kernel: tensor cores of sm_75 know
-    float16 alone."""
-    halves = "MmaMultiply<float16" in kernel.name
-    return kernel.architecture < 80 and "MmaMultiply" in kernel.name and not halves
+def test_instructions(kernels: list[Kernel]) -> None:
+    assert sum("MmaMultiply" in kernel.name for kernel in kernels) > 10
+    assert all(kernel.threads for kernel in kernels if "empty_kernel" not in kernel.name)
+    assert not complaints(kernels, instructions=True)
 
 
 LOG = """
@@ -127,3 +98,19 @@ def test_what_the_tools_print_is_read_right() -> None:
     # 65536 registers, 8 warps of 40 * 32, rounded up to 1280 each: 6 blocks.
     assert kernel.resident_threads() == 6 * 256
     assert kernel.resident_threads(dynamic_shared_bytes=60 << 10) == 2 * 256
+    assert measurements(kernel, instructions=False)["spilled bytes"] == 12
+    assert measurements(kernel, instructions=True)["resident threads"] == 6 * 256
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("pixel_gemm<MmaMultiply<float16, MmaShape<128, 64, 64, 32>, 0>, A>", 3 * 192 * 64),
+        ("weight_gemm<SimtMultiply<float, SimtShape<16, 8, 8, 8>, 1> >", 3 * 16 * (132 + 68) * 4),
+        ("map_kernel<ReluForward<float> >", 0),
+    ],
+)
+def test_shared_memory_of_launches(name: str, expected: int) -> None:
+    """By the formula of conv2d/tile.cuh, written down a second time."""
+    kernel = Kernel("", name, 80, 32, 0, 0, 0, 256, Counter(), ())
+    assert kernel.dynamic_shared_bytes == expected

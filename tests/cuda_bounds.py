@@ -1,0 +1,165 @@
+"""What is asked of the CUDA kernels without a GPU, and why: one table, BOUNDS.
+
+What nvcc says of the compiled kernels is held against it by cuda_static/test_static.py, what check
+mode counts of their accesses to memory by test_cuda_traffic.py. Of the rows of a measure the first
+whose pattern is found decides, and everything that is measured must find one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class Bound(NamedTuple):
+    measure: str
+    pattern: str  # of what is measured: a kernel with its template arguments, or as below
+    limit: float  # the least of AT_LEAST, of everything else the most
+    reason: str
+
+
+AT_LEAST = (
+    "resident threads",
+    "16-byte loads",
+    "products in the main loop",
+    "ldmatrix in the main loop",
+    "asynchronous copies in the main loop",
+)
+
+SINGLE = r"^(finish_loss|loss_total_kernel|sum_weights|empty_kernel)\b"
+PLAIN = r"^(reference_\w+_kernel|integer_bias)\b"
+GEMM = r"^(pixel|weight)_gemm<"
+
+# Resident threads: of a multiprocessor, from the registers, the shared memory and the threads of a
+# block (kernels.py). Bank conflicts and sectors are ratios, of "kernel access in problem".
+BOUNDS = (
+    Bound("spilled bytes", "", 0, "a spill is traffic that the algorithm did not ask for"),
+    # --- what a block takes of a multiprocessor ---------------------------------------------------
+    Bound("registers", GEMM, 255, "the sums of a thread's tile stay in registers: all there are"),
+    Bound("registers", "", 128, "two blocks of 256 threads on every multiprocessor"),
+    Bound("declared shared bytes", GEMM, 8 << 10, "a launch may add 40 KiB without announcing it"),
+    Bound("declared shared bytes", "", 8 << 10, "sums of warps and small tiles, no data set"),
+    Bound("shared bytes", "", 56 << 10, "a block fits on sm_75, whose multiprocessors have 64 KiB"),
+    Bound("resident threads", SINGLE, 1, "launched as a single block"),
+    Bound(
+        "resident threads",
+        GEMM,
+        256,
+        "two warps for each of four schedulers: a warp has dozens of independent products between "
+        "two loads, and copies of two more steps are under way",
+    ),
+    Bound(
+        "resident threads",
+        "",
+        512,
+        "by Little's law: 512 threads with 32 bytes each keep 16 KiB under way, about what the "
+        "bandwidth of a multiprocessor of an H100, 3.35 TB/s / 132, needs over 600 ns",
+    ),
+    # --- instructions -----------------------------------------------------------------------------
+    Bound("divisions in the main loop", PLAIN, 99, "plain loops for every type and layout"),
+    Bound("divisions in the main loop", "", 0, "a division takes as long as dozens of additions"),
+    Bound("16-byte loads", r"^loss_sum_kernel<|^map_kernel<", 1, "operands that are aligned"),
+    Bound("16-byte loads", GEMM, 2, "chunks of both operands"),
+    Bound("16-byte loads", r"^pool_(backward_)?pairs<(float|double)", 1, "rows of whole vectors"),
+    Bound("16-byte loads", r"^direct_pass<\w+, [248],", 2, "channels that are neighbours"),
+    Bound("16-byte loads", r"^cross_entropy_\w+<.*true> on ", 1, "classes that are neighbours"),
+    Bound("16-byte loads", "", 0, "elements one by one"),
+    Bound("products in the main loop", r"MmaMultiply<", 8, "every fragment is used several times"),
+    Bound("products in the main loop", r"SimtMultiply<", 64, "16 or more sums a thread, 4 steps"),
+    Bound("products in the main loop", "", 0, "bound by memory"),
+    Bound(
+        "ldmatrix in the main loop",
+        r"MmaMultiply<float, .* 1>",
+        0,
+        "it transposes 16-bit elements alone: TF32 along rows is read by elements",
+    ),
+    Bound("ldmatrix in the main loop", r"MmaMultiply<", 4, "squares of both operands"),
+    Bound("ldmatrix in the main loop", "", 0, "no tensor cores"),
+    Bound(
+        "asynchronous copies in the main loop",
+        rf"{GEMM}.*MmaMultiply.* on sm_80 or later",
+        2,
+        "16 bytes of both operands go to shared memory past the registers",
+    ),
+    Bound("asynchronous copies in the main loop", "", 0, "no tiles in shared memory, or sm_75"),
+    # --- bank conflicts: wavefronts over the least ------------------------------------------------
+    Bound(
+        "bank conflicts",
+        r"^weight_gemm write in tensor_cores.* row-major",
+        4,
+        "neighbouring pixels of a channel go to as many lines of the tile: the swizzle has 8 "
+        "places for 32 lines, and 4 for 16 lines twice",
+    ),
+    Bound(
+        "bank conflicts",
+        r"^weight_gemm write in implicit_gemm.* row-major",
+        2,
+        "16 lines of the tile, 4 banks apart, share 32 banks",
+    ),
+    Bound(
+        "bank conflicts",
+        r"^weight_gemm read .* channels_last",
+        2,
+        "the table of columns is read at the distance of a chunk, once a step",
+    ),
+    Bound("bank conflicts", r"^pack_weights read .*float16", 1.5, "two halves share a word"),
+    Bound("bank conflicts", r"^cross_entropy_forward_kernel read", 1.5, "structs of three words"),
+    Bound("bank conflicts", "", 1.05, "none; a table of columns here and there"),
+    # --- sectors over the least -------------------------------------------------------------------
+    Bound(
+        "sectors", r"^pack_weights read .* row-major", 9, "across rows, whose rest the cache has"
+    ),
+    Bound("sectors", r"^direct_weights read", 9, "across rows, whose rest the cache has"),
+    Bound(
+        "sectors",
+        r"^weight_gemm write .* row-major",
+        16,
+        "a column's neighbour is the next channel, in this layout kh kw further; once at the end",
+    ),
+    Bound("sectors", r"^weight_gemm write in tensor_cores float16", 2, "4 lanes fill 16 bytes"),
+    Bound("sectors", r"^pixel_gemm write in tensor_cores float16 channels", 2, "the same"),
+    Bound(
+        "sectors",
+        r"^pixel_gemm write .* row-major",
+        2.5,
+        "4 floats or 8 halves of a channel are half a sector; rows of 14 pixels straddle some",
+    ),
+    Bound("sectors", r"^pixel_gemm read .*float16 row-major", 2.5, "8 pixels are half a sector"),
+    Bound("sectors", r"^direct_weight_partials write .* channels_last", 8, "a row's 9 taps; once"),
+    Bound("sectors", r"^direct_pass read .* channels_last", 1.2, "lanes beyond the border wait"),
+    Bound("sectors", r"_gemm\b.* row-major|^direct_|^bias_along_pixels", 2, "rows of 14 pixels"),
+    Bound("sectors", r"^pool_windows read in pooling row-major", 2.5, "every other element"),
+    Bound("sectors", r"^pool_gather read", 4, "one element of each window"),
+    Bound("sectors", r"^(gather_at_indices|mark_last|take_last) read", 2, "a gather"),
+    Bound("sectors", r"^(chain_positions|add_chains) ", 2.5, "a gather"),
+    Bound("sectors", r"^finish_loss read", 3, "a field of three"),
+    Bound("sectors", r"^nll_loss_\w+ read", 4, "one class a row, beside the target"),
+    Bound("sectors", r"^nll_loss_scatter_kernel write", 8, "one class a row"),
+    Bound("sectors", r"^(nll_loss|cross_entropy)_forward_kernel write", 2, "24 bytes a block"),
+    Bound("sectors", r"^cross_entropy_\w+ \w+ in narrow rows", 2, "rows of 40 bytes, by 8 lanes"),
+    Bound("sectors", r"^cross_entropy_\w+ read in planes", 1.4, "classes' weights, and targets"),
+    Bound("sectors", "", 1.05, "lanes side by side fill their sectors"),
+)
+
+# Kernels of which neither bank conflicts nor sectors are bounded, and why.
+UNMEASURED = {
+    "empty_kernel": "it touches no memory",
+    "reference_forward_kernel": "plain loops for every type and layout, the last that is taken",
+    "reference_backward_input_kernel": "as reference_forward_kernel",
+    "reference_backward_weight_kernel": "as reference_forward_kernel",
+    "integer_bias": "as reference_forward_kernel",
+}
+
+
+def bound(measure: str, subject: str) -> Bound:
+    return next(b for b in BOUNDS if b.measure == measure and re.search(b.pattern, subject))
+
+
+def broken(measure: str, subject: str, value: float) -> str:
+    """What a measured value breaks, in words; empty if nothing."""
+    row = bound(measure, subject)
+    least = measure in AT_LEAST
+    if value >= row.limit if least else value <= row.limit:
+        return ""
+    side = "at least" if least else "at most"
+    return f"{subject}: {measure} {value:.4g}, must be {side} {row.limit:g} ({row.reason})"
