@@ -69,6 +69,7 @@ BOUNDS = (
         99,
         "the weights alone, once",
     ),
+    Bound("integer divisions in the main loop", r"^nll_loss_scatter", 1, "once a row: its place"),
     Bound(
         "integer divisions in the main loop",
         "",
