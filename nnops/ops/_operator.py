@@ -20,6 +20,7 @@ tests/test_router.py fails when torch changes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -283,21 +284,24 @@ def _full_function(class_name: str, formulas: type[Formulas], raw: Callable[...,
 def _vmap_rule(formulas: type[Formulas], route: Router) -> Callable[..., Any]:
     if formulas.vmap is not None:
         return formulas.vmap
+    return partial(one_call_per_slice, route)
 
-    def one_call_per_slice(info: Any, in_dims: Sequence[Any], *inputs: Any) -> Any:
-        results = []
-        for index in range(info.batch_size):
-            slices = [
-                value.select(dim, index) if isinstance(dim, int) else value
-                for value, dim in zip(inputs, in_dims, strict=True)
-            ]
-            results.append(route(*slices))
-        if isinstance(results[0], tuple):
-            stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
-            return stacked, (0,) * len(stacked)
-        return torch.stack(results), 0
 
-    return one_call_per_slice
+def one_call_per_slice(
+    route: Router, info: Any, in_dims: Sequence[Any], *inputs: Any
+) -> tuple[Any, Any]:
+    """vmap rule of operators that have none of their own."""
+    results = []
+    for index in range(info.batch_size):
+        slices = [
+            value.select(dim, index) if isinstance(dim, int) else value
+            for value, dim in zip(inputs, in_dims, strict=True)
+        ]
+        results.append(route(*slices))
+    if isinstance(results[0], tuple):
+        stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+    return torch.stack(results), 0
 
 
 def needed_inputs(ctx: Any) -> tuple[bool, ...]:

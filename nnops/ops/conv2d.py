@@ -9,16 +9,22 @@ with the others and close under differentiation:
     gb = conv2d_backward_bias(gy)          linear in gy
 
 `precision` says how exact the sums must be (nnops/precision.py); gradients have their operator's.
+
+Under vmap a call stays one call: images of different slices are more images of one batch, where the
+filters are the same; where each slice has its own filters, or its own gradient of them, the slices
+are groups of one convolution, which do not see each other. So per-sample gradients of the weight
+are a single grouped conv2d_backward_weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from nnops.ops._images import empty_image, suggests_channels_last
-from nnops.ops._operator import Formulas, mount, needed_inputs
+from nnops.ops._operator import Formulas, batch_first, mount, needed_inputs
 
 
 def output_sizes(
@@ -41,6 +47,49 @@ def sum_of_tangents(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return b if a is None else a
     return a + b
+
+
+def images_of_slices(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """(N, C, H, W) a slice as (size * N, C, H, W)."""
+    return batch_first(tensor, dim, size).flatten(0, 1)
+
+
+def channels_of_slices(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """(N, C, H, W) a slice as (N, size * C, H, W)."""
+    return batch_first(tensor, dim, size).movedim(0, 1).flatten(1, 2)
+
+
+def filters_of_slices(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """(OC, ..) a slice as (size * OC, ..): weight or bias."""
+    return None if tensor is None else batch_first(tensor, dim, size).flatten(0, 1)
+
+
+def unfolded(results: Any, dim: int, size: int) -> tuple[Any, Any]:
+    """What a vmap rule returns, for results whose dimension `dim` holds the slices too."""
+    if isinstance(results, tuple):
+        return tuple(unfolded(result, dim, size)[0] for result in results), (dim,) * len(results)
+    return results.unflatten(dim, (size, results.shape[dim] // size)), dim
+
+
+def convolve_slices(
+    function: Callable[..., Any], info: Any, in_dims: Sequence[Any], inputs: Sequence[Any]
+) -> Any:
+    """vmap rule of (input, weight, bias, stride, padding, dilation, groups, ..) -> image(s)."""
+    input, weight, bias, stride, padding, dilation, groups, *others = inputs
+    input_dim, *filter_dims = in_dims[:3]
+    size = info.batch_size
+    if filter_dims == [None, None]:
+        folded = images_of_slices(input, input_dim, size)
+        return unfolded(function(folded, *inputs[1:]), 0, size)
+    weight, bias = (
+        filters_of_slices(tensor, dim, size)
+        for tensor, dim in zip((weight, bias), filter_dims, strict=True)
+    )
+    if input_dim is not None or groups > 1:
+        # Slices that see different channels.
+        input, groups = channels_of_slices(input, input_dim, size), groups * size
+    results = function(input, weight, bias, stride, padding, dilation, groups, *others)
+    return unfolded(results, 1, size)
 
 
 class Conv2d(Formulas):
@@ -112,6 +161,10 @@ class Conv2d(Formulas):
             return bias_tangent.view(1, -1, 1, 1).expand(ctx.output_sizes).clone()
         return tangent
 
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return convolve_slices(conv2d, info, in_dims, inputs)
+
 
 class _Gradient(Formulas):
     """(a, b, size, stride, .., precision) -> gradient, linear in a and in b"""
@@ -176,6 +229,26 @@ class Conv2dBackwardInput(_Gradient):
             conv2d_backward_weight(a, grad, ctx.size_of_b, *ctx.parameters) if needs[1] else None,
         )
 
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        grad_output, weight, input_size, stride, padding, dilation, groups, *others = inputs
+        grad_dim, weight_dim = in_dims[:2]
+        size = info.batch_size
+        if weight_dim is None:
+            folded = images_of_slices(grad_output, grad_dim, size)
+            return unfolded(conv2d_backward_input(folded, *inputs[1:]), 0, size)
+        grad_input = conv2d_backward_input(
+            channels_of_slices(grad_output, grad_dim, size),
+            filters_of_slices(weight, weight_dim, size),
+            input_size,
+            stride,
+            padding,
+            dilation,
+            groups * size,
+            *others,
+        )
+        return unfolded(grad_input, 1, size)
+
 
 class Conv2dBackwardWeight(_Gradient):
     """(grad_output, input, kernel_size, stride, .., precision) -> grad_weight"""
@@ -204,6 +277,25 @@ class Conv2dBackwardWeight(_Gradient):
             conv2d(b, grad, None, *ctx.parameters) if needs[0] else None,
             conv2d_backward_input(a, grad, ctx.size_of_b, *ctx.parameters) if needs[1] else None,
         )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        grad_output, input, kernel_size, stride, padding, dilation, groups, *others = inputs
+        grad_dim, input_dim = in_dims[:2]
+        size = info.batch_size
+        # With one group every filter sees every channel: slices of one of the two are more of them.
+        grad_alone = groups == 1 and input_dim is None
+        input_alone = groups == 1 and grad_dim is None
+        if not input_alone:
+            grad_output = channels_of_slices(grad_output, grad_dim, size)
+        if not grad_alone:
+            input = channels_of_slices(input, input_dim, size)
+        if not (grad_alone or input_alone):
+            groups *= size
+        grad_weight = conv2d_backward_weight(
+            grad_output, input, kernel_size, stride, padding, dilation, groups, *others
+        )
+        return unfolded(grad_weight, 1 if input_alone else 0, size)
 
 
 class Conv2dBackwardBias(Formulas):

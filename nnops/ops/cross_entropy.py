@@ -14,13 +14,14 @@ softmax and elementwise functions, which differentiate further by themselves.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nnops.ops._operator import Formulas, first_output, mount
-from nnops.ops.nll_loss import MEAN, NONE, accumulate_dtype, row_shape
+from nnops.ops._operator import Formulas, first_output, mount, one_call_per_slice
+from nnops.ops.nll_loss import MEAN, NONE, RowsOfSlices, accumulate_dtype, row_shape
 
 
 def class_dim(input: Tensor) -> int:
@@ -79,6 +80,12 @@ def to_loss(rows: Tensor, input: Tensor, total_weight: Tensor, reduction: int) -
         return rows.squeeze(class_dim(input))
     total = rows.sum()
     return total / total_weight.to(total.dtype) if reduction == MEAN else total
+
+
+def _slices(info: Any, input: Tensor, dim: int | None) -> tuple[RowsOfSlices, torch.Size]:
+    """How the slices of a vmapped `input` fold, and the sizes of one."""
+    size = input.shape if dim is None else input.movedim(dim, 0).shape[1:]
+    return RowsOfSlices(info.batch_size, len(size) == 1), size
 
 
 class CrossEntropy(Formulas):
@@ -146,6 +153,35 @@ class CrossEntropy(Formulas):
         tangent = total.sum(class_dim(input)) if reduction == NONE else total.sum()
         return tangent, None, None
 
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        input, target, weight, reduction, ignore_index, label_smoothing = inputs
+        if in_dims[2] is not None:
+            return one_call_per_slice(cross_entropy, info, in_dims, *inputs)
+        dtype = input.dtype
+        wide = dtype if reduction == NONE else accumulate_dtype(dtype)
+        slices, slice_size = _slices(info, input, in_dims[0])
+        input, target = (
+            slices.fold(tensor, dim) for tensor, dim in zip(inputs[:2], in_dims[:2], strict=True)
+        )
+        probabilities = input.shape == target.shape
+        rows, log_sum_exp, _ = cross_entropy(
+            input.to(wide),
+            target.to(wide) if probabilities else target,
+            None if weight is None else weight.to(wide),
+            NONE,
+            ignore_index,
+            label_smoothing,
+        )
+        if probabilities:
+            count = math.prod(row_shape(slice_size))
+            total_weights = input.new_full((slices.size,), count, dtype=torch.float64)
+        else:
+            total_weights = slices.total_weights(target, weight, ignore_index)
+        loss = slices.reduce(rows, total_weights, reduction).to(dtype)
+        total_weights = total_weights.to(accumulate_dtype(dtype))
+        return (loss, slices.unfold(log_sum_exp, 1), total_weights), (0, 1, 0)
+
 
 class CrossEntropyBackward(Formulas):
     """(grad_output, input, target, weight, log_sum_exp, total_weight, reduction, ignore_index,
@@ -208,6 +244,39 @@ class CrossEntropyBackward(Formulas):
             result = result + h * (p * dq.sum(dim, keepdim=True) - dq)
         return result
 
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        grad_output, input, target, weight, log_sum_exp, total_weight, *options = inputs
+        reduction, ignore_index, label_smoothing = options
+        if in_dims[3] is not None:
+            return one_call_per_slice(cross_entropy_backward, info, in_dims, *inputs)
+        dtype, wide = input.dtype, accumulate_dtype(input.dtype)
+        slices, slice_size = _slices(info, input, in_dims[1])
+        gradients = slices.row_gradients(
+            grad_output.to(wide),
+            in_dims[0],
+            total_weight,
+            in_dims[5],
+            reduction,
+            row_shape(slice_size),
+        )
+        input, target = (
+            slices.fold(tensor, dim)
+            for tensor, dim in zip((input, target), in_dims[1:3], strict=True)
+        )
+        grad_input = cross_entropy_backward(
+            gradients,
+            input.to(wide),
+            target.to(wide) if input.shape == target.shape else target,
+            None if weight is None else weight.to(wide),
+            slices.fold(log_sum_exp, in_dims[4], 1),
+            gradients.new_zeros(()),  # read for the mean alone
+            NONE,
+            ignore_index,
+            label_smoothing,
+        )
+        return slices.unfold(grad_input).to(dtype), 0
+
 
 class CrossEntropyBackwardTarget(Formulas):
     """(grad_output, input, weight, log_sum_exp, reduction, label_smoothing) -> gradient of the
@@ -259,6 +328,27 @@ class CrossEntropyBackwardTarget(Formulas):
             factor = (1 - label_smoothing) * along_classes(weight, input)
             result = result + h * factor * (mean_dx - tangents[1])
         return result
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        grad_output, input, weight, log_sum_exp, reduction, label_smoothing = inputs
+        if in_dims[2] is not None:
+            return one_call_per_slice(cross_entropy_backward_target, info, in_dims, *inputs)
+        dtype, wide = input.dtype, accumulate_dtype(input.dtype)
+        slices, slice_size = _slices(info, input, in_dims[1])
+        rows = row_shape(slice_size)
+        gradients = slices.row_gradients(
+            grad_output.to(wide), in_dims[0], float(math.prod(rows)), None, reduction, rows
+        )
+        grad_target = cross_entropy_backward_target(
+            gradients,
+            slices.fold(input, in_dims[1]).to(wide),
+            None if weight is None else weight.to(wide),
+            slices.fold(log_sum_exp, in_dims[3], 1),
+            NONE,
+            label_smoothing,
+        )
+        return slices.unfold(grad_target).to(dtype), 0
 
 
 cross_entropy = mount(CrossEntropy)

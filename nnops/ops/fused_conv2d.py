@@ -24,6 +24,7 @@ from nnops.ops.conv2d import (
     conv2d_backward_bias,
     conv2d_backward_input,
     conv2d_backward_weight,
+    convolve_slices,
     output_sizes,
     sum_of_tangents,
 )
@@ -98,6 +99,10 @@ class Conv2dRelu(Formulas):
         output, input, weight = ctx.saved_tensors
         tangent: Tensor = relu_backward(_convolution_tangent(ctx, tangents, input, weight), output)
         return tangent
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return convolve_slices(conv2d_relu, info, in_dims, inputs)
 
 
 def _fake_pooled(
@@ -177,6 +182,10 @@ class Conv2dMaxPool2d(Formulas):
         tangent = _convolution_tangent(ctx, tangents, input, weight)
         return max_pool2d_gather(tangent, offsets, *ctx.window)
 
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return convolve_slices(conv2d_max_pool2d, info, in_dims, inputs)
+
 
 class Conv2dMaxPool2dWithOffsets(Formulas):
     """As Conv2dMaxPool2d, but -> (output, offsets), and saves the offsets."""
@@ -208,6 +217,10 @@ class Conv2dMaxPool2dWithOffsets(Formulas):
         offsets, input, weight = ctx.saved_tensors
         tangent = _convolution_tangent(ctx, tangents, input, weight)
         return max_pool2d_gather(tangent, offsets, *ctx.window), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return convolve_slices(conv2d_max_pool2d_with_offsets, info, in_dims, inputs)
 
 
 conv2d_relu = mount(Conv2dRelu)

@@ -3,19 +3,22 @@
 Every loss is `reduce(f(input, target))` for one function f of two numbers. Its formulas are two
 operators, the derivatives of f by input and by target (`Derivative`), and the derivatives of those
 (`partials`, in torch's elementwise arithmetic, which differentiates itself further). All the rest
-is the same for every loss and stands here once, in `Loss` and `Derivative`.
+is the same for every loss and stands here once, in `Loss` and `Derivative`. Under vmap all slices
+are one call without reduction, which is reduced slice by slice behind it.
 
 In `reduction`, 0 is none, 1 mean, 2 sum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from nnops.ops._operator import Formulas, Router, mount, needed_inputs
+from nnops.ops._operator import Formulas, Router, batch_first, mount, needed_inputs
+from nnops.ops.nll_loss import accumulate_dtype
 
 _NONE, _MEAN = 0, 1
 
@@ -24,6 +27,24 @@ def _reduce(values: Tensor, reduction: int) -> Tensor:
     if reduction == _NONE:
         return values
     return values.mean() if reduction == _MEAN else values.sum()
+
+
+def _weights_of_slices(
+    weights: Sequence[Tensor | None], dims: Sequence[int | None], rank: int
+) -> list[Tensor | None]:
+    """Weights that broadcast to (slices, *sizes of a slice, of which there are `rank`)."""
+
+    def spread(weight: Tensor | None, dim: int | None) -> Tensor | None:
+        if weight is None or dim is None:
+            return weight
+        first = weight.movedim(dim, 0)
+        return first.reshape(len(first), *(1,) * (rank + 1 - first.dim()), *first.shape[1:])
+
+    return [spread(weight, dim) for weight, dim in zip(weights, dims, strict=True)]
+
+
+def _widened(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
 class Derivative(Formulas):
@@ -38,6 +59,7 @@ class Derivative(Formulas):
     # The number of weights, which are tensors or None; numbers are behind them.
     weights: ClassVar[int] = 0
     route: ClassVar[Router]
+    loss: ClassVar[type[Loss]]
 
     @staticmethod
     def partials(*operands_and_extra: Any) -> tuple[Tensor | float, ...]:
@@ -91,6 +113,33 @@ class Derivative(Formulas):
                 result = term if result is None else result + term
         return result
 
+    @classmethod
+    def vmap(cls, info: Any, in_dims: Any, *inputs: Any) -> Any:
+        count = 1 + len(cls.operands)
+        tensors = count + cls.weights
+        *numbers, reduction = inputs[tensors:]
+        operands = [
+            batch_first(tensor, dim, info.batch_size)
+            for tensor, dim in zip(inputs[1:count], in_dims[1:count], strict=True)
+        ]
+        rank = operands[0].dim() - 1
+        weights = _weights_of_slices(inputs[count:tensors], in_dims[count:tensors], rank)
+        grad_output = batch_first(inputs[0], in_dims[0], info.batch_size)
+        dtype = operands[0].dtype
+        if reduction == _NONE:
+            return cls.route(grad_output, *operands, *weights, *numbers, _NONE), 0
+        wide = cls.loss.dtype_of_values(dtype, *numbers)
+        grad_output = grad_output.to(wide).view(-1, *(1,) * rank)
+        grad_output = _per_element(grad_output, operands[0][0], reduction)
+        gradient = cls.route(
+            grad_output.expand_as(operands[0]),
+            *_widened(operands, wide),
+            *_widened(weights, wide),
+            *numbers,
+            _NONE,
+        )
+        return gradient.to(dtype), 0
+
 
 def _per_element(grad_output: Tensor, operand: Tensor, reduction: int) -> Tensor:
     """The gradient that arrives at each element of the unreduced loss."""
@@ -105,6 +154,7 @@ class Loss(Formulas):
     by_target: ClassVar[type[Derivative] | None]
     # As in Derivative.
     weights: ClassVar[int] = 0
+    route: ClassVar[Router]
 
     @staticmethod
     def empty_unreduced(input: Tensor, target: Tensor) -> Tensor:
@@ -138,6 +188,29 @@ class Loss(Formulas):
             terms.append(cls.gradient_of_target(by_target, input, target, extra))
         elementwise = terms[0] if len(terms) == 1 else terms[0] + terms[1]
         return _reduce(elementwise, reduction)
+
+    @staticmethod
+    def dtype_of_values(dtype: torch.dtype, *numbers: Any) -> torch.dtype:
+        """For vmap: of the values that are reduced behind the call, so that they round once."""
+        return accumulate_dtype(dtype) if dtype.is_floating_point else dtype
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: Any, *inputs: Any) -> Any:
+        tensors = 2 + cls.weights
+        *numbers, reduction = inputs[tensors:]
+        operands = [
+            batch_first(tensor, dim, info.batch_size)
+            for tensor, dim in zip(inputs[:2], in_dims[:2], strict=True)
+        ]
+        weights = _weights_of_slices(inputs[2:tensors], in_dims[2:tensors], operands[0].dim() - 1)
+        dtype = operands[0].dtype
+        if reduction == _NONE:
+            return cls.route(*operands, *weights, *numbers, _NONE), 0
+        wide = cls.dtype_of_values(dtype, *numbers)
+        values = cls.route(*_widened(operands, wide), *_widened(weights, wide), *numbers, _NONE)
+        values = values.unsqueeze(-1).flatten(1)
+        totals = values.mean(1) if reduction == _MEAN else values.sum(1)
+        return totals.to(dtype if dtype.is_floating_point else torch.int64), 0
 
 
 class DifferenceLoss(Loss):
@@ -436,6 +509,11 @@ class BinaryCrossEntropyWithLogits(TwoDerivativesLoss):
     by_target = BinaryCrossEntropyWithLogitsBackwardTarget
 
     @staticmethod
+    def dtype_of_values(dtype: torch.dtype, *numbers: Any) -> torch.dtype:
+        # What `finite` makes of infinite logits depends on the dtype.
+        return dtype if numbers[0] else accumulate_dtype(dtype)
+
+    @staticmethod
     def empty_unreduced(input: Tensor, target: Tensor) -> Tensor:
         return torch.empty_like(target)
 
@@ -443,8 +521,10 @@ class BinaryCrossEntropyWithLogits(TwoDerivativesLoss):
 def _mount(loss: type[Loss]) -> Router:
     for derivative in (loss.by_input, loss.by_target):
         if derivative is not None:
+            derivative.loss = loss
             derivative.route = staticmethod(mount(derivative))
-    return mount(loss)
+    loss.route = staticmethod(mount(loss))
+    return loss.route
 
 
 l1_loss = _mount(L1Loss)
