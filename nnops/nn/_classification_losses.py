@@ -7,7 +7,7 @@ import numbers
 import torch
 from torch import Tensor
 
-from nnops.nn import _arguments
+from nnops.nn import _arguments, _autocast
 from nnops.ops import cross_entropy as _cross_entropy, nll_loss as _nll_loss
 
 
@@ -46,6 +46,8 @@ def nll_loss(
     Source: torch.nn.functional.nll_loss.
     """
     op = "nll_loss"
+    if _autocast.is_on():
+        input, weight = _autocast.in_float32(input, weight)
     _check_tensors(op, input, target, weight)
     ignore_index = _arguments.whole_number(op, "ignore_index", ignore_index)
     code = _arguments.reduction_code(op, reduction, size_average, reduce)
@@ -98,6 +100,8 @@ def cross_entropy(
     Source: torch.nn.functional.cross_entropy.
     """
     op = "cross_entropy"
+    if _autocast.is_on():
+        input, target, weight = _autocast.in_float32(input, target, weight)
     _check_tensors(op, input, target, weight)
     ignore_index = _arguments.whole_number(op, "ignore_index", ignore_index)
     if not isinstance(label_smoothing, (float, numbers.Real, torch.SymFloat)):

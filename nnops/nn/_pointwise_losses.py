@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnops.nn import _arguments
+from nnops.nn import _arguments, _autocast
 from nnops.ops import pointwise_losses as _losses
 
 _NONE, _MEAN, _SUM = 0, 1, 2
@@ -125,6 +125,8 @@ def l1_loss(
     Source: torch.nn.functional.l1_loss.
     """
     op = "l1_loss"
+    if _autocast.is_on():
+        input, target = _autocast.in_float32(input, target)
     x, t = _difference_operands(op, input, target)
     if input.dtype is torch.bool or target.dtype is torch.bool:
         raise RuntimeError(f"nnops::{op}: bool tensors cannot be subtracted")
@@ -170,6 +172,8 @@ def mse_loss(
     Source: torch.nn.functional.mse_loss.
     """
     op = "mse_loss"
+    if _autocast.is_on():
+        input, target = _autocast.in_float32(input, target)
     x, t = _difference_operands(op, input, target)
     code = _arguments.reduction_code(op, reduction, size_average, reduce)
     if weight is not None:
@@ -212,6 +216,8 @@ def smooth_l1_loss(
     Source: torch.nn.functional.smooth_l1_loss; Girshick, Fast R-CNN, 2015.
     """
     op = "smooth_l1_loss"
+    if _autocast.is_on():
+        input, target = _autocast.in_float32(input, target)
     x, t = _difference_operands(op, input, target)
     code = _arguments.reduction_code(op, reduction, size_average, reduce)
     beta = _number(op, "beta", beta)
@@ -256,6 +262,8 @@ def huber_loss(
     Source: torch.nn.functional.huber_loss; Huber, Robust Estimation of a Location Parameter, 1964.
     """
     op = "huber_loss"
+    if _autocast.is_on():
+        input, target = _autocast.in_float32(input, target)
     x, t = _difference_operands(op, input, target)
     code = _arguments.reduction_code(op, reduction)
     delta = _number(op, "delta", delta)
@@ -309,6 +317,8 @@ def kl_div(
     Source: torch.nn.functional.kl_div; Kullback and Leibler, On Information and Sufficiency, 1951.
     """
     op = "kl_div"
+    if _autocast.is_on():
+        input, target = _autocast.in_float32(input, target)
     _check_tensors(op, input, target)
     if size_average is not None or reduce is not None:
         code = _arguments.reduction_code(op, reduction, size_average, reduce)
@@ -405,6 +415,8 @@ def binary_cross_entropy(
     Source: torch.nn.functional.binary_cross_entropy.
     """
     op = "binary_cross_entropy"
+    if _autocast.is_on():
+        input, target, weight = _autocast.in_float32(input, target, weight)
     code = _arguments.reduction_code(op, reduction, size_average, reduce)
     _check_probability_arguments(op, input, target, {"weight": weight})
     x: Tensor | None = input
@@ -460,6 +472,8 @@ def binary_cross_entropy_with_logits(
     Source: torch.nn.functional.binary_cross_entropy_with_logits.
     """
     op = "binary_cross_entropy_with_logits"
+    if _autocast.is_on():
+        input, target, weight, pos_weight = _autocast.in_float32(input, target, weight, pos_weight)
     code = _arguments.reduction_code(op, reduction, size_average, reduce)
     weights = {"weight": weight, "pos_weight": pos_weight}
     _check_probability_arguments(op, input, target, weights)

@@ -7,12 +7,14 @@ nnops's, with torch's signatures, defaults and warnings; every other name is tor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import FunctionType
 from typing import Any
 
+import torch
 import torch.nn.functional as _torch_functional
 from torch import Tensor
 
-from nnops.nn import _arguments
+from nnops.nn import _arguments, _autocast
 from nnops.nn._classification_losses import (
     cross_entropy as cross_entropy,
     nll_loss as nll_loss,
@@ -121,6 +123,8 @@ def conv2d(
 
     Source: torch.nn.functional.conv2d.
     """
+    if _autocast.is_on():
+        input, weight, bias = _autocast.lowered(input, weight, bias)
     numbers = _convolution("conv2d", input, weight, bias, stride, padding, dilation, groups)
     output: Tensor
     if input.dim() == 3:
@@ -175,6 +179,8 @@ def conv2d_relu(
 
     Source: torch.nn.functional.conv2d and relu.
     """
+    if _autocast.is_on():
+        input, weight, bias = _autocast.lowered(input, weight, bias)
     numbers = _convolution("conv2d_relu", input, weight, bias, stride, padding, dilation, groups)
     output: Tensor
     if input.dim() == 3:
@@ -279,6 +285,9 @@ def _convolve_and_pool(
     window: tuple[Any, ...],
     precision: str | None,
 ) -> Tensor:
+    if _autocast.is_on():
+        input, *filters = _autocast.lowered(input, *convolution[:2])
+        convolution = (*filters, *convolution[2:])
     numbers = _convolution(op, input, *convolution)
     windows = _window(op, *window)
     batched = input.dim() != 3
@@ -444,6 +453,14 @@ def max_unpool2d(
     """
     _arguments.check_tensor("max_unpool2d", "input", input)
     _arguments.check_tensor("max_unpool2d", "indices", indices)
+    if _autocast.is_on() and input.device.type == "cpu":
+        (input,) = _autocast.in_float32(input)
     size = _arguments.unpool_output_size(input, kernel_size, stride, padding, output_size)
     result: Tensor = _max_unpool2d.max_unpool2d(input, indices, size)
     return result
+
+
+# torch.fx records a call of one of these on a proxy as one node, as it does with torch's functions.
+for _name, _value in list(globals().items()):
+    if isinstance(_value, FunctionType) and _name[0] != "_":
+        torch.fx.wrap(_name)

@@ -5,7 +5,7 @@ An operator `nnops::name` exists twice in C++: as `nnops::name`, the public oper
 `Formulas` says how it differentiates. `mount` derives from that class
 
 * the registrations on the public operator (fake kernel, autograd, vmap), for torch.compile,
-  torch.export and callers of `torch.ops.nnops`;
+  torch.export, make_fx and callers of `torch.ops.nnops`;
 * a light `torch.autograd.Function`, old style, for ordinary eager calls: `setup_context` of the
   new style makes torch inspect signatures on every call and costs about four times as much;
 * a full `torch.autograd.Function` with `setup_context`, `jvp` and `vmap`, for torch.func transforms
@@ -25,13 +25,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
 
 from nnops import _library  # noqa: F401  (registers torch.ops.nnops)
 
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+
+# Holds the kernels in Python, for as long as it lives.
+library_fragment = torch.library.Library("nnops", "FRAGMENT")
 
 # Filled by `mount`: public operator name to its formulas.
 FORMULAS: dict[str, type[Formulas]] = {}
@@ -72,6 +78,8 @@ class Formulas:
 
     # vmap(info, in_dims, *inputs) -> (outputs, out_dims); None: one call per slice, then stacked.
     vmap: ClassVar[Callable[..., Any] | None] = None
+    # flops(*inputs) -> the number that torch.utils.flop_counter counts; None: nothing is counted.
+    flops: ClassVar[Callable[..., int] | None] = None
 
 
 Router = Callable[..., Any]
@@ -92,6 +100,8 @@ def mount(formulas: type[Formulas]) -> Router:
             return public(*inputs)
         if _transforms_active() or forward_ad._current_level >= 0:
             return full.apply(*inputs)
+        if _dispatch_modes() and _is_recording():
+            return public(*inputs)
         if _is_grad_enabled():
             if inputs[first].requires_grad:
                 return apply_light(*inputs)
@@ -107,12 +117,22 @@ def mount(formulas: type[Formulas]) -> Router:
 
     for operator in (f"nnops::{name}", f"nnops::_{name}"):
         torch.library.register_fake(operator, _one_device(name, formulas.fake))
-    torch.library.register_autograd(
-        f"nnops::{name}", formulas.backward, setup_context=_keyword_setup(_whole_setup(formulas))
+    library_fragment.impl(
+        name, _autograd_kernel(class_name, formulas, public), "Autograd", with_keyset=True
     )
     torch.library.register_vmap(f"nnops::{name}", _vmap_rule(formulas, route))
+    if formulas.flops is not None:
+        _register_flops(name, formulas.flops)
     FORMULAS[name] = formulas
     return route
+
+
+def _register_flops(name: str, flops: Callable[..., int]) -> None:
+    def count(*inputs: Any, out_val: Any, **kwargs: Any) -> int:
+        return flops(*inputs)
+
+    packets = [getattr(torch.ops.nnops, each) for each in (name, f"_{name}")]
+    register_flop_formula(packets, get_raw=True)(count)
 
 
 def first_output(route: Router, formulas: type[Formulas]) -> Router:
@@ -127,7 +147,12 @@ def first_output(route: Router, formulas: type[Formulas]) -> Router:
     first, *others = formulas.differentiable
 
     def route_first(*inputs: Any) -> Any:
-        if _is_compiling() or _transforms_active() or forward_ad._current_level >= 0:
+        if (
+            _is_compiling()
+            or _transforms_active()
+            or forward_ad._current_level >= 0
+            or (_dispatch_modes() and _is_recording())
+        ):
             return route(*inputs)[0]
         if _is_grad_enabled():
             if inputs[first].requires_grad:
@@ -174,9 +199,19 @@ def _one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     return checked_fake
 
 
+def _is_recording() -> bool:
+    """Whether make_fx writes a graph, which must be made of operators that differentiate."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
 def is_plain_eager() -> bool:
     """Whether a call made now is neither traced nor transformed."""
-    return not (_is_compiling() or _transforms_active() or forward_ad._current_level >= 0)
+    return not (
+        _is_compiling()
+        or _transforms_active()
+        or forward_ad._current_level >= 0
+        or (_dispatch_modes() and _is_recording())
+    )
 
 
 def may_be_differentiated(*inputs: Tensor | None) -> bool:
@@ -203,13 +238,6 @@ def _whole_setup(formulas: type[Formulas]) -> SetupContext:
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         formulas.setup_context(ctx, inputs, output)
-
-    return setup_context
-
-
-def _keyword_setup(setup: SetupContext) -> Callable[..., None]:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        setup(ctx, inputs, output)
 
     return setup_context
 
@@ -253,6 +281,69 @@ def _first_output_function(
         return output[0]
 
     return _old_style_function(class_name, forward, formulas.backward)
+
+
+def _autograd_kernel(class_name: str, formulas: type[Formulas], public: Any) -> Any:
+    """What the dispatcher calls for the public operator where autograd is concerned.
+
+    As torch.library.register_autograd, with two additions: tangents are not lost, and inside a
+    functorch transform, where torch.compile has it called, it differentiates too. Its Function
+    needs no `setup_context` there, because vmap is the business of a kernel of its own.
+    """
+    setup_context = _whole_setup(formulas)
+    differentiable = formulas.differentiable
+
+    def may_have_tangents() -> bool:
+        # A compiled torch.func.jvp enters its level without telling forward_ad.
+        return _transforms_active() or forward_ad._current_level >= 0
+
+    def below_autograd(keyset: Any, inputs: tuple[Any, ...]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return public.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+
+    def forward(ctx: Any, *inputs_and_keyset: Any) -> Any:
+        *given, keyset = inputs_and_keyset
+        if _transforms_active():
+            # A Function's forward runs without gradients, but those off are for this level alone.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                output = below_autograd(keyset, tuple(given))
+        else:
+            output = below_autograd(keyset, tuple(given))
+        # The dispatcher leaves out what equals its default.
+        defaults = public._schema.arguments[len(given) :]
+        inputs = (*given, *(argument.default_value for argument in defaults))
+        forward_mode = may_have_tangents()
+        if forward_mode:
+            ctx.forward_mode = True
+        setup_context(ctx, inputs, output)
+        if forward_mode:
+            ctx.save_for_forward(*(getattr(ctx, "to_save", None) or ()))
+        return output
+
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        gradients = formulas.backward(ctx, *grad_outputs)
+        return (*gradients, None) if isinstance(gradients, tuple) else (gradients, None)
+
+    function: Any = _old_style_function(class_name, forward, backward)
+    function.jvp = staticmethod(formulas.jvp)
+    apply = _apply_of(function)
+
+    def kernel(keyset: Any, *inputs: Any) -> Any:
+        needed = may_have_tangents() or (
+            torch.is_grad_enabled()
+            and any(
+                inputs[position] is not None and inputs[position].requires_grad
+                for position in differentiable
+            )
+        )
+        if not needed:
+            return below_autograd(keyset, inputs)
+        if not _transforms_active():
+            return apply(*inputs, keyset)
+        with enable_single_level_autograd_function():
+            return apply(*inputs, keyset)
+
+    return kernel
 
 
 def _full_function(class_name: str, formulas: type[Formulas], raw: Callable[..., Any]) -> Any:

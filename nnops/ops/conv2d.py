@@ -18,6 +18,7 @@ are a single grouped conv2d_backward_weight.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,12 @@ def output_sizes(
         (padded[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
     )
     return input.shape[0], weight.shape[0], height, width
+
+
+def convolution_flops(input: Tensor, weight: Tensor, bias: Any, *sizes: Any) -> int:
+    """Two for each product of the sums; the bias does not count, as in torch's counter."""
+    products = math.prod(output_sizes(input, weight, *sizes[:3])) * math.prod(weight.shape[1:])
+    return 2 * int(products)
 
 
 def sum_of_tangents(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -97,6 +104,7 @@ class Conv2d(Formulas):
 
     name = "conv2d"
     differentiable = (0, 1, 2)
+    flops = staticmethod(convolution_flops)
 
     @staticmethod
     def fake(
@@ -221,6 +229,10 @@ class Conv2dBackwardInput(_Gradient):
         channels_last = suggests_channels_last(grad_output) or suggests_channels_last(weight)
         return empty_image(grad_output, sizes, channels_last)
 
+    @staticmethod
+    def flops(grad_output: Tensor, weight: Tensor, *others: Any) -> int:
+        return 2 * grad_output.numel() * math.prod(weight.shape[1:])
+
     @classmethod
     def partials(cls, ctx: Any, grad: Tensor, a: Tensor, b: Tensor) -> tuple[Any, Any]:
         needs = ctx.needs_input_grad
@@ -269,6 +281,11 @@ class Conv2dBackwardWeight(_Gradient):
         sizes = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
         channels_last = suggests_channels_last(grad_output) or suggests_channels_last(input)
         return empty_image(grad_output, sizes, channels_last)
+
+    @staticmethod
+    def flops(grad_output: Tensor, input: Tensor, kernel_size: Any, *sizes: Any) -> int:
+        channels = input.shape[1] // sizes[3]
+        return 2 * grad_output.numel() * int(channels * math.prod(kernel_size))
 
     @classmethod
     def partials(cls, ctx: Any, grad: Tensor, a: Tensor, b: Tensor) -> tuple[Any, Any]:

@@ -24,6 +24,7 @@ from nnops.ops.conv2d import (
     conv2d_backward_bias,
     conv2d_backward_input,
     conv2d_backward_weight,
+    convolution_flops,
     convolve_slices,
     output_sizes,
     sum_of_tangents,
@@ -81,6 +82,7 @@ class Conv2dRelu(Formulas):
 
     name = "conv2d_relu"
     differentiable = (0, 1, 2)
+    flops = staticmethod(convolution_flops)
     fake = Conv2d.fake
 
     @staticmethod
@@ -143,6 +145,7 @@ class Conv2dMaxPool2d(Formulas):
 
     name = "conv2d_max_pool2d"
     differentiable = (0, 1, 2)
+    flops = staticmethod(convolution_flops)
 
     @staticmethod
     def fake(*inputs: Any) -> Tensor:
@@ -192,6 +195,7 @@ class Conv2dMaxPool2dWithOffsets(Formulas):
 
     name = "conv2d_max_pool2d_with_offsets"
     differentiable = (0, 1, 2)
+    flops = staticmethod(convolution_flops)
     has_records = True
 
     @staticmethod

@@ -17,6 +17,7 @@ from nnops.ops._operator import (
     batch_first,
     first_output,
     is_plain_eager,
+    library_fragment,
     mount,
 )
 
@@ -29,9 +30,10 @@ def pass_positive(input: Tensor) -> Tensor:
     result: Tensor
     if (
         input.requires_grad
-        and input.numel() >= LEAST_MASKED
         and torch.is_grad_enabled()
+        # Before the number of elements is asked for: it must not decide what is traced.
         and is_plain_eager()
+        and input.numel() >= LEAST_MASKED
     ):
         result = masked_relu(input)
     else:
@@ -163,6 +165,9 @@ relu_mask_backward = mount(ReluMaskBackward)
 relu_backward = mount(ReluBackward)
 
 
+library_fragment.impl("_relu_", lambda input: input, "Meta")
+
+
 class ReluInplaceFunction(torch.autograd.Function):
     """relu_ for eager autograd: writes the output over the input."""
 
@@ -182,7 +187,7 @@ def relu_(input: Tensor) -> Tensor:
     """Writes relu(input) over `input` and returns it."""
     result: Tensor
     if not is_plain_eager():
-        # What is traced or transformed gets a form without side effects inside an operator.
+        # What records or transforms knows how copies differentiate.
         result = input.copy_(relu(input))
     elif torch.is_grad_enabled() and input.requires_grad:
         result = ReluInplaceFunction.apply(input)
