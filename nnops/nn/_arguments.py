@@ -146,6 +146,12 @@ def _two(op: str, name: str, value: IntOrPair) -> tuple[int, int]:
     return pair(op, name, value)
 
 
+def warn(message: str, stacklevel: int) -> None:
+    """warnings.warn for the caller's caller and so on, but not while torch.compile traces it."""
+    if not torch.compiler.is_compiling():
+        warnings.warn(message, stacklevel=stacklevel + 1)
+
+
 def reduction_code(
     op: str, reduction: str, size_average: bool | None = None, reduce: bool | None = None
 ) -> int:

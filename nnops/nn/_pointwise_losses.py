@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import numbers
-import warnings
 from typing import Any
 
 import torch
@@ -62,7 +61,7 @@ def _difference_operands(op: str, input: Tensor, target: Tensor) -> tuple[Tensor
         return input, target  # the usual case, at the price of a glance
     _check_tensors(op, input, target)
     if input.shape != target.shape:
-        warnings.warn(
+        _arguments.warn(
             f"Using a target size ({target.shape}) that is different to the input size "
             f"({input.shape}): they are broadcast, which is seldom what a loss should do. "
             "Give both the same size.",
@@ -327,7 +326,7 @@ def kl_div(
     else:
         code = _arguments.reduction_code(op, reduction)
         if code == _MEAN:
-            warnings.warn(
+            _arguments.warn(
                 "reduction: 'mean' divides the sum by the number of elements; 'batchmean' divides "
                 "it by the batch size, which is the mathematical KL divergence and what 'mean' "
                 "will do in a later major release of torch.",

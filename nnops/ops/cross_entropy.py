@@ -269,7 +269,7 @@ class CrossEntropyBackward(Formulas):
             input.to(wide),
             target.to(wide) if input.shape == target.shape else target,
             None if weight is None else weight.to(wide),
-            slices.fold(log_sum_exp, in_dims[4], 1),
+            slices.fold(log_sum_exp, in_dims[4], 1).contiguous(),
             gradients.new_zeros(()),  # read for the mean alone
             NONE,
             ignore_index,
@@ -344,7 +344,7 @@ class CrossEntropyBackwardTarget(Formulas):
             gradients,
             slices.fold(input, in_dims[1]).to(wide),
             None if weight is None else weight.to(wide),
-            slices.fold(log_sum_exp, in_dims[3], 1),
+            slices.fold(log_sum_exp, in_dims[3], 1).contiguous(),
             NONE,
             label_smoothing,
         )
