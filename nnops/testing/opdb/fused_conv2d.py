@@ -32,8 +32,8 @@ from nnops.testing.samples import (
 
 Reference = Callable[..., Tensor]
 
-# name, input, weight, bias?, parameters of the convolution, of the pool. The last ones are cut into
-# bands of rows.
+# name, input, weight, bias?, parameters of the convolution, of the pool. Images that are cut into
+# bands of rows stand in tests/test_fused_conv2d.py.
 Geometry = tuple[str, tuple[int, ...], tuple[int, ...], bool, dict[str, Any], dict[str, Any]]
 GEOMETRIES: tuple[Geometry, ...] = (
     ("plain", (2, 3, 9, 11), (4, 3, 3, 3), True, {}, {"pool_kernel_size": 2}),
@@ -67,15 +67,6 @@ GEOMETRIES: tuple[Geometry, ...] = (
     ("depthwise", (2, 7, 9, 8), (7, 1, 3, 3), True, {"groups": 7}, {"pool_kernel_size": 2}),
     ("same", (2, 3, 8, 7), (4, 3, 2, 4), True, {"padding": "same"}, {"pool_kernel_size": 2}),
     ("empty batch", (0, 3, 8, 7), (4, 3, 3, 3), True, {}, {"pool_kernel_size": 2}),
-    ("bands", (1, 1, 50, 48), (24, 1, 3, 3), True, {"padding": 1}, {"pool_kernel_size": 2}),
-    (
-        "bands that overlap",
-        (1, 1, 133, 40),
-        (16, 1, 3, 3),
-        True,
-        {"padding": 1},
-        {"pool_kernel_size": 3, "pool_stride": 2, "pool_padding": 1},
-    ),
 )
 # Only without a derivative: the place of the maximum does not fit into a byte.
 LARGE_WINDOW: Geometry = (
