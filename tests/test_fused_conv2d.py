@@ -7,7 +7,6 @@ of conv2d, numbers that are not finite, and what is kept for backward.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -81,14 +80,6 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
     zeros = expected == 0
     assert torch.equal(actual[zeros].signbit(), expected[zeros].signbit())
-
-
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("memory_format", MEMORY_FORMATS, ids=["NCHW", "channels_last"])

@@ -48,6 +48,13 @@ def test_the_private_names_of_torch_that_the_router_uses() -> None:
     assert callable(torch.autograd.Function._backward_cls.apply)
     assert torch._C._are_functorch_transforms_active() is False
     assert forward_ad._current_level == -1
+    assert torch._C._len_torch_dispatch_stack() == 0
+    with Names():
+        assert torch._C._len_torch_dispatch_stack() == 1
+    assert torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
+    assert torch._C._is_any_autocast_enabled() is False
+    with torch.autocast("cpu"):
+        assert torch._C._is_any_autocast_enabled() is True
     seen = []
 
     def look(x: Tensor) -> Tensor:

@@ -23,9 +23,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from nnops.nn import Conv2d, MaxPool2d, ReLU, functional as F
 from nnops.nn.conv import convolution_arguments
 from nnops.ops._operator import is_plain_eager
-
-# The place of a maximum in its window is kept in one byte.
-LARGEST_WINDOW = 255
+from nnops.ops.max_pool2d import has_offsets
 
 # What may stand behind a convolution, to the class of its module.
 LINKS: dict[str, type[Module]] = {
@@ -34,8 +32,6 @@ LINKS: dict[str, type[Module]] = {
     "relu": ReLU,
     "pool": MaxPool2d,
 }
-
-_POOL_NAMES = ("pool_kernel_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode")
 
 
 class Chain:
@@ -55,7 +51,6 @@ class Chain:
         self.links = links
         self.pool = pool
         self.head = head
-        self.pool_arguments = {} if pool is None else dict(zip(_POOL_NAMES, pool, strict=True))
         self.norm_at = links.index("norm") if "norm" in links else None
         self.pool_at = links.index("pool") if "pool" in links else None
         self.classes = tuple(LINKS[link] for link in links)
@@ -88,17 +83,15 @@ class Chain:
             arguments = (arguments[0], *folded, *arguments[3:])
         if self.pool_at is None:
             return self.fused(*arguments, precision=precision)
-        pool: Any = modules[self.pool_at]
-        if pool is None:
-            return self.fused(*arguments, precision=precision, **self.pool_arguments)
+        kernel_size, stride, padding, dilation, ceil_mode = self.window(modules)
         return self.fused(
             *arguments,
             precision=precision,
-            pool_kernel_size=pool.kernel_size,
-            pool_stride=pool.stride,
-            pool_padding=pool.padding,
-            pool_dilation=pool.dilation,
-            ceil_mode=pool.ceil_mode,
+            pool_kernel_size=kernel_size,
+            pool_stride=stride,
+            pool_padding=padding,
+            pool_dilation=dilation,
+            ceil_mode=ceil_mode,
         )
 
     def are_unchanged(self, conv: Module | None, modules: tuple[Module | None, ...]) -> bool:
@@ -240,11 +233,8 @@ def is_fusible_pool(kernel_size: Any, return_indices: bool) -> bool:
     """Whether a pool with this window can be the end of a chain."""
     if return_indices:
         return False
-    if isinstance(kernel_size, (tuple, list)):
-        height, width = kernel_size[0], kernel_size[-1]
-    else:
-        height = width = kernel_size
-    return bool(height * width <= LARGEST_WINDOW)
+    pair = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,)
+    return has_offsets((pair[0], pair[-1]))
 
 
 # (with a ReLU, with a pool) to the operator.

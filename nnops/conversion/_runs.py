@@ -19,10 +19,10 @@ from torch.nn import Dropout, Flatten, Identity, Linear, Parameter
 from torch.nn.modules.module import _has_any_global_hook
 
 from nnops.conversion._chains import Chain
-from nnops.nn import Conv2d, MaxPool2d, ReLU, functional as F
+from nnops.nn import Conv2d, MaxPool2d, ReLU, _autocast, functional as F
 from nnops.nn.conv import convolution_arguments
 from nnops.nn.functional import _convolution, _window
-from nnops.ops._operator import is_plain_eager
+from nnops.ops._operator import dispatch_modes, is_plain_eager
 from nnops.ops.layer_chain import convolution, layer_chain, linear
 from nnops.precision import CONV_PRECISIONS
 
@@ -130,8 +130,8 @@ class LayerRun:
             and input.is_cpu
             and is_plain_eager()
             and not _has_any_global_hook()
-            and not torch.is_autocast_enabled("cpu")
-            and not torch._C._len_torch_dispatch_stack()
+            and not _autocast.is_on()
+            and not dispatch_modes()
         )
 
     def _read(self, modules: tuple[Any, ...]) -> tuple[list[Tensor], list[Any]] | None:

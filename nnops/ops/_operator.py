@@ -34,7 +34,8 @@ from nnops import _library  # noqa: F401  (registers torch.ops.nnops)
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
-_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+# How many are active.
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 # Holds the kernels in Python, for as long as it lives.
 library_fragment = torch.library.Library("nnops", "FRAGMENT")
@@ -100,7 +101,7 @@ def mount(formulas: type[Formulas]) -> Router:
             return public(*inputs)
         if _transforms_active() or forward_ad._current_level >= 0:
             return full.apply(*inputs)
-        if _dispatch_modes() and _is_recording():
+        if dispatch_modes() and _is_recording():
             return public(*inputs)
         if _is_grad_enabled():
             if inputs[first].requires_grad:
@@ -147,12 +148,7 @@ def first_output(route: Router, formulas: type[Formulas]) -> Router:
     first, *others = formulas.differentiable
 
     def route_first(*inputs: Any) -> Any:
-        if (
-            _is_compiling()
-            or _transforms_active()
-            or forward_ad._current_level >= 0
-            or (_dispatch_modes() and _is_recording())
-        ):
+        if not is_plain_eager():
             return route(*inputs)[0]
         if _is_grad_enabled():
             if inputs[first].requires_grad:
@@ -210,7 +206,7 @@ def is_plain_eager() -> bool:
         _is_compiling()
         or _transforms_active()
         or forward_ad._current_level >= 0
-        or (_dispatch_modes() and _is_recording())
+        or (dispatch_modes() and _is_recording())
     )
 
 

@@ -99,6 +99,53 @@ def convolve_slices(
     return unfolded(results, 1, size)
 
 
+def keep_convolution(
+    ctx: Any, inputs: tuple[Any, ...], numbers: tuple[Any, ...], sizes: Any
+) -> None:
+    """Keeps what is no tensor: `numbers` are stride to precision, `sizes` the output's."""
+    input, weight = inputs[:2]
+    ctx.convolution, ctx.convolved_sizes = numbers, sizes
+    ctx.input_size, ctx.kernel_size = input.shape[2:], weight.shape[2:]
+
+
+def save_convolution(ctx: Any, inputs: tuple[Any, ...], *records: Tensor) -> None:
+    """Saves `records`, and then the input and weight that the gradients need."""
+    input, weight = inputs[:2]
+    input_needs, weight_needs = needed_inputs(ctx)[:2]
+    ctx.save_for_backward(
+        *records, input if weight_needs else None, weight if input_needs else None
+    )
+
+
+def convolution_gradients(ctx: Any, grad: Tensor, input: Any, weight: Any) -> tuple[Any, ...]:
+    """The gradients of input, weight and bias, from that of the convolution's output."""
+    needs = ctx.needs_input_grad
+    numbers = ctx.convolution
+    return (
+        conv2d_backward_input(grad, weight, ctx.input_size, *numbers) if needs[0] else None,
+        conv2d_backward_weight(grad, input, ctx.kernel_size, *numbers) if needs[1] else None,
+        conv2d_backward_bias(grad) if needs[2] else None,
+    )
+
+
+def convolution_tangent(
+    ctx: Any, tangents: tuple[Any, ...], input: Any, weight: Any
+) -> Tensor | None:
+    """The tangent of the convolution's output, from those of input, weight and bias."""
+    input_tangent, weight_tangent, bias_tangent = tangents[:3]
+    tangent: Tensor | None = None
+    if input_tangent is not None:
+        tangent = conv2d(input_tangent, weight, bias_tangent, *ctx.convolution)
+        bias_tangent = None
+    if weight_tangent is not None:
+        partial = conv2d(input, weight_tangent, bias_tangent, *ctx.convolution)
+        tangent = sum_of_tangents(tangent, partial)
+        bias_tangent = None
+    if bias_tangent is not None:
+        return bias_tangent.view(1, -1, 1, 1).expand(ctx.convolved_sizes).clone()
+    return tangent
+
+
 class Conv2d(Formulas):
     """(input, weight, bias, stride, padding, dilation, groups, precision) -> output"""
 
@@ -123,51 +170,17 @@ class Conv2d(Formulas):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        input, weight, _bias, *ctx.parameters = inputs
-        ctx.input_size, ctx.kernel_size = input.shape[2:], weight.shape[2:]
-        ctx.output_sizes = output.shape
-        input_needs, weight_needs = needed_inputs(ctx)[:2]
-        ctx.save_for_backward(
-            input if weight_needs else None,
-            weight if input_needs else None,
-        )
+        keep_convolution(ctx, inputs, inputs[3:], output.shape)
+        save_convolution(ctx, inputs)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        (grad,) = grad_outputs
-        input, weight = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        return (
-            conv2d_backward_input(grad, weight, ctx.input_size, *ctx.parameters)
-            if needs[0]
-            else None,
-            conv2d_backward_weight(grad, input, ctx.kernel_size, *ctx.parameters)
-            if needs[1]
-            else None,
-            conv2d_backward_bias(grad) if needs[2] else None,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        gradients = convolution_gradients(ctx, grad_outputs[0], *ctx.saved_tensors)
+        return *gradients, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        input_tangent, weight_tangent, bias_tangent = tangents[:3]
-        input, weight = ctx.saved_tensors
-        tangent = None
-        if input_tangent is not None:
-            tangent = conv2d(input_tangent, weight, bias_tangent, *ctx.parameters)
-            bias_tangent = None
-        if weight_tangent is not None:
-            tangent = sum_of_tangents(
-                tangent, conv2d(input, weight_tangent, bias_tangent, *ctx.parameters)
-            )
-            bias_tangent = None
-        if bias_tangent is not None:
-            return bias_tangent.view(1, -1, 1, 1).expand(ctx.output_sizes).clone()
-        return tangent
+        return convolution_tangent(ctx, tangents, *ctx.saved_tensors)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:

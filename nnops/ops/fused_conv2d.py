@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from nnops.ops._images import empty_image, suggests_channels_last
-from nnops.ops._operator import Formulas, first_output, may_be_differentiated, mount, needed_inputs
+from nnops.ops._operator import Formulas, first_output, may_be_differentiated, mount
 from nnops.ops.conv2d import (
     Conv2d,
     conv2d,
-    conv2d_backward_bias,
-    conv2d_backward_input,
-    conv2d_backward_weight,
     convolution_flops,
+    convolution_gradients,
+    convolution_tangent,
     convolve_slices,
+    keep_convolution,
     output_sizes,
-    sum_of_tangents,
+    save_convolution,
 )
 from nnops.ops.max_pool2d import (
     has_offsets,
@@ -41,42 +41,6 @@ from nnops.ops.relu import relu_backward
 Pair = tuple[int, int]
 
 
-def _save_convolution(ctx: Any, inputs: tuple[Any, ...], *records: Tensor) -> None:
-    """Keeps what conv2d's gradients need, and `records` before it."""
-    input, weight = inputs[:2]
-    ctx.sizes = output_sizes(*inputs[:2], *inputs[3:6])
-    ctx.input_size, ctx.kernel_size = input.shape[2:], weight.shape[2:]
-    input_needs, weight_needs = needed_inputs(ctx)[:2]
-    ctx.save_for_backward(
-        *records, input if weight_needs else None, weight if input_needs else None
-    )
-
-
-def _convolution_gradients(ctx: Any, grad: Tensor, input: Any, weight: Any) -> tuple[Any, ...]:
-    """The gradients of input, weight and bias, from that of the convolution's output."""
-    needs = ctx.needs_input_grad
-    parameters = ctx.convolution
-    return (
-        conv2d_backward_input(grad, weight, ctx.input_size, *parameters) if needs[0] else None,
-        conv2d_backward_weight(grad, input, ctx.kernel_size, *parameters) if needs[1] else None,
-        conv2d_backward_bias(grad) if needs[2] else None,
-    )
-
-
-def _convolution_tangent(ctx: Any, tangents: tuple[Any, ...], input: Any, weight: Any) -> Tensor:
-    input_tangent, weight_tangent, bias_tangent = tangents[:3]
-    tangent: Tensor | None = None
-    if input_tangent is not None:
-        tangent = conv2d(input_tangent, weight, None, *ctx.convolution)
-    if weight_tangent is not None:
-        tangent = sum_of_tangents(tangent, conv2d(input, weight_tangent, None, *ctx.convolution))
-    if bias_tangent is not None:
-        spread = bias_tangent.view(1, -1, 1, 1).expand(ctx.sizes)
-        tangent = spread.clone() if tangent is None else tangent + spread
-    assert tangent is not None
-    return tangent
-
-
 class Conv2dRelu(Formulas):
     """(input, weight, bias, stride, padding, dilation, groups, precision) -> output"""
 
@@ -87,19 +51,19 @@ class Conv2dRelu(Formulas):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.convolution = inputs[3:]
-        _save_convolution(ctx, inputs, output)
+        keep_convolution(ctx, inputs, inputs[3:], output.shape)
+        save_convolution(ctx, inputs, output)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         output, input, weight = ctx.saved_tensors
         grad = relu_backward(grad_outputs[0], output)
-        return *_convolution_gradients(ctx, grad, input, weight), *(None,) * 5
+        return *convolution_gradients(ctx, grad, input, weight), *(None,) * 5
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         output, input, weight = ctx.saved_tensors
-        tangent: Tensor = relu_backward(_convolution_tangent(ctx, tangents, input, weight), output)
+        tangent: Tensor = relu_backward(convolution_tangent(ctx, tangents, input, weight), output)
         return tangent
 
     @staticmethod
@@ -132,7 +96,8 @@ _NO_GRADIENTS = (None,) * 11
 
 
 def _keep_numbers(ctx: Any, inputs: tuple[Any, ...]) -> None:
-    ctx.convolution = (*inputs[3:_RELU], *inputs[_PRECISION])
+    numbers = (*inputs[3:_RELU], *inputs[_PRECISION])
+    keep_convolution(ctx, inputs, numbers, output_sizes(*inputs[:2], *numbers[:3]))
     ctx.window = inputs[_WINDOW]
 
 
@@ -155,8 +120,6 @@ class Conv2dMaxPool2d(Formulas):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _keep_numbers(ctx, inputs)
         ctx.numbers = inputs[3:]
-        ctx.sizes = output_sizes(*inputs[:2], *inputs[3:6])
-        ctx.input_size, ctx.kernel_size = inputs[0].shape[2:], inputs[1].shape[2:]
         ctx.save_for_backward(*inputs[:3])
 
     @staticmethod
@@ -176,13 +139,13 @@ class Conv2dMaxPool2d(Formulas):
     @classmethod
     def backward(cls, ctx: Any, *grad_outputs: Any) -> Any:
         offsets, input, weight = cls._offsets(ctx)
-        grad = max_pool2d_backward(grad_outputs[0], offsets, ctx.sizes[2:], *ctx.window)
-        return *_convolution_gradients(ctx, grad, input, weight), *_NO_GRADIENTS
+        grad = max_pool2d_backward(grad_outputs[0], offsets, ctx.convolved_sizes[2:], *ctx.window)
+        return *convolution_gradients(ctx, grad, input, weight), *_NO_GRADIENTS
 
     @classmethod
     def jvp(cls, ctx: Any, *tangents: Any) -> Any:
         offsets, input, weight = cls._offsets(ctx)
-        tangent = _convolution_tangent(ctx, tangents, input, weight)
+        tangent = convolution_tangent(ctx, tangents, input, weight)
         return max_pool2d_gather(tangent, offsets, *ctx.window)
 
     @staticmethod
@@ -205,7 +168,7 @@ class Conv2dMaxPool2dWithOffsets(Formulas):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _keep_numbers(ctx, inputs)
-        _save_convolution(ctx, inputs, output[1])
+        save_convolution(ctx, inputs, output[1])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -213,13 +176,13 @@ class Conv2dMaxPool2dWithOffsets(Formulas):
         grad = grad_outputs[0]
         if grad is None:
             return *(None,) * 3, *_NO_GRADIENTS
-        grad = max_pool2d_backward(grad, offsets, ctx.sizes[2:], *ctx.window)
-        return *_convolution_gradients(ctx, grad, input, weight), *_NO_GRADIENTS
+        grad = max_pool2d_backward(grad, offsets, ctx.convolved_sizes[2:], *ctx.window)
+        return *convolution_gradients(ctx, grad, input, weight), *_NO_GRADIENTS
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         offsets, input, weight = ctx.saved_tensors
-        tangent = _convolution_tangent(ctx, tangents, input, weight)
+        tangent = convolution_tangent(ctx, tangents, input, weight)
         return max_pool2d_gather(tangent, offsets, *ctx.window), None
 
     @staticmethod
