@@ -1,18 +1,27 @@
-"""nnops beside torch (cuDNN) on a CUDA device: the samples of the operator database.
+"""nnops beside torch (cuDNN) on a CUDA device: operators, pass by pass, and whole nets.
 
-Times are those of CUDA events around many calls, alternated, medians of the rounds. Nobody has run
-this yet: no machine of the project has a GPU.
+Two times of each, medians of alternating rounds:
 
-    python tools/gpu_benchmark.py [--op conv2d] [--rounds 7] [--out results.jsonl]
+call    CUDA events around many calls: what a program sees. Small calls wait for Python, not for
+        the device.
+device  the same calls captured in a CUDA graph and replayed: the kernels alone.
+
+Operators are the samples of the operator database, convolutions with as many images as a GPU is
+given. Numbers are compared with torch's first.
+
+    python tools/gpu_benchmark.py [--op conv2d] [--dtype float16] [--rounds 5] [--out results.jsonl]
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Annotated
+from statistics import geometric_mean, median
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -21,86 +30,278 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+import nnops
+from nnops.benchmark.nets.calls import eager, ours, training_step
+from nnops.benchmark.nets.zoo import NETS, prepared
+from nnops.testing.compare import outputs_of
 from nnops.testing.opdb import CASES
+from nnops.testing.opdb.conv2d_layers import LAYERS
 from nnops.testing.samples import (
     DEFAULT_LIST,
+    LAYOUTS,
+    BenchmarkSample,
     Maker,
     OpCase,
     Sample,
-    detached,
-    tensors_of,
 )
 
-CALLS_MS = 5.0  # of each side in a round, about
+ROUND_MS = 3.0  # of each side, about
+MOST_CALLS = 200
+GRAPH_CALLS = 10
+IMAGES = 64
+MOST_ELEMENTS = 1 << 26  # of an image tensor
+# Net, images in a step, image size where a net has several.
+NET_BATCHES = (
+    ("lenet", 64),
+    ("lenet", 1024),
+    ("cifar", 64),
+    ("cifar", 1024),
+    ("alexnet", 64),
+    ("vgg11", 32),
+    ("resnet18", 64),
+)
+
+Call = Callable[[], object]
 
 
-def milliseconds(function: Callable[[], object], calls: int) -> float:
+@dataclass(frozen=True)
+class Row:
+    """Milliseconds; `error` is the distance of the results from torch's over their length."""
+
+    op: str
+    sample: str
+    layout: str
+    dtype: str
+    direction: str
+    algorithm: str
+    error: float
+    ours: float
+    torch: float
+    ours_device: float
+    torch_device: float
+
+    @property
+    def ratio(self) -> float:
+        return self.torch / self.ours
+
+    @property
+    def device_ratio(self) -> float:
+        return self.torch_device / self.ours_device
+
+
+def milliseconds(call: Call, calls: int) -> float:
     """Of one call."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(calls):
-        function()
+        call()
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / calls
 
 
-def step(function: Callable[[Sample], Tensor], sample: Sample) -> Callable[[], object]:
-    """A forward pass, and the backward pass where something needs a gradient."""
-    leaves = [tensor for tensor in tensors_of(sample) if tensor.requires_grad]
-
-    def run() -> object:
-        output = function(sample)
-        return torch.autograd.grad(output.sum(), leaves) if leaves else output
-
-    return run
-
-
-def measure(case: OpCase, sample: Sample, rounds: int) -> tuple[float, float]:
-    """(our milliseconds, torch's)"""
-    sides = [step(case.ours, sample), step(case.torchs, sample)]
+def alternated(sides: list[Call], rounds: int) -> list[float]:
+    """Medians, in milliseconds."""
+    counts = []
     for side in sides:
         side()
-    calls = [max(1, int(CALLS_MS / milliseconds(side, 1))) for side in sides]
-    times: list[list[float]] = [[], []]
+        counts.append(min(MOST_CALLS, max(1, math.ceil(ROUND_MS / milliseconds(side, 1)))))
+    times: list[list[float]] = [[] for _ in sides]
     for turn in range(rounds):
-        for index in (0, 1) if turn % 2 else (1, 0):
-            times[index].append(milliseconds(sides[index], calls[index]))
-    return median(times[0]), median(times[1])
+        order = range(len(sides)) if turn % 2 else reversed(range(len(sides)))
+        for index in order:
+            times[index].append(milliseconds(sides[index], counts[index]))
+    return [median(each) for each in times]
+
+
+def replayed(call: Call) -> Call:
+    """GRAPH_CALLS calls as one; everything has been computed once on the current stream."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        for _ in range(GRAPH_CALLS):
+            call()
+    return graph.replay
+
+
+def on_device(sides: list[Call], rounds: int) -> list[float]:
+    """NaN where a call cannot be captured."""
+    try:
+        graphs = [replayed(side) for side in sides]
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return [math.nan] * len(sides)
+    return [time / GRAPH_CALLS for time in alternated(graphs, rounds)]
+
+
+def distance(ours: object, theirs: object) -> float:
+    pairs = zip(outputs_of(ours), outputs_of(theirs), strict=True)
+    shares = [
+        ((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)).item()
+        for a, b in pairs
+        if b.numel()
+    ]
+    return max(shares, default=0.0)
+
+
+def passes(case: OpCase, sample: Sample) -> Iterator[tuple[str, list[Call]]]:
+    """(name, [ours, torch's]): forward, then the gradient of each leaf."""
+    functions = [partial(function, sample) for function in (case.ours, case.torchs)]
+
+    def forward(function: Callable[[], Any]) -> Call:
+        def call() -> object:
+            with torch.no_grad():
+                return function()
+
+        return call
+
+    yield "forward", [forward(each) for each in functions]
+    names = ("input", "weight", "bias")
+    leaves = [
+        (name, value)
+        for name, value in zip(names, sample.args, strict=False)
+        if isinstance(value, Tensor) and value.requires_grad
+    ]
+    if not leaves:
+        return
+    outputs = [outputs_of(each())[0] for each in functions]
+    seed = torch.randn_like(outputs[0])
+    for name, leaf in leaves:
+        yield (
+            f"backward {name}",
+            [
+                partial(torch.autograd.grad, output, leaf, seed, retain_graph=True)
+                for output in outputs
+            ],
+        )
+
+
+def algorithm_of(call: Call) -> str:
+    chosen = [each.algorithm for each in nnops.explain(call)]
+    return chosen[-1] if chosen else ""
+
+
+def samples_of(case: OpCase) -> Iterator[BenchmarkSample]:
+    if case.name != "conv2d":
+        for each in case.benchmark_samples:
+            if each.shape_list == DEFAULT_LIST:
+                yield each
+        return
+    seen = set()
+    for layer in LAYERS:
+        stem, _, batch = layer.name.rpartition(" b")
+        if int(batch) > 1:
+            image = max(
+                layer.channels * math.prod(layer.size_pair),
+                layer.filters * math.prod(layer.output_size),
+            )
+            images = min(IMAGES, MOST_ELEMENTS // image)
+            layer = replace(layer, name=f"{stem} b{images}", batch=images)
+        if layer.name not in seen:
+            seen.add(layer.name)
+            for layout in LAYOUTS:
+                build = partial(layer.build, layout=layout)
+                yield BenchmarkSample(layer.name, layer.kernel_class, build, layout)
+
+
+def operator_rows(
+    case: OpCase, each: BenchmarkSample, dtype: torch.dtype, rounds: int
+) -> Iterator[Row]:
+    sample = each.build(Maker(dtype, "cuda", requires_grad=True))
+    for direction, sides in passes(case, sample):
+        error = distance(*(side() for side in sides))
+        algorithm = algorithm_of(sides[0])
+        times = alternated(sides, rounds) + on_device(sides, rounds)
+        name = str(dtype).removeprefix("torch.")
+        yield Row(case.name, each.name, each.layout, name, direction, algorithm, error, *times)
+
+
+def net_rows(name: str, images: int, layout: str, rounds: int) -> Iterator[Row]:
+    """A step of SGD, and a forward without gradients; never in a graph."""
+    net = NETS[name]
+    for training in (True, False):
+        model, batch, labels = prepared(net, net.sizes[0], images, layout, training)
+        model, batch = model.to("cuda"), batch.to("cuda")
+        runners = [make(model, batch) for make in (ours, eager)]
+        sides: list[Call] = []
+        with torch.no_grad():
+            error = math.nan if training else distance(*(each.scores() for each in runners))
+        for runner in runners:
+            if labels is not None:
+                sides.append(training_step(runner, labels.to("cuda")))
+            else:
+                sides.append(torch.no_grad()(runner.forward))
+        times = alternated(sides, rounds) + [math.nan] * 2
+        direction = "step" if training else "inference"
+        yield Row(name, f"b{images}", layout, "float32", direction, "", error, *times)
 
 
 def main(
-    op: Annotated[list[str] | None, typer.Option(help="names of operators; default: all")] = None,
-    rounds: int = 7,
+    op: Annotated[list[str] | None, typer.Option(help="operators or nets; default: all")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="default: float32 float16")] = None,
+    rounds: int = 5,
     out: Annotated[Path | None, typer.Option(help="JSON lines")] = None,
 ) -> None:
-    """Measure every benchmark sample of the database, forward and backward."""
+    """Measure every benchmark sample of the database, forward and backward, and the nets."""
     if not torch.cuda.is_available():
         raise SystemExit(f"torch {torch.__version__} finds no CUDA device")
     device = torch.cuda.get_device_name()
-    work = [
-        (case, each)
+    console = Console(width=150)
+    work: list[Callable[[], Iterator[Row]]] = [
+        partial(net_rows, name, images, layout, rounds)
+        for name, images in NET_BATCHES
+        for layout in LAYOUTS
+        if op is None or name in op
+    ]
+    work += [
+        partial(operator_rows, case, each, getattr(torch, name), rounds)
         for case in CASES
         if op is None or case.name in op
-        for each in case.benchmark_samples
-        if each.shape_list == DEFAULT_LIST
+        for each in samples_of(case)
+        for name in dtype or ("float32", "float16")
     ]
-    rows = []
-    for case, each in track(work, "measuring", console=Console(stderr=True)):
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            sample = detached(each.build(Maker(dtype, requires_grad=True)), device="cuda")
-            ours, theirs = measure(case, sample, rounds)
-            rows.append((case.name, each.name, str(dtype).removeprefix("torch."), ours, theirs))
-    table = Table("op", "sample", "dtype", "ours ms", "torch/ours", title=device)
-    for name, sample_name, dtype_name, ours, theirs in sorted(
-        rows, key=lambda row: row[4] / row[3]
-    ):
-        table.add_row(name, sample_name, dtype_name, f"{ours:.4f}", f"{theirs / ours:.2f}")
-    Console(width=110).print(table)
-    if out is not None:
-        keys = ("op", "sample", "dtype", "ours_ms", "torch_ms")
-        lines = [{**dict(zip(keys, row, strict=True)), "device": device} for row in rows]
-        out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows: list[Row] = []
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for measure in track(work, "measuring", console=Console(stderr=True)):
+            try:
+                for row in measure():
+                    rows.append(row)
+                    if out is not None:
+                        with out.open("a") as file:
+                            file.write(json.dumps({**asdict(row), "device": device}) + "\n")
+            except Exception as error:
+                console.print(f"[red]{measure.args[:3]}: {type(error).__name__}: {error}")
+    table = Table(
+        *("op", "sample", "layout", "dtype", "direction", "algorithm", "error"),
+        *("ours ms", "torch/ours", "device ms", "torch/ours"),
+        title=f"{device}, torch {torch.__version__}",
+    )
+    for row in sorted(rows, key=lambda row: row.device_ratio):
+        table.add_row(
+            *(row.op, row.sample, row.layout, row.dtype, row.direction, row.algorithm),
+            *(f"{row.error:.1e}", f"{row.ours:.4f}", f"{row.ratio:.2f}"),
+            *(f"{row.ours_device:.4f}", f"{row.device_ratio:.2f}"),
+        )
+    console.print(table)
+    console.print(summary(rows))
+
+
+def summary(rows: list[Row]) -> Table:
+    table = Table(
+        *("op", "dtype", "direction", "rows", "calls: geomean", "worst"),
+        *("device: geomean", "worst"),
+        title="torch / ours",
+    )
+    for key in dict.fromkeys((row.op, row.dtype, row.direction) for row in rows):
+        group = [row for row in rows if (row.op, row.dtype, row.direction) == key]
+        calls = [row.ratio for row in group]
+        device = [row.device_ratio for row in group if math.isfinite(row.device_ratio)] or [
+            math.nan
+        ]
+        table.add_row(
+            *(*key, str(len(group)), f"{geometric_mean(calls):.2f}", f"{min(calls):.2f}"),
+            *(f"{geometric_mean(device):.2f}", f"{min(device):.2f}"),
+        )
+    return table
 
 
 if __name__ == "__main__":

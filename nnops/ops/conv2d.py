@@ -142,7 +142,7 @@ def convolution_tangent(
         tangent = sum_of_tangents(tangent, partial)
         bias_tangent = None
     if bias_tangent is not None:
-        return bias_tangent.view(1, -1, 1, 1).expand(ctx.convolved_sizes).clone()
+        tangent = bias_tangent.view(1, -1, 1, 1).expand(ctx.convolved_sizes).clone()
     return tangent
 
 

@@ -36,29 +36,32 @@ class ErrorSample:
 
 
 class Maker:
-    """Makes the tensors of samples: reproducible, on one device, of one dtype."""
+    """Makes the tensors of samples: reproducible, on one device, of one dtype.
+
+    Each kind of device draws numbers of its own.
+    """
 
     def __init__(
         self, dtype: torch.dtype, device: str = "cpu", seed: int = 0, requires_grad: bool = False
     ) -> None:
         self.dtype = dtype
-        self.device = device
         self.requires_grad = requires_grad and dtype.is_floating_point
-        self._generator = torch.Generator().manual_seed(seed)
+        self._random: dict[str, Any] = {
+            "generator": torch.Generator(device).manual_seed(seed),
+            "device": torch.device(device),
+        }
 
     def tensor(
         self, *shape: int, low: float = -2.0, high: float = 2.0, grad: bool = True
     ) -> Tensor:
         """Uniform in [low, high); whole numbers in [2 low, 2 high] for integer dtypes."""
         if self.dtype.is_floating_point:
-            uniform = torch.rand(shape, generator=self._generator, dtype=torch.float64)
+            uniform = torch.rand(shape, dtype=torch.float64, **self._random)
             values = uniform * (high - low) + low
         else:
             lowest = 0 if self.dtype == torch.uint8 else int(2 * low)
-            values = torch.randint(
-                lowest, int(2 * high) + 1, shape, generator=self._generator
-            ).double()
-        result = values.to(self.dtype).to(self.device)
+            values = torch.randint(lowest, int(2 * high) + 1, shape, **self._random).double()
+        result = values.to(self.dtype)
         return result.requires_grad_(self.requires_grad and grad)
 
     def image(self, *shape: int, layout: str = "NCHW", grad: bool = True) -> Tensor:
@@ -71,8 +74,8 @@ class Maker:
     def integer_valued(self, *shape: int, magnitude: int = 3, grad: bool = True) -> Tensor:
         """Small whole numbers in any dtype: sums of products of them are exact, ties abound."""
         low = 0 if self.dtype == torch.uint8 else -magnitude
-        values = torch.randint(low, magnitude + 1, shape, generator=self._generator)
-        result = values.to(self.dtype).to(self.device)
+        values = torch.randint(low, magnitude + 1, shape, **self._random)
+        result = values.to(self.dtype)
         return result.requires_grad_(self.requires_grad and grad)
 
     def distinct(self, *shape: int, grad: bool = True) -> Tensor:
@@ -80,13 +83,13 @@ class Maker:
         count = 1
         for size in shape:
             count *= size
-        values = torch.randperm(count, generator=self._generator).double().reshape(shape)
-        result = ((values - count / 2) * (8 / max(count, 1))).to(self.dtype).to(self.device)
+        values = torch.randperm(count, **self._random).double().reshape(shape)
+        result = ((values - count / 2) * (8 / max(count, 1))).to(self.dtype)
         return result.requires_grad_(self.requires_grad and grad)
 
     def indices(self, *shape: int, high: int) -> Tensor:
         """int64 in [0, high)."""
-        return torch.randint(high, shape, generator=self._generator).to(self.device)
+        return torch.randint(high, shape, **self._random)
 
 
 @dataclass(frozen=True)
