@@ -177,11 +177,18 @@ struct IntegerDistance {
   }
   template <int N>
   NNOPS_DEVICE T value(const Operands<N>& operands, int lane) const {
-    using Unsigned = std::make_unsigned_t<T>;
-    const auto d = static_cast<Unsigned>(static_cast<Unsigned>(operands.input[lane]) -
-                                         static_cast<Unsigned>(operands.target[lane]));
-    const bool negative = std::is_signed_v<T> && static_cast<T>(d) < 0;
-    return static_cast<T>(negative ? static_cast<Unsigned>(0 - d) : d);
+    if constexpr (sizeof(T) < sizeof(int)) {
+      // In 32 bits: of 16-bit arithmetic on the bytes of a vector, nvcc 13.0 takes the sign of the
+      // first byte of each word from the byte behind it.
+      const int d = static_cast<T>(int{operands.input[lane]} - int{operands.target[lane]});
+      return static_cast<T>(d < 0 ? -d : d);
+    } else {
+      using Unsigned = std::make_unsigned_t<T>;
+      const auto d = static_cast<Unsigned>(operands.input[lane]) -
+                     static_cast<Unsigned>(operands.target[lane]);
+      const bool negative = std::is_signed_v<T> && static_cast<T>(d) < 0;
+      return static_cast<T>(negative ? 0 - d : d);
+    }
   }
   template <int N>
   NNOPS_DEVICE void check_domain(const Operands<N>&) const {}
