@@ -57,7 +57,8 @@ def conv_algorithm(
     `algorithm` is for every pass that has one of this name; passes without make their ordinary
     choice. The other arguments name the algorithm of one pass and go before it. Contexts nest: what
     an inner one leaves open stays as it is outside. A gradient is computed by what is forced where
-    `backward` is called, not where the forward pass was.
+    `backward` is called, not where the forward pass was; that thread then computes gradients on
+    CUDA too, instead of a thread of torch's.
 
         with nnops.conv_algorithm("reference"): ...
         with nnops.conv_algorithm(forward="pixel_rows"): ...
@@ -66,7 +67,11 @@ def conv_algorithm(
         ValueError: for a name that no pass has, or not the pass it is given for.
         RuntimeError: in the context, for a problem that the algorithm cannot compute.
     """
-    lists = {name: _C.algorithms()[op] for name, op in CONV_PASSES.items()}
+    everywhere = (_C.algorithms(), _C.cuda_algorithms())
+    lists = {
+        name: list(dict.fromkeys(each for lists in everywhere for each in lists.get(op, ())))
+        for name, op in CONV_PASSES.items()
+    }
     if algorithm is not None and not any(algorithm in names for names in lists.values()):
         known = sorted({name for names in lists.values() for name in names})
         raise ValueError(
@@ -85,6 +90,7 @@ def conv_algorithm(
                 f"but got {choice!r}"
             )
     with ExitStack() as stack:
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         for name, op in CONV_PASSES.items():
             choice = wanted[name]
             if choice is None and algorithm in lists[name]:
