@@ -174,8 +174,11 @@ def test_small_problems_in_every_order_of_threads(
 
 
 def on_cuda(tensor: Tensor) -> Tensor:
-    """CPU tensors on the device; an error sample may have a meta tensor on purpose."""
-    return tensor.to("cuda") if tensor.device.type == "cpu" else tensor
+    """CPU tensors on the device; an error sample may have a meta or an expanded one on purpose."""
+    if tensor.device.type != "cpu":
+        return tensor
+    once = [slice(None, 1 if stride == 0 else None) for stride in tensor.stride()]
+    return tensor[tuple(once)].to("cuda").expand(tensor.shape)
 
 
 @on_device
