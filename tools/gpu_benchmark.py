@@ -21,18 +21,19 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
 import nnops
+from nnops.benchmark.calls import EAGER, Mode, contestant, output_gradient, sample_for
 from nnops.benchmark.nets.calls import eager, ours, training_step
 from nnops.benchmark.nets.zoo import NETS, prepared
+from nnops.benchmark.timing import Contestant
 from nnops.testing.compare import outputs_of
 from nnops.testing.opdb import CASES
 from nnops.testing.opdb.conv2d_layers import LAYERS
@@ -43,6 +44,7 @@ from nnops.testing.samples import (
     Maker,
     OpCase,
     Sample,
+    tensors_of,
 )
 
 ROUND_MS = 3.0  # of each side, about
@@ -72,7 +74,7 @@ class Row:
     sample: str
     layout: str
     dtype: str
-    direction: str
+    mode: str
     algorithm: str
     error: float
     ours: float
@@ -144,35 +146,28 @@ def distance(ours: object, theirs: object) -> float:
 
 
 def passes(case: OpCase, sample: Sample) -> Iterator[tuple[str, list[Call]]]:
-    """(name, [ours, torch's]): forward, then the gradient of each leaf."""
-    functions = [partial(function, sample) for function in (case.ours, case.torchs)]
+    """(mode, [ours, torch's]): forward and the gradients, by operand where these are operators."""
+    backward = [Mode(f"bwd-{part}") for part in case.backward_parts] or [Mode.BACKWARD]
+    for mode in (Mode.FORWARD, *backward):
+        own = sample_for(case, sample, mode)
+        if own is None or not (
+            mode == Mode.FORWARD or any(each.requires_grad for each in tensors_of(own))
+        ):
+            continue
+        seed = output_gradient(case.our_function, own, mode)
+        sides = [
+            contestant(name, function, own, mode, EAGER, seed)
+            for name, function in (("ours", case.our_function), ("torch", case.torch_function))
+        ]
+        yield mode.value, [_within(side) for side in sides]
 
-    def forward(function: Callable[[], Any]) -> Call:
-        def call() -> object:
-            with torch.no_grad():
-                return function()
 
-        return call
+def _within(side: Contestant) -> Call:
+    def call() -> object:
+        with side.around():
+            return side.call()
 
-    yield "forward", [forward(each) for each in functions]
-    names = ("input", "weight", "bias")
-    leaves = [
-        (name, value)
-        for name, value in zip(names, sample.args, strict=False)
-        if isinstance(value, Tensor) and value.requires_grad
-    ]
-    if not leaves:
-        return
-    outputs = [outputs_of(each())[0] for each in functions]
-    seed = torch.randn_like(outputs[0])
-    for name, leaf in leaves:
-        yield (
-            f"backward {name}",
-            [
-                partial(torch.autograd.grad, output, leaf, seed, retain_graph=True)
-                for output in outputs
-            ],
-        )
+    return call
 
 
 def algorithm_of(call: Call) -> str:
@@ -207,12 +202,12 @@ def operator_rows(
     case: OpCase, each: BenchmarkSample, dtype: torch.dtype, rounds: int
 ) -> Iterator[Row]:
     sample = each.build(Maker(dtype, "cuda", requires_grad=True))
-    for direction, sides in passes(case, sample):
+    for mode, sides in passes(case, sample):
         error = distance(*(side() for side in sides))
         algorithm = algorithm_of(sides[0])
         times = alternated(sides, rounds) + on_device(sides, rounds)
         name = str(dtype).removeprefix("torch.")
-        yield Row(case.name, each.name, each.layout, name, direction, algorithm, error, *times)
+        yield Row(case.name, each.name, each.layout, name, mode, algorithm, error, *times)
 
 
 def net_rows(name: str, images: int, layout: str, rounds: int) -> Iterator[Row]:
@@ -231,8 +226,8 @@ def net_rows(name: str, images: int, layout: str, rounds: int) -> Iterator[Row]:
             else:
                 sides.append(torch.no_grad()(runner.forward))
         times = alternated(sides, rounds) + [math.nan] * 2
-        direction = "step" if training else "inference"
-        yield Row(name, f"b{images}", layout, "float32", direction, "", error, *times)
+        mode = "train" if training else "infer"
+        yield Row(name, f"b{images}", layout, "float32", mode, "", error, *times)
 
 
 def main(
@@ -271,13 +266,13 @@ def main(
             except Exception as error:
                 console.print(f"[red]{measure.args[:3]}: {type(error).__name__}: {error}")
     table = Table(
-        *("op", "sample", "layout", "dtype", "direction", "algorithm", "error"),
+        *("op", "sample", "layout", "dtype", "mode", "algorithm", "error"),
         *("ours ms", "torch/ours", "device ms", "torch/ours"),
         title=f"{device}, torch {torch.__version__}",
     )
     for row in sorted(rows, key=lambda row: row.device_ratio):
         table.add_row(
-            *(row.op, row.sample, row.layout, row.dtype, row.direction, row.algorithm),
+            *(row.op, row.sample, row.layout, row.dtype, row.mode, row.algorithm),
             *(f"{row.error:.1e}", f"{row.ours:.4f}", f"{row.ratio:.2f}"),
             *(f"{row.ours_device:.4f}", f"{row.device_ratio:.2f}"),
         )
@@ -287,12 +282,12 @@ def main(
 
 def summary(rows: list[Row]) -> Table:
     table = Table(
-        *("op", "dtype", "direction", "rows", "calls: geomean", "worst"),
+        *("op", "dtype", "mode", "rows", "calls: geomean", "worst"),
         *("device: geomean", "worst"),
         title="torch / ours",
     )
-    for key in dict.fromkeys((row.op, row.dtype, row.direction) for row in rows):
-        group = [row for row in rows if (row.op, row.dtype, row.direction) == key]
+    for key in dict.fromkeys((row.op, row.dtype, row.mode) for row in rows):
+        group = [row for row in rows if (row.op, row.dtype, row.mode) == key]
         calls = [row.ratio for row in group]
         device = [row.device_ratio for row in group if math.isfinite(row.device_ratio)] or [
             math.nan
