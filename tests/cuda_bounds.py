@@ -87,7 +87,7 @@ BOUNDS = (
     Bound("products in the main loop", "", 0, "bound by memory"),
     Bound(
         "ldmatrix in the main loop",
-        r"MmaMultiply<float, .* 1>",
+        r"MmaMultiply<float, MmaShape<[\d, ]+>, 1, ",
         0,
         "it transposes 16-bit elements alone: TF32 along rows is read by elements",
     ),
@@ -103,13 +103,6 @@ BOUNDS = (
     # --- bank conflicts: wavefronts over the least ------------------------------------------------
     Bound(
         "bank conflicts",
-        r"^weight_gemm write in tensor_cores.* row-major",
-        4,
-        "neighbouring pixels of a channel go to as many lines of the tile: the swizzle has 8 "
-        "places for 32 lines, and 4 for 16 lines twice",
-    ),
-    Bound(
-        "bank conflicts",
         r"^weight_gemm write in implicit_gemm.* row-major",
         2,
         "16 lines of the tile, 4 banks apart, share 32 banks",
@@ -120,14 +113,17 @@ BOUNDS = (
         2,
         "the table of columns is read at the distance of a chunk, once a step",
     ),
-    Bound("bank conflicts", r"^pack_weights read .*float16", 1.5, "two halves share a word"),
+    Bound(
+        "bank conflicts",
+        r"^pack_(weights read|image write) .*float16",
+        1.5,
+        "two halves share a word",
+    ),
     Bound("bank conflicts", r"^cross_entropy_forward_kernel read", 1.5, "structs of three words"),
-    Bound("bank conflicts", r"^weight_gemm read", 1.05, "the table of columns, now and then"),
+    Bound("bank conflicts", r"^weight_gemm read", 1.15, "the table of columns, now and then"),
     Bound("bank conflicts", "", 1, "no two lanes meet in a bank"),
     # --- sectors over the least -------------------------------------------------------------------
-    Bound(
-        "sectors", r"^pack_weights read .* row-major", 9, "across rows, whose rest the cache has"
-    ),
+    Bound("sectors", r"^pack_weights read", 13, "across rows, whose rest the cache has"),
     Bound("sectors", r"^direct_weights read", 9, "across rows, whose rest the cache has"),
     Bound(
         "sectors",
@@ -135,10 +131,13 @@ BOUNDS = (
         16,
         "a column's neighbour is the next channel, in this layout kh kw further; once at the end",
     ),
-    Bound("sectors", r"^weight_gemm write", 4, "a thread's neighbouring columns one by one; once"),
     Bound(
-        "sectors", r"^pixel_gemm write in tensor_cores float16 channels", 2, "4 lanes fill 16 bytes"
+        "sectors",
+        r"^add_splits write .* row-major",
+        9,
+        "an element's neighbour is the next channel, in this layout kh kw further; once at the end",
     ),
+    Bound("sectors", r"^weight_gemm write", 4, "a thread's neighbouring columns one by one; once"),
     Bound(
         "sectors",
         r"^pixel_gemm write .* row-major",
@@ -155,7 +154,7 @@ BOUNDS = (
     ),
     Bound(
         "sectors",
-        r"^(pixel_gemm|weight_gemm|bias_along_pixels) .* row-major|^direct_(pass|weight_partials) ",
+        r"^(pixel_gemm|weight_gemm|bias_along_pixels|pack_image) .* row-major|^direct_(pass|weight_partials) ",
         2,
         "rows of 14 pixels begin anywhere in a sector",
     ),

@@ -121,8 +121,8 @@ def test_tf32_rounds_the_operands_and_nothing_else(input, weight, parameters, la
     )
     names = ("output", "input", "weight")
     for name, value, sums, bound in zip(names, ours[:3], expected[:3], magnitudes[:3], strict=True):
-        # Far less than half of TF32's last bit, 2^-11, and more than sums of float32 lose.
-        assert ((value.double() - sums).abs() <= 2.0**-19 * bound).all(), name
+        # Far less than half of TF32's last bit, 2^-11, and more than one chain of float32 loses.
+        assert ((value.double() - sums).abs() <= 2.0**-16 * bound).all(), name
 
 
 @pytest.mark.parametrize("dtype", (*HALVES, torch.float32), ids=lambda dtype: str(dtype)[6:])

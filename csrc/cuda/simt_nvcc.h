@@ -29,7 +29,9 @@ extern __shared__ uint4 nnops_dynamic_shared[];
 namespace nnops::cuda {
 
 inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw_cuda_error(what, cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // said once: the next launch is not to blame
+  throw_cuda_error(what, cudaGetErrorString(error));
 }
 
 // A launch with more than 48 KiB must be announced, and a kernel's static arrays count too: of

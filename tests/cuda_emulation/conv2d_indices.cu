@@ -140,7 +140,7 @@ void splits() {
         g.oc = g.c = channels;
         g.kh = g.kw = 3;
         g.groups = 1;
-        const WeightSplits<Multiply> cut(g);
+        const WeightSplits cut = WeightSplits::of(g, Multiply{});
         const int64_t pixels = n * size * size;
         EXPECT(cut.count >= 1 && cut.count * cut.pixels >= pixels);
         EXPECT((cut.count - 1) * cut.pixels < pixels);

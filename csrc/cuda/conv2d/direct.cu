@@ -72,8 +72,13 @@ template <typename T, bool kAlongRows>
 void run_weight(T* grad_weight, DirectWeight<T> p, const Conv2dGeometry& g, int64_t parts) {
   p.tiles = static_cast<unsigned>(kAlongRows ? ceil_divide(p.rows, kWarpSize) : p.rows);
   p.chunks = static_cast<unsigned>(ceil_divide(p.taps(), kTapChunk));
-  NNOPS_LAUNCH((direct_weight_partials<T, kAlongRows>),
-               static_cast<unsigned>(parts * p.tiles * p.chunks), kDirectWeightThreads, 0, p);
+  const auto blocks = static_cast<unsigned>(parts * p.tiles * p.chunks);
+  if (p.kh == 3 && p.kw == 3) {
+    NNOPS_LAUNCH((direct_weight_partials<T, kAlongRows, true>), blocks, kDirectWeightThreads, 0, p);
+  } else {
+    NNOPS_LAUNCH((direct_weight_partials<T, kAlongRows, false>), blocks, kDirectWeightThreads, 0,
+                 p);
+  }
   NNOPS_LAUNCH(
       (add_direct_partials<T>),
       static_cast<unsigned>(ceil_divide<int64_t>(int64_t{p.rows} * p.taps(), kDirectWeightWarps)),

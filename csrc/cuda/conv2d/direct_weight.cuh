@@ -31,8 +31,9 @@ struct DirectWeight : NarrowGeometry {
   NNOPS_HOST_DEVICE int taps() const { return kh * kw; }
 };
 
-// The sums of the thread's pixels first, first + step, ... before `end`.
-template <typename T>
+// The sums of the thread's pixels first, first + step, ... before `end`. kThree: the kernel is 3 x
+// 3, so that the taps are constants and each row and column of them is checked once.
+template <bool kThree, typename T>
 NNOPS_DEVICE void add_tap_products(const DirectWeight<T>& p, int row, int first_tap, int64_t first,
                                    int64_t end, int step, acc_t<T> (&sums)[kTapChunk]) {
   if (first >= end) return;
@@ -44,6 +45,7 @@ NNOPS_DEVICE void add_tap_products(const DirectWeight<T>& p, int row, int first_
   const T* input = p.input + c * p.input_strides.c;
   const int first_kh = first_tap / p.kw;
   const int first_kw = first_tap % p.kw;
+#pragma unroll(kThree ? 2 : 1)
   for (int64_t pixel = first; pixel < end; pixel += step) {
     const acc_t<T> gradient = to_acc(
         gy[at.d2 * p.output_strides.n + at.d1 * p.output_strides.h + at.d0 * p.output_strides.w]);
@@ -52,17 +54,38 @@ NNOPS_DEVICE void add_tap_products(const DirectWeight<T>& p, int row, int first_
     const T* image = input + at.d2 * p.input_strides.n;
     int kh = first_kh;
     int kw = first_kw;
+    if constexpr (kThree) {
+      bool inside_w[3];
 #pragma unroll
-    for (int i = 0; i < kTapChunk; ++i) {
-      const int tap_h = h + kh * p.dilation_h;
-      const int tap_w = w + kw * p.dilation_w;
-      if (kh < p.kh && static_cast<unsigned>(tap_h) < static_cast<unsigned>(p.h) &&
-          static_cast<unsigned>(tap_w) < static_cast<unsigned>(p.w)) {
-        sums[i] += gradient * to_acc(image[tap_h * p.input_strides.h + tap_w * p.input_strides.w]);
+      for (int x = 0; x < 3; ++x) {
+        inside_w[x] = static_cast<unsigned>(w + x * p.dilation_w) < static_cast<unsigned>(p.w);
       }
-      if (++kw == p.kw) {
-        kw = 0;
-        ++kh;
+#pragma unroll
+      for (int y = 0; y < 3; ++y) {
+        const int tap_h = h + y * p.dilation_h;
+        const bool inside_h = static_cast<unsigned>(tap_h) < static_cast<unsigned>(p.h);
+        const T* line = image + tap_h * p.input_strides.h + w * p.input_strides.w;
+#pragma unroll
+        for (int x = 0; x < 3; ++x) {
+          if (inside_h && inside_w[x]) {
+            sums[3 * y + x] += gradient * to_acc(line[x * p.dilation_w * p.input_strides.w]);
+          }
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kTapChunk; ++i) {
+        const int tap_h = h + kh * p.dilation_h;
+        const int tap_w = w + kw * p.dilation_w;
+        if (kh < p.kh && static_cast<unsigned>(tap_h) < static_cast<unsigned>(p.h) &&
+            static_cast<unsigned>(tap_w) < static_cast<unsigned>(p.w)) {
+          sums[i] +=
+              gradient * to_acc(image[tap_h * p.input_strides.h + tap_w * p.input_strides.w]);
+        }
+        if (++kw == p.kw) {
+          kw = 0;
+          ++kh;
+        }
       }
     }
     at.advance(on, p.ow, p.oh);
@@ -74,7 +97,7 @@ template <bool kAlongRows>
 inline constexpr int kDirectWeightPixels =
     kDirectWeightTerms * (kAlongRows ? kDirectWeightWarps : kDirectWeightThreads);
 
-template <typename T, bool kAlongRows>
+template <typename T, bool kAlongRows, bool kThree>
 __global__ void __launch_bounds__(kDirectWeightThreads)
     direct_weight_partials(const DirectWeight<T> p) {
   using A = acc_t<T>;
@@ -87,9 +110,9 @@ __global__ void __launch_bounds__(kDirectWeightThreads)
   const int row = kAlongRows ? tile * kWarpSize + lane_index() : tile;
   A sums[kTapChunk] = {};
   if (row < p.rows) {
-    add_tap_products(p, row, first_tap,
-                     begin + (kAlongRows ? warp_index() : static_cast<int>(threadIdx.x)), end,
-                     kAlongRows ? kDirectWeightWarps : kDirectWeightThreads, sums);
+    add_tap_products<kThree>(p, row, first_tap,
+                             begin + (kAlongRows ? warp_index() : static_cast<int>(threadIdx.x)),
+                             end, kAlongRows ? kDirectWeightWarps : kDirectWeightThreads, sums);
   }
   A* to = p.partials + (part * p.rows + row) * p.taps() + first_tap;
 #pragma unroll

@@ -24,8 +24,9 @@ constexpr int64_t kEnoughBlocks = 128;
 template <typename T>
 void run(T* written, const T* read, const T* weight, const PixelPass& pass, void* workspace,
          const AddBias<T>& epilogue) {
+  const PixelGemm<T> gemm = prepare_pixel_gemm(written, read, weight, pass, workspace);
   const auto launch = [&](auto multiply) {
-    launch_pixel_gemm<decltype(multiply)>(written, read, weight, pass, workspace, epilogue);
+    launch_pixel_gemm<decltype(multiply), false>(gemm, epilogue);
   };
   if constexpr (std::is_same_v<T, float>) {
     const auto enough = [&](auto multiply) {

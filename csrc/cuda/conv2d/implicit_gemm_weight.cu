@@ -29,15 +29,16 @@ auto with_tile(const Conv2dGeometry& g, Body body) {
 
 template <typename T>
 int64_t implicit_gemm_backward_weight_workspace(const Conv2dGeometry& g, int) {
-  return with_tile<T>(g,
-                      [&](auto multiply) { return weight_gemm_workspace<decltype(multiply)>(g); });
+  return with_tile<T>(
+      g, [&](auto multiply) { return WeightSplits::of(g, multiply).template bytes<acc_t<T>>(g); });
 }
 
 template <typename T>
 void implicit_gemm_backward_weight(void* grad_weight, const void* grad_output, const void* input,
                                    const Conv2dGeometry& g, void* workspace, int) {
   with_tile<T>(g, [&](auto multiply) {
-    launch_weight_gemm<decltype(multiply)>(grad_weight, grad_output, input, g, workspace);
+    launch_weight_gemm<decltype(multiply), ImageLoaders>(grad_weight, grad_output, input, g,
+                                                         WeightSplits::of(g, multiply), workspace);
   });
 }
 

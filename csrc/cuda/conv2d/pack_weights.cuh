@@ -1,12 +1,13 @@
 // The weights in the order in which the implicit GEMM of forward and backward_input wants them:
 // [slot][group][channel n of the written image][k], k as in pixel_gemm.cuh, each row filled up
-// with zeros to whole chunks of 16 bytes.
+// with zeros to whole chunks of 16 bytes. For TF32 they are rounded on the way.
 //
 // A block moves 32 x 32 elements through shared memory, reading along n and writing along k.
 #pragma once
 
 #include "cuda/conv2d/digits.cuh"
 #include "cuda/conv2d/pixel_pass.cuh"
+#include "cuda/conv2d/tf32.cuh"
 
 namespace nnops::cuda {
 
@@ -23,7 +24,7 @@ struct PackWeights {
   unsigned tiles_n, tiles_k;
 };
 
-template <typename T>
+template <typename T, bool kTf32>
 __global__ void __launch_bounds__(kPackTile* kPackRows) pack_weights(const PackWeights<T> p) {
   NNOPS_SHARED(T, tile, kPackTile * (kPackTile + 1));
   const int lane = lane_index();
@@ -56,6 +57,7 @@ __global__ void __launch_bounds__(kPackTile* kPackRows) pack_weights(const PackW
                      (y.kernel_first + tap_h * y.kernel_step) * p.pass.weight_h +
                      (x.kernel_first + tap_w * x.kernel_step) * p.pass.weight_w];
     }
+    if constexpr (kTf32) value = rounded_to_tf32(value);
     tile[j * (kPackTile + 1) + lane] = value;
   }
   __syncthreads();

@@ -51,8 +51,8 @@ struct RowShares {
 };
 
 // Gathers the tiles of A, step by step. Of each of its rows a thread keeps where the pixel's first
-// tap is; of k, the digits.
-template <typename Multiply>
+// tap is; of k, the digits. kChunks: the image is known to have chunks, which saves registers.
+template <typename Multiply, bool kChunks>
 class PixelLoader {
   using T = typename Multiply::Element;
   using Shares = RowShares<Multiply>;
@@ -89,11 +89,11 @@ class PixelLoader {
                    int64_t{w_[i]} * p.pass.read.w;
     }
     // A phase that no tap reaches loads nothing, but must not divide by zero here.
-    radix0_ = channels_inner_ ? p.pass.outer : larger(1, x.taps);
-    radix1_ = larger(1, channels_inner_ ? x.taps : y.taps);
-    radix2_ = channels_inner_ ? y.taps : p.pass.outer;
-    digits_ = Digits::of(Shares::chunk() * (chunks_ ? Shares::kWidth : 1), radix0_, radix1_);
-    step_ = Digits::of(chunks_ ? Multiply::kTileK : Shares::kChunks, radix0_, radix1_);
+    radix0_ = channels_inner() ? p.pass.outer : larger(1, x.taps);
+    radix1_ = larger(1, channels_inner() ? x.taps : y.taps);
+    radix2_ = channels_inner() ? y.taps : p.pass.outer;
+    digits_ = Digits::of(Shares::chunk() * (chunks() ? Shares::kWidth : 1), radix0_, radix1_);
+    step_ = Digits::of(chunks() ? Multiply::kTileK : Shares::kChunks, radix0_, radix1_);
   }
 
   // Starts the copies of the next tile. In copies by element the lanes of a warp hold
@@ -101,7 +101,7 @@ class PixelLoader {
   // pixels are neighbours in memory, and the places in shared memory lie in different banks.
   NNOPS_DEVICE void load(T* a) {
     const int chunk = Shares::chunk();
-    if (chunks_) {
+    if (chunks()) {
       load_column(a, chunk * Shares::kWidth, [](T* shared, const T* global, bool valid) {
         copy_chunk(shared, global, valid);
       });
@@ -116,12 +116,15 @@ class PixelLoader {
   }
 
  private:
+  NNOPS_DEVICE bool chunks() const { return kChunks || chunks_; }
+  NNOPS_DEVICE bool channels_inner() const { return kChunks || channels_inner_; }
+
   // What stands at the k of digits_ in each of the thread's rows, and on to the next k.
   template <typename Copy>
   NNOPS_DEVICE void load_column(T* a, int k, Copy copy) {
-    const int channel = channels_inner_ ? digits_.d0 : digits_.d2;
-    const int tap_w = channels_inner_ ? digits_.d1 : digits_.d0;
-    const int tap_h = channels_inner_ ? digits_.d2 : digits_.d1;
+    const int channel = channels_inner() ? digits_.d0 : digits_.d2;
+    const int tap_w = channels_inner() ? digits_.d1 : digits_.d0;
+    const int tap_h = channels_inner() ? digits_.d2 : digits_.d1;
     const int shift_h = digits_.d2 < radix2_ ? tap_h * gap_h_ : kNowhere;
     const int shift_w = tap_w * gap_w_;
     const T* tap = read_ + (tap_h * offset_h_ + tap_w * offset_w_ + channel * offset_c_);
@@ -146,8 +149,8 @@ class PixelLoader {
   Digits digits_, step_;
 };
 
-// The tiles of B: rows of neighbouring k.
-template <typename Multiply>
+// The tiles of B: rows of neighbouring k. kChunks: known to have chunks.
+template <typename Multiply, bool kChunks>
 class WeightLoader {
   using T = typename Multiply::Element;
   using Shares = RowShares<Multiply>;
@@ -170,7 +173,7 @@ class WeightLoader {
       if (Multiply::kTileN % Shares::kStep != 0 && row >= Multiply::kTileN) break;
       const bool exists = i * Shares::kStep < rows_;
       const T* from = first_ + i * step_;
-      if (chunks_) {
+      if (kChunks || chunks_) {
         const int k = chunk * Shares::kWidth;
         copy_chunk(b + Multiply::offset_b(row, k), from + k, exists && k < left_);
       } else {
@@ -192,7 +195,7 @@ class WeightLoader {
   bool chunks_;
 };
 
-template <typename Multiply, typename Epilogue>
+template <typename Multiply, typename Epilogue, bool kChunks>
 __global__ void __launch_bounds__(Multiply::kThreads, Multiply::kBlocksPerMultiprocessor)
     pixel_gemm(const PixelGemm<typename Multiply::Element> p, const Epilogue epilogue) {
   using T = typename Multiply::Element;
@@ -213,11 +216,12 @@ __global__ void __launch_bounds__(Multiply::kThreads, Multiply::kBlocksPerMultip
 
   Multiply tile;
   {
-    PixelLoader<Multiply> pixels(p, y, x, group, first_pixel);
+    PixelLoader<Multiply, kChunks> pixels(p, y, x, group, first_pixel);
     const int slot = y.slot * p.pass.slots_w + x.slot;
     const int64_t first_row = (int64_t{slot} * p.pass.groups + group) * p.pass.rows + first_channel;
-    WeightLoader<Multiply> weights(p.weights + first_row * p.weight_row, p.weight_row,
-                                   p.pass.rows - first_channel, terms, p.chunks_of_weights);
+    WeightLoader<Multiply, kChunks> weights(p.weights + first_row * p.weight_row, p.weight_row,
+                                            p.pass.rows - first_channel, terms,
+                                            p.chunks_of_weights);
     multiply_steps(tile, shared, ceil_divide(terms, Multiply::kTileK), [&](T* a, T* b) {
       pixels.load(a);
       weights.load(b);

@@ -27,9 +27,10 @@ int packed_row_length(const PixelPass& pass) {
   return ceil_divide(pass.most_taps() * pass.outer, kVectorWidth<T>) * kVectorWidth<T>;
 }
 
-template <typename T>
+// kTf32: the weights are packed in any case, to be rounded.
+template <typename T, bool kTf32 = false>
 int64_t pixel_gemm_workspace(const PixelPass& pass) {
-  if (weights_are_in_order(pass)) return 0;
+  if (!kTf32 && weights_are_in_order(pass)) return 0;
   return int64_t{pass.slots()} * pass.groups * pass.rows * packed_row_length<T>(pass) *
          static_cast<int64_t>(sizeof(T));
 }
@@ -41,11 +42,10 @@ inline int64_t pixel_gemm_blocks(const PixelPass& pass, int tile_m, int tile_n) 
          pass.phases();
 }
 
-template <typename Multiply, typename Epilogue>
-void launch_pixel_gemm(typename Multiply::Element* written, const typename Multiply::Element* read,
-                       const typename Multiply::Element* weight, const PixelPass& pass,
-                       void* workspace, const Epilogue& epilogue) {
-  using T = typename Multiply::Element;
+// Everything but the tiles; the weights are packed if they have to be.
+template <bool kTf32 = false, typename T>
+PixelGemm<T> prepare_pixel_gemm(T* written, const T* read, const T* weight, const PixelPass& pass,
+                                void* workspace) {
   constexpr int kWidth = kVectorWidth<T>;
   PixelGemm<T> gemm{};
   gemm.pass = pass;
@@ -55,11 +55,7 @@ void launch_pixel_gemm(typename Multiply::Element* written, const typename Multi
   gemm.chunks_of_image = gemm.channels_inner && pass.outer % kWidth == 0 && are_aligned(read) &&
                          (pass.images == 1 || pass.read.n % kWidth == 0) &&
                          pass.read.h % kWidth == 0 && pass.read.w % kWidth == 0;
-  constexpr int kRun = Multiply::kRun;
-  gemm.runs_of_written = pass.written.c == 1 && pass.rows % kRun == 0 && are_aligned(written) &&
-                         (pass.images == 1 || pass.written.n % kRun == 0) &&
-                         pass.written.h % kRun == 0 && pass.written.w % kRun == 0;
-  if (weights_are_in_order(pass)) {
+  if (!kTf32 && weights_are_in_order(pass)) {
     gemm.weights = weight;
     gemm.weight_row = pass.weight_row;
     gemm.chunks_of_weights = are_aligned(weight) && pass.weight_row % kWidth == 0 &&
@@ -74,16 +70,28 @@ void launch_pixel_gemm(typename Multiply::Element* written, const typename Multi
     pack.tiles_n = static_cast<unsigned>(ceil_divide(pass.rows, kPackTile));
     pack.tiles_k = static_cast<unsigned>(ceil_divide(pack.row_length, kPackTile));
     const unsigned parts = static_cast<unsigned>(pass.slots()) * static_cast<unsigned>(pass.groups);
-    NNOPS_LAUNCH((pack_weights<T>), parts * pack.tiles_n * pack.tiles_k, kPackTile * kPackRows, 0,
-                 pack);
+    NNOPS_LAUNCH((pack_weights<T, kTf32>), parts * pack.tiles_n * pack.tiles_k,
+                 kPackTile * kPackRows, 0, pack);
     gemm.weights = pack.packed;
     gemm.weight_row = pack.row_length;
     gemm.chunks_of_weights = true;
   }
+  return gemm;
+}
+
+// kChunks: chunks_of_image and chunks_of_weights are true, in a kernel of its own.
+template <typename Multiply, bool kChunks, typename Epilogue>
+void launch_pixel_gemm(PixelGemm<typename Multiply::Element> gemm, const Epilogue& epilogue) {
+  const PixelPass& pass = gemm.pass;
+  constexpr int kRun = Multiply::kRun;
+  gemm.runs_of_written = pass.written.c == 1 && pass.rows % kRun == 0 &&
+                         are_aligned(gemm.written) &&
+                         (pass.images == 1 || pass.written.n % kRun == 0) &&
+                         pass.written.h % kRun == 0 && pass.written.w % kRun == 0;
   const int64_t pixels = pass.images * pass.y.grid * pass.x.grid;
   gemm.tiles_m = static_cast<unsigned>(ceil_divide<int64_t>(pixels, Multiply::kTileM));
   gemm.tiles_n = static_cast<unsigned>(ceil_divide(pass.rows, Multiply::kTileN));
-  NNOPS_LAUNCH((pixel_gemm<Multiply, Epilogue>),
+  NNOPS_LAUNCH((pixel_gemm<Multiply, Epilogue, kChunks>),
                static_cast<unsigned>(pixel_gemm_blocks(pass, Multiply::kTileM, Multiply::kTileN)),
                Multiply::kThreads, kTileBytes<Multiply>, gemm, epilogue);
 }

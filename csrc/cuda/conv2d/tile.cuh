@@ -5,9 +5,9 @@
 // A block of threads computes a tile of kTileM x kTileN of C. It walks along k in steps of kTileK;
 // the loaders of the kernels (pixel_gemm.cuh, weight_gemm.cuh) bring the tiles of A and B of a step
 // to shared memory, zero where they end, and the multiply stage adds their product to what the
-// threads hold. Steps k are added up in chains of kTilesPerChain steps, and the sums of the chains
-// in order: the rounding error grows with the length of a chain and with the number of chains
-// instead of with their product, and no bit depends on how m and n are cut into tiles.
+// threads hold. On CUDA cores the steps k are added up in chains of kTilesPerChain steps, and the
+// sums of the chains in order: the rounding error grows with the length of a chain and with the
+// number of chains instead of with their product. No bit depends on how m and n are cut into tiles.
 //
 // A multiply stage ("policy") is a struct that every thread of the block has one of:
 //
@@ -26,10 +26,11 @@
 //                                           swizzle) is the policy's own business
 //   void clear();                           everything zero
 //   void multiply(const Element* a, const Element* b);   one step; tiles are complete and visible
-//   void end_chain();                       after every kTilesPerChain steps, and after the last
+//   void end_chain();                       after every kTilesPerChain steps, and after the last; a
+//                                           stage may make nothing of it, and say why
 //   static constexpr int kRun;              columns that a thread holds side by side, a power of
-//   two template <typename F> void for_each_run(F f);   after end_chain(), f(row, column, values)
-//   for
+//                                           two
+//   template <typename F> void for_each_run(F f);   after end_chain(), f(row, column, values) for
 //                                           all that the thread holds of C: each time a
 //                                           Vector<Accumulator, kRun> from `column`, a multiple of
 //                                           kRun, on

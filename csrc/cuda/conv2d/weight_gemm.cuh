@@ -19,6 +19,13 @@
 
 namespace nnops::cuda {
 
+// From one of a thread's pixels to the next: rows and columns of the output, and what that adds to
+// the offsets in both images where no row or image ends in between.
+struct PixelStep {
+  Digits digits;
+  int64_t output, input;
+};
+
 template <typename T>
 struct WeightGemm : NarrowGeometry {
   T* grad_weight;
@@ -30,8 +37,31 @@ struct WeightGemm : NarrowGeometry {
   Strides4 weight_strides;
   bool chunks_of_output, chunks_of_input;  // 16 bytes of neighbouring channels at once
   unsigned tiles_m, tiles_n;
+  PixelStep output_step, input_step;  // of the loaders of the two images
+  // What the end of a row adds to the offsets, and the end of an image.
+  int64_t row_output, row_input, image_output, image_input;
 
   NNOPS_HOST_DEVICE int columns() const { return kh * kw * group_c; }
+
+  NNOPS_HOST_DEVICE int64_t output_offset(const Digits& at) const {
+    return at.d2 * output_strides.n + at.d1 * output_strides.h + at.d0 * output_strides.w;
+  }
+  // Of the pixel's window, but for the padding.
+  NNOPS_HOST_DEVICE int64_t input_offset(const Digits& at) const {
+    return at.d2 * input_strides.n + int64_t{at.d1} * stride_h * input_strides.h +
+           int64_t{at.d0} * stride_w * input_strides.w;
+  }
+
+  PixelStep step_of(int pixels) const {
+    const Digits digits = Digits::of(pixels, ow, oh);
+    return {digits, output_offset(digits), input_offset(digits)};
+  }
+  void set_row_and_image_ends() {
+    row_output = output_strides.h - ow * output_strides.w;
+    image_output = output_strides.n - oh * output_strides.h;
+    row_input = stride_h * input_strides.h - int64_t{ow} * stride_w * input_strides.w;
+    image_input = input_strides.n - int64_t{oh} * stride_h * input_strides.h;
+  }
 };
 
 // Where a column n of C reads, relative to a pixel, and where it is written. Outside of the columns
@@ -66,30 +96,49 @@ class PixelWalk {
     int h, w;               // of the window
   };
 
-  NNOPS_DEVICE PixelWalk(const WeightGemm<T>& p, int64_t first, int64_t end, int step)
+  NNOPS_DEVICE PixelWalk(const WeightGemm<T>& p, int64_t first, int64_t end)
       : at_(Digits::of(first, p.ow, p.oh)),
-        step_(Digits::of(step, p.ow, p.oh)),
-        left_(static_cast<int>(end - first)),
-        step_pixels_(step) {}
+        output_(p.output_offset(at_)),
+        input_(p.input_offset(at_) - p.pad_top * p.input_strides.h -
+               p.pad_left * p.input_strides.w),
+        left_(static_cast<int>(end - first)) {}
 
-  // Where the thread is; then on to the next.
-  NNOPS_DEVICE Place next(const WeightGemm<T>& p) {
-    const int h = at_.d1 * p.stride_h - p.pad_top;
-    const int w = at_.d0 * p.stride_w - p.pad_left;
-    const Place place = {
-        left_ > 0,
-        at_.d2 * p.output_strides.n + at_.d1 * p.output_strides.h + at_.d0 * p.output_strides.w,
-        at_.d2 * p.input_strides.n + h * p.input_strides.h + w * p.input_strides.w, h, w};
-    at_.advance(step_, p.ow, p.oh);
-    left_ -= step_pixels_;
+  // Where the thread is; then on to the next, `pixels` further.
+  NNOPS_DEVICE Place next(const WeightGemm<T>& p, const PixelStep& step, int pixels) {
+    const Place place = {left_ > 0, output_, input_, at_.d1 * p.stride_h - p.pad_top,
+                         at_.d0 * p.stride_w - p.pad_left};
+    left_ -= pixels;
+    at_.d0 += step.digits.d0;
+    at_.d1 += step.digits.d1;
+    output_ += step.output;
+    input_ += step.input;
+    if (at_.d0 >= p.ow) {
+      at_.d0 -= p.ow;
+      ++at_.d1;
+      output_ += p.row_output;
+      input_ += p.row_input;
+    }
+    if (at_.d1 >= p.oh) {
+      at_.d1 -= p.oh;
+      output_ += p.image_output;
+      input_ += p.image_input;
+    }
     return place;
   }
 
  private:
-  Digits at_, step_;
+  Digits at_;  // in the image
+  int64_t output_, input_;
   int left_;
-  int step_pixels_;
 };
+
+// Whether the input has an element for the column at the pixel.
+template <typename T>
+NNOPS_DEVICE bool is_inside(const WeightGemm<T>& p, const typename PixelWalk<T>::Place& place,
+                            const WeightColumn& column) {
+  return static_cast<unsigned>(place.h + column.h) < static_cast<unsigned>(p.h) &&
+         static_cast<unsigned>(place.w + column.w) < static_cast<unsigned>(p.w);
+}
 
 // The threads' shares of a tile of kRows rows whose chunks go along the rows. By chunks: one chunk
 // of rows, kPixels values of k with kPixelStep between them. By elements: one value of k, and
@@ -125,8 +174,7 @@ class OutputLoader {
  public:
   NNOPS_DEVICE OutputLoader(const WeightGemm<T>& p, int group, int first_row, int64_t begin,
                             int64_t end)
-      : k_(Shares::first_k(p.chunks_of_output)),
-        walk_(p, begin + k_, end, Shares::step(p.chunks_of_output)) {
+      : k_(Shares::first_k(p.chunks_of_output)), walk_(p, begin + k_, end) {
     const int row = p.chunks_of_output ? Shares::chunk_row() : Shares::element_row();
     rows_ = p.group_oc - first_row - row;
     read_ = p.grad_output + (int64_t{group} * p.group_oc + first_row + row) * p.output_strides.c;
@@ -136,12 +184,12 @@ class OutputLoader {
     if (p.chunks_of_output) {
 #pragma unroll
       for (int i = 0; i < Shares::kPixels; ++i) {
-        const auto place = walk_.next(p);
+        const auto place = walk_.next(p, p.output_step, Shares::kPixelStep);
         copy_chunk(a + Multiply::offset_a(Shares::chunk_row(), k_ + i * Shares::kPixelStep),
                    read_ + place.output, place.exists && rows_ > 0);
       }
     } else {
-      const auto place = walk_.next(p);
+      const auto place = walk_.next(p, p.output_step, Multiply::kTileK);
       const T* from = read_ + place.output;
 #pragma unroll
       for (int i = 0; i < Shares::kElementRows; ++i) {
@@ -171,7 +219,7 @@ class InputLoader {
                            int64_t begin, int64_t end)
       : columns_(columns),
         k_(Shares::first_k(p.chunks_of_input)),
-        walk_(p, begin + k_, end, Shares::step(p.chunks_of_input)),
+        walk_(p, begin + k_, end),
         read_(p.input + int64_t{group} * p.group_c * p.input_strides.c) {}
 
   NNOPS_DEVICE void load(const WeightGemm<T>& p, T* b) {
@@ -179,36 +227,91 @@ class InputLoader {
       const WeightColumn column = columns_[Shares::chunk_row()];
 #pragma unroll
       for (int i = 0; i < Shares::kPixels; ++i) {
-        const auto place = walk_.next(p);
+        const auto place = walk_.next(p, p.input_step, Shares::kPixelStep);
         copy_chunk(b + Multiply::offset_b(Shares::chunk_row(), k_ + i * Shares::kPixelStep),
-                   read_ + (place.input + column.read), place.exists && inside(p, place, column));
+                   read_ + (place.input + column.read),
+                   place.exists && is_inside(p, place, column));
       }
     } else {
-      const auto place = walk_.next(p);
+      const auto place = walk_.next(p, p.input_step, Multiply::kTileK);
 #pragma unroll
       for (int i = 0; i < Shares::kElementRows; ++i) {
         const int row = Shares::element_row() + i * Shares::kRowStep;
         const WeightColumn column = columns_[row];
         copy_element(b + Multiply::offset_b(row, k_), read_ + (place.input + column.read),
-                     place.exists && inside(p, place, column));
+                     place.exists && is_inside(p, place, column));
       }
     }
   }
 
  private:
-  static NNOPS_DEVICE bool inside(const WeightGemm<T>& p, const typename PixelWalk<T>::Place& place,
-                                  const WeightColumn& column) {
-    return static_cast<unsigned>(place.h + column.h) < static_cast<unsigned>(p.h) &&
-           static_cast<unsigned>(place.w + column.w) < static_cast<unsigned>(p.w);
-  }
-
   const WeightColumn* columns_;
   int k_;
   PixelWalk<T> walk_;
   const T* read_;
 };
 
+// Both tiles by elements, or each as its image allows.
 template <typename Multiply>
+class ImageLoaders {
+  using T = typename Multiply::Element;
+
+ public:
+  NNOPS_DEVICE ImageLoaders(const WeightGemm<T>& p, int group, int first_row,
+                            const WeightColumn* columns, int64_t begin, int64_t end)
+      : output_(p, group, first_row, begin, end), input_(p, group, columns, begin, end) {}
+
+  NNOPS_DEVICE void load(const WeightGemm<T>& p, T* a, T* b) {
+    output_.load(p, a);
+    input_.load(p, b);
+  }
+
+ private:
+  OutputLoader<Multiply> output_;
+  InputLoader<Multiply> input_;
+};
+
+// Both tiles by chunks: a thread copies the same pixels of both images, and walks along them once.
+// That takes half of the registers.
+template <typename Multiply>
+class ChunkLoaders {
+  using T = typename Multiply::Element;
+  using Shares = ChannelShares<Multiply, Multiply::kTileM>;
+  static_assert(Multiply::kTileM == Multiply::kTileN);
+
+ public:
+  NNOPS_DEVICE ChunkLoaders(const WeightGemm<T>& p, int group, int first_row,
+                            const WeightColumn* columns, int64_t begin, int64_t end)
+      : walk_(p, begin + Shares::first_k(true), end), column_(columns[Shares::chunk_row()]) {
+    const int row = first_row + Shares::chunk_row();
+    exists_ = row < p.group_oc;
+    output_ = p.grad_output + (int64_t{group} * p.group_oc + row);
+    input_ = p.input + (int64_t{group} * p.group_c + column_.read);
+  }
+
+  NNOPS_DEVICE void load(const WeightGemm<T>& p, T* a, T* b) {
+    const int row = Shares::chunk_row();
+    const int first_k = Shares::first_k(true);
+#pragma unroll
+    for (int i = 0; i < Shares::kPixels; ++i) {
+      const auto place = walk_.next(p, p.output_step, Shares::kPixelStep);
+      const int k = first_k + i * Shares::kPixelStep;
+      copy_chunk(a + Multiply::offset_a(row, k), output_ + place.output, place.exists && exists_);
+      copy_chunk(b + Multiply::offset_b(row, k), input_ + place.input,
+                 place.exists && is_inside(p, place, column_));
+    }
+  }
+
+ private:
+  PixelWalk<T> walk_;
+  WeightColumn column_;
+  bool exists_;
+  const T* output_;
+  const T* input_;
+};
+
+// Loaders: of the two above.
+template <typename Multiply, template <typename> class Loaders>
 __global__ void __launch_bounds__(Multiply::kThreads, Multiply::kBlocksPerMultiprocessor)
     weight_gemm(const WeightGemm<typename Multiply::Element> p) {
   using T = typename Multiply::Element;
@@ -231,13 +334,9 @@ __global__ void __launch_bounds__(Multiply::kThreads, Multiply::kBlocksPerMultip
 
   Multiply tile;
   {
-    OutputLoader<Multiply> output(p, group, first_row, begin, end);
-    InputLoader<Multiply> input(p, group, columns, begin, end);
+    Loaders<Multiply> loaders(p, group, first_row, columns, begin, end);
     const int steps = static_cast<int>(ceil_divide<int64_t>(end - begin, Multiply::kTileK));
-    multiply_steps(tile, shared, steps, [&](T* a, T* b) {
-      output.load(p, a);
-      input.load(p, b);
-    });
+    multiply_steps(tile, shared, steps, [&](T* a, T* b) { loaders.load(p, a, b); });
   }
 
   // Element by element: places of whole runs take registers that sm_75 does not have.
@@ -258,17 +357,31 @@ __global__ void __launch_bounds__(Multiply::kThreads, Multiply::kBlocksPerMultip
   });
 }
 
-// The second stage: one thread an element of the gradient, splits in order.
+// The second stage: a block adds up 32 elements of the gradient, a warp every eighth of the splits,
+// then the warps in order.
+inline constexpr int kAddSplitsWarps = 8;
+
 template <typename T>
-__global__ void __launch_bounds__(256) add_splits(const WeightGemm<T> p, const int splits) {
+__global__ void __launch_bounds__(kAddSplitsWarps* kWarpSize)
+    add_splits(const WeightGemm<T> p, const int splits) {
+  NNOPS_SHARED(acc_t<T>, sums, kAddSplitsWarps * kWarpSize);
   const int64_t size = int64_t{p.groups} * p.group_oc * p.columns();
-  for_grid_stride(size, [&](int64_t i) {
-    acc_t<T> sum{0};
-    for (int split = 0; split < splits; ++split) sum += p.partials[split * size + i];
-    const int64_t oc = i / p.columns();
-    const WeightColumn column = weight_column(p, static_cast<int>(i % p.columns()));
-    p.grad_weight[oc * p.weight_strides.n + column.write] = from_acc<T>(sum);
-  });
+  const int64_t i = int64_t{blockIdx.x} * kWarpSize + lane_index();
+  acc_t<T> sum{0};
+  if (i < size) {
+#pragma unroll 4
+    for (int split = warp_index(); split < splits; split += kAddSplitsWarps) {
+      sum += p.partials[split * size + i];
+    }
+  }
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (warp_index() != 0 || i >= size) return;
+#pragma unroll
+  for (int warp = 1; warp < kAddSplitsWarps; ++warp) sum += sums[warp * kWarpSize + lane_index()];
+  const int64_t oc = i / p.columns();
+  const WeightColumn column = weight_column(p, static_cast<int>(i % p.columns()));
+  p.grad_weight[oc * p.weight_strides.n + column.write] = from_acc<T>(sum);
 }
 
 }  // namespace nnops::cuda

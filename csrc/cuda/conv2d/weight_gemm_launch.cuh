@@ -5,50 +5,58 @@
 
 namespace nnops::cuda {
 
-// Blocks that the splits aim at, about two for each multiprocessor of a large GPU; pixels that a
-// split has at least and at most.
-inline constexpr int64_t kWantedBlocks = 256;
-inline constexpr int64_t kLeastSplitPixels = 4 * kConv2dLongestChain;
+// Blocks that the splits aim at: some for each place on a large GPU, so that the last ones to be
+// done leave little of it idle, as long as a split has pixels enough to make up for its sums' way
+// to memory and back; one or two for each place at the price of shorter splits. Splits that are
+// added up at most, and pixels of one.
+inline constexpr int64_t kWantedBlocks = 1024;
+inline constexpr int64_t kLongSplitPixels = 4 * kConv2dLongestChain;
+inline constexpr int64_t kLeastBlocks = 256;
+inline constexpr int64_t kShortSplitPixels = kConv2dLongestChain;
+inline constexpr int64_t kMostSplits = 256;
 inline constexpr int64_t kMostSplitPixels = int64_t{1} << 24;
 
-template <typename Multiply>
+// How the pixels are cut, for tiles of Multiply. From the geometry alone: the bits follow from it.
 struct WeightSplits {
-  int64_t tiles_m, tiles_n;
   int64_t count, pixels;  // of a split; whole steps of the GEMM
 
-  explicit WeightSplits(const Conv2dGeometry& g)
-      : tiles_m(ceil_divide<int64_t>(g.oc / g.groups, Multiply::kTileM)),
-        tiles_n(ceil_divide<int64_t>(g.c / g.groups * g.kh * g.kw, Multiply::kTileN)) {
+  template <typename Multiply>
+  static WeightSplits of(const Conv2dGeometry& g, Multiply) {
     const int64_t all = g.n * g.oh * g.ow;
-    const int64_t blocks = tiles_m * tiles_n * g.groups;
-    const int64_t wanted =
-        smaller(ceil_divide(kWantedBlocks, blocks), larger<int64_t>(1, all / kLeastSplitPixels));
+    const int64_t blocks = ceil_divide<int64_t>(g.oc / g.groups, Multiply::kTileM) *
+                           ceil_divide<int64_t>(weight_columns(g), Multiply::kTileN) * g.groups;
+    const int64_t many = smaller(ceil_divide(kWantedBlocks, blocks), all / kLongSplitPixels);
+    const int64_t some = smaller(ceil_divide(kLeastBlocks, blocks), all / kShortSplitPixels);
+    const int64_t wanted = smaller(kMostSplits, larger<int64_t>(1, larger(many, some)));
     const int64_t length = smaller(ceil_divide(all, wanted), kMostSplitPixels);
-    pixels = ceil_divide<int64_t>(length, Multiply::kTileK) * Multiply::kTileK;
-    count = ceil_divide(all, pixels);
+    const int64_t pixels = ceil_divide<int64_t>(length, Multiply::kTileK) * Multiply::kTileK;
+    return {ceil_divide(all, pixels), pixels};
+  }
+  // Elements of a gradient, in a group.
+  static int64_t weight_columns(const Conv2dGeometry& g) { return g.c / g.groups * g.kh * g.kw; }
+
+  // Of the partial sums, of type Accumulator.
+  template <typename Accumulator>
+  int64_t bytes(const Conv2dGeometry& g) const {
+    if (count == 1) return 0;
+    return count * g.oc * weight_columns(g) * static_cast<int64_t>(sizeof(Accumulator));
   }
 };
 
-template <typename Multiply>
-int64_t weight_gemm_workspace(const Conv2dGeometry& g) {
-  const WeightSplits<Multiply> splits(g);
-  if (splits.count == 1) return 0;
-  return splits.count * g.oc * (g.c / g.groups) * g.kh * g.kw *
-         static_cast<int64_t>(sizeof(typename Multiply::Accumulator));
+// Whether 16 bytes of neighbouring channels can be copied at once, in every pixel.
+template <typename T>
+bool has_chunks(const void* image, int64_t images, const Strides4& strides,
+                int64_t group_channels) {
+  constexpr int kWidth = kVectorWidth<T>;
+  return strides.c == 1 && group_channels % kWidth == 0 && are_aligned(image) &&
+         (images == 1 || strides.n % kWidth == 0) && strides.h % kWidth == 0 &&
+         strides.w % kWidth == 0;
 }
 
-template <typename Multiply>
+template <typename Multiply, template <typename> class Loaders>
 void launch_weight_gemm(void* grad_weight, const void* grad_output, const void* input,
-                        const Conv2dGeometry& g, void* workspace) {
+                        const Conv2dGeometry& g, const WeightSplits& splits, void* workspace) {
   using T = typename Multiply::Element;
-  constexpr int kWidth = kVectorWidth<T>;
-  const WeightSplits<Multiply> splits(g);
-  // Chunks of channels that are neighbours in memory, in every pixel.
-  const auto has_chunks = [&](const void* image, const Strides4& strides, int64_t group_channels) {
-    return strides.c == 1 && group_channels % kWidth == 0 && are_aligned(image) &&
-           (g.n == 1 || strides.n % kWidth == 0) && strides.h % kWidth == 0 &&
-           strides.w % kWidth == 0;
-  };
   WeightGemm<T> p{};
   static_cast<NarrowGeometry&>(p) = narrow_geometry(g);
   p.grad_weight = static_cast<T*>(grad_weight);
@@ -58,17 +66,20 @@ void launch_weight_gemm(void* grad_weight, const void* grad_output, const void* 
   p.split_pixels = splits.pixels;
   p.groups = static_cast<int>(g.groups);
   p.weight_strides = g.weight;
-  p.chunks_of_output = has_chunks(grad_output, g.output, p.group_oc);
-  p.chunks_of_input = has_chunks(input, g.input, p.group_c);
-  p.tiles_m = static_cast<unsigned>(splits.tiles_m);
-  p.tiles_n = static_cast<unsigned>(splits.tiles_n);
-  const int64_t blocks = splits.tiles_m * splits.tiles_n * g.groups * splits.count;
-  NNOPS_LAUNCH((weight_gemm<Multiply>), static_cast<unsigned>(blocks), Multiply::kThreads,
+  p.chunks_of_output = has_chunks<T>(grad_output, g.n, g.output, p.group_oc);
+  p.chunks_of_input = has_chunks<T>(input, g.n, g.input, p.group_c);
+  p.tiles_m = static_cast<unsigned>(ceil_divide(p.group_oc, Multiply::kTileM));
+  p.tiles_n = static_cast<unsigned>(ceil_divide(p.columns(), Multiply::kTileN));
+  p.output_step = p.step_of(ChannelShares<Multiply, Multiply::kTileM>::step(p.chunks_of_output));
+  p.input_step = p.step_of(ChannelShares<Multiply, Multiply::kTileN>::step(p.chunks_of_input));
+  p.set_row_and_image_ends();
+  const int64_t blocks = int64_t{p.tiles_m} * p.tiles_n * g.groups * splits.count;
+  NNOPS_LAUNCH((weight_gemm<Multiply, Loaders>), static_cast<unsigned>(blocks), Multiply::kThreads,
                kTileBytes<Multiply>, p);
   if (splits.count > 1) {
-    constexpr int kThreads = 256;
-    NNOPS_LAUNCH((add_splits<T>), grid_stride_blocks(g.oc * p.columns(), kThreads), kThreads, 0, p,
-                 static_cast<int>(splits.count));
+    NNOPS_LAUNCH((add_splits<T>),
+                 static_cast<unsigned>(ceil_divide<int64_t>(g.oc * p.columns(), kWarpSize)),
+                 kAddSplitsWarps * kWarpSize, 0, p, static_cast<int>(splits.count));
   }
 }
 

@@ -148,7 +148,7 @@ def _benchmark(
 
     def build(make: Maker) -> Sample:
         batch, channels, height, width = shape
-        image = torch.rand(batch, channels, 2 * height, 2 * width)
+        image = make.tensor(batch, channels, 2 * height, 2 * width, grad=False)
         _, indices = torch.nn.functional.max_pool2d(image, 2, return_indices=True)
         if layout == "channels_last":
             indices = indices.contiguous(memory_format=torch.channels_last)
