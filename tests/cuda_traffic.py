@@ -173,9 +173,9 @@ def markdown() -> str:
     lines = [
         "# How the CUDA kernels meet memory",
         "",
-        "Written by `tests/cuda_traffic.py`: what the emulator's check mode counts; no GPU has run",
-        "any of it. Of each kernel the problem in which the ratio is largest; 1 is the best there",
-        "is. What is allowed there, and why, stands in tests/cuda_bounds.py.",
+        "Written by `tests/cuda_traffic.py`: what the emulator's check mode counts, not a GPU. Of",
+        "each kernel the problem in which the ratio is largest; 1 is the best there is. What is",
+        "allowed there, and why, stands in tests/cuda_bounds.py.",
     ]
     for measure in ("bank conflicts", "sectors"):
         lines += ["", f"## {measure.capitalize()}", ""]

@@ -10,6 +10,7 @@ Operators are the samples of the operator database, convolutions with as many im
 given. Numbers are compared with torch's first.
 
     python tools/gpu_benchmark.py [--op conv2d] [--dtype float16] [--rounds 5] [--out results.jsonl]
+    python tools/gpu_benchmark.py --read results.jsonl [--report results.md] [--plot results.png]
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import typer
@@ -81,6 +82,7 @@ class Row:
     torch: float
     ours_device: float
     torch_device: float
+    device: str
 
     @property
     def ratio(self) -> float:
@@ -198,6 +200,10 @@ def samples_of(case: OpCase) -> Iterator[BenchmarkSample]:
                 yield BenchmarkSample(layer.name, layer.kernel_class, build, layout)
 
 
+def _device() -> str:
+    return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+
+
 def operator_rows(
     case: OpCase, each: BenchmarkSample, dtype: torch.dtype, rounds: int
 ) -> Iterator[Row]:
@@ -207,7 +213,9 @@ def operator_rows(
         algorithm = algorithm_of(sides[0])
         times = alternated(sides, rounds) + on_device(sides, rounds)
         name = str(dtype).removeprefix("torch.")
-        yield Row(case.name, each.name, each.layout, name, mode, algorithm, error, *times)
+        yield Row(
+            case.name, each.name, each.layout, name, mode, algorithm, error, *times, _device()
+        )
 
 
 def net_rows(name: str, images: int, layout: str, rounds: int) -> Iterator[Row]:
@@ -227,7 +235,33 @@ def net_rows(name: str, images: int, layout: str, rounds: int) -> Iterator[Row]:
                 sides.append(torch.no_grad()(runner.forward))
         times = alternated(sides, rounds) + [math.nan] * 2
         mode = "train" if training else "infer"
-        yield Row(name, f"b{images}", layout, "float32", mode, "", error, *times)
+        yield Row(name, f"b{images}", layout, "float32", mode, "", error, *times, _device())
+
+
+def measured(
+    ops: list[str] | None, dtypes: list[str], rounds: int, console: Console
+) -> Iterator[Row]:
+    """Every benchmark sample of the database, forward and backward, and the nets."""
+    work: list[Callable[[], Iterator[Row]]] = [
+        partial(net_rows, name, images, layout, rounds)
+        for name, images in NET_BATCHES
+        for layout in LAYOUTS
+        if ops is None or name in ops
+    ]
+    work += [
+        partial(operator_rows, case, each, getattr(torch, name), rounds)
+        for case in CASES
+        if ops is None or case.name in ops
+        for each in samples_of(case)
+        for name in dtypes
+    ]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for measure in track(work, "measuring", console=Console(stderr=True)):
+            try:
+                yield from measure()
+            except Exception as error:
+                # The others are still wanted.
+                console.print(f"[red]{measure.args[:3]}: {type(error).__name__}: {error}")
 
 
 def main(
@@ -235,68 +269,119 @@ def main(
     dtype: Annotated[list[str] | None, typer.Option(help="default: float32 float16")] = None,
     rounds: int = 5,
     out: Annotated[Path | None, typer.Option(help="JSON lines")] = None,
+    read: Annotated[
+        Path | None, typer.Option(help="show these JSON lines, measure nothing")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="write a summary in Markdown")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw the rows")] = None,
 ) -> None:
-    """Measure every benchmark sample of the database, forward and backward, and the nets."""
-    if not torch.cuda.is_available():
-        raise SystemExit(f"torch {torch.__version__} finds no CUDA device")
-    device = torch.cuda.get_device_name()
+    """Measure nnops beside torch on a CUDA device, and show what came out."""
     console = Console(width=150)
-    work: list[Callable[[], Iterator[Row]]] = [
-        partial(net_rows, name, images, layout, rounds)
-        for name, images in NET_BATCHES
-        for layout in LAYOUTS
-        if op is None or name in op
-    ]
-    work += [
-        partial(operator_rows, case, each, getattr(torch, name), rounds)
-        for case in CASES
-        if op is None or case.name in op
-        for each in samples_of(case)
-        for name in dtype or ("float32", "float16")
-    ]
-    rows: list[Row] = []
-    with torch.cuda.stream(torch.cuda.Stream()):
-        for measure in track(work, "measuring", console=Console(stderr=True)):
-            try:
-                for row in measure():
-                    rows.append(row)
-                    if out is not None:
-                        with out.open("a") as file:
-                            file.write(json.dumps({**asdict(row), "device": device}) + "\n")
-            except Exception as error:
-                console.print(f"[red]{measure.args[:3]}: {type(error).__name__}: {error}")
+    if read is not None:
+        rows = [Row(**json.loads(line)) for line in read.read_text().splitlines()]
+    elif not torch.cuda.is_available():
+        raise SystemExit(f"torch {torch.__version__} finds no CUDA device")
+    else:
+        rows = []
+        for row in measured(op, dtype or ["float32", "float16"], rounds, console):
+            rows.append(row)
+            if out is not None:
+                with out.open("a") as file:
+                    file.write(json.dumps(asdict(row)) + "\n")
+    if read is None:
+        console.print(row_table(rows))
+    console.print(Columns.of(rows).table())
+    if report is not None:
+        report.write_text(Columns.of(rows).markdown())
+    if plot is not None:
+        draw(rows, plot)
+
+
+def row_table(rows: list[Row]) -> Table:
     table = Table(
         *("op", "sample", "layout", "dtype", "mode", "algorithm", "error"),
         *("ours ms", "torch/ours", "device ms", "torch/ours"),
-        title=f"{device}, torch {torch.__version__}",
     )
-    for row in sorted(rows, key=lambda row: row.device_ratio):
+    for row in sorted(rows, key=lambda row: row.ratio):
         table.add_row(
             *(row.op, row.sample, row.layout, row.dtype, row.mode, row.algorithm),
             *(f"{row.error:.1e}", f"{row.ours:.4f}", f"{row.ratio:.2f}"),
             *(f"{row.ours_device:.4f}", f"{row.device_ratio:.2f}"),
         )
-    console.print(table)
-    console.print(summary(rows))
-
-
-def summary(rows: list[Row]) -> Table:
-    table = Table(
-        *("op", "dtype", "mode", "rows", "calls: geomean", "worst"),
-        *("device: geomean", "worst"),
-        title="torch / ours",
-    )
-    for key in dict.fromkeys((row.op, row.dtype, row.mode) for row in rows):
-        group = [row for row in rows if (row.op, row.dtype, row.mode) == key]
-        calls = [row.ratio for row in group]
-        device = [row.device_ratio for row in group if math.isfinite(row.device_ratio)] or [
-            math.nan
-        ]
-        table.add_row(
-            *(*key, str(len(group)), f"{geometric_mean(calls):.2f}", f"{min(calls):.2f}"),
-            *(f"{geometric_mean(device):.2f}", f"{min(device):.2f}"),
-        )
     return table
+
+
+_TIMES = (
+    "Geometric means and the worst rows: of calls as a program makes them, where small ones wait for "
+    "Python, and of the kernels alone, replayed in a CUDA graph (not of what waits for the device)."
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The summary: geometric means of torch's time over ours, and the worst row of each group."""
+
+    title: str
+    lines: list[tuple[str, ...]]
+    HEAD: ClassVar = ("op", "dtype", "mode", "rows", "calls", "worst", "device", "worst")
+
+    @staticmethod
+    def of(rows: list[Row]) -> Columns:
+        def figures(ratios: list[float]) -> tuple[str, str]:
+            ratios = [ratio for ratio in ratios if math.isfinite(ratio)]
+            return (f"{geometric_mean(ratios):.2f}", f"{min(ratios):.2f}") if ratios else ("", "")
+
+        lines = []
+        for key in dict.fromkeys((row.op, row.dtype, row.mode) for row in rows):
+            group = [row for row in rows if (row.op, row.dtype, row.mode) == key]
+            calls = figures([row.ratio for row in group])
+            device = figures([row.device_ratio for row in group])
+            lines.append((*key, str(len(group)), *calls, *device))
+        return Columns(f"torch / ours, {' and '.join(sorted({row.device for row in rows}))}", lines)
+
+    def table(self) -> Table:
+        table = Table(*self.HEAD, title=self.title)
+        for line in self.lines:
+            table.add_row(*line)
+        return table
+
+    def markdown(self) -> str:
+        text = [f"# {self.title}", "", f"Written by `tools/gpu_benchmark.py --report`. {_TIMES}"]
+        text += ["", f"| {' | '.join(self.HEAD)} |", "|---" * len(self.HEAD) + "|"]
+        text += [f"| {' | '.join(line)} |" for line in self.lines]
+        return "\n".join(text) + "\n"
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Each row's ratio of the kernels alone, a line an operator."""
+    from matplotlib.figure import Figure
+
+    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows:
+        if math.isfinite(row.device_ratio):
+            by_dtype = groups.setdefault((row.op, row.mode), {})
+            by_dtype.setdefault(row.dtype, []).append(row.device_ratio)
+    figure = Figure(figsize=(9, 0.28 * len(groups) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    dtypes = sorted({dtype for each in groups.values() for dtype in each})
+    for index, dtype in enumerate(dtypes):
+        points = [
+            (ratio, line + (index - (len(dtypes) - 1) / 2) * 0.25)
+            for line, each in enumerate(groups.values())
+            for ratio in each.get(dtype, ())
+        ]
+        ratios, places = zip(*points, strict=True)
+        axes.scatter(ratios, places, s=9, alpha=0.6, label=dtype)
+    axes.set_yticks(range(len(groups)), [" ".join(key) for key in groups])
+    axes.invert_yaxis()
+    axes.set_xscale("log", base=2)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("torch's time / ours, kernels alone; right of the line nnops is faster")
+    axes.set_title(" and ".join(sorted({row.device for row in rows})))
+    axes.legend(loc="lower right")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

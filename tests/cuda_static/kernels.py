@@ -382,9 +382,9 @@ def _explanation() -> list[str]:
     return [
         "Written by `python tests/cuda_static/kernels.py --write`, with nvcc "
         f"{release[1] if release else '?'};",
-        "no GPU has run any of it. Shared memory is in bytes, with what a launch adds. Resident",
-        "are the threads of the blocks that fit on a multiprocessor at once. The columns behind",
-        "them count instructions in the code, not how often they run. What is asked, and why,",
+        "what ran on a GPU is told in README.md. Shared memory is in bytes, with what a launch adds.",
+        "Resident are the threads of the blocks that fit on a multiprocessor at once. The columns",
+        "behind them count instructions in the code, not how often they run. What is asked, and why,",
         "stands in tests/cuda_bounds.py.",
     ]
 
