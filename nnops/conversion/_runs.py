@@ -125,10 +125,11 @@ class LayerRun:
     def _applies(self, input: Tensor) -> bool:
         return (
             type(input) is Tensor
+            # Before the number of images is asked for: it must not decide what is traced.
+            and is_plain_eager()
             and input.dim() == 4
             and input.shape[0] <= MOST_IMAGES
             and input.is_cpu
-            and is_plain_eager()
             and not _has_any_global_hook()
             and not _autocast.is_on()
             and not dispatch_modes()
