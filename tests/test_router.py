@@ -7,12 +7,15 @@ way that was taken is observed.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -129,6 +132,29 @@ def test_compiling_takes_the_public_operator() -> None:
     torch.compile(F.relu, backend=backend, fullgraph=True)(torch.randn(4))
     targets = [node.target for node in graphs[0].graph.nodes if node.op == "call_function"]
     assert targets == [torch.ops.nnops.relu.default]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_compiled_graphs_call_no_autograd(mode: Callable[[], Any]) -> None:
+    """The private operators, and for ReLU torch's own, which compilers join with others."""
+    torch.compiler.reset()
+    called: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        called.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return make_boxed_func(graph.forward)
+
+    net = Net()
+    x, target = torch.randn(IMAGE), torch.randn(2, 3, 3, 3)
+    with mode():
+        loss = torch.compile(net, backend=aot_autograd(fw_compiler=keep), fullgraph=True)(x, target)
+        assert torch.equal(loss, net(x, target))
+        if loss.requires_grad:
+            loss.backward()
+    assert {"nnops._conv2d.default", "aten.relu.default", "nnops._mse_loss.default"} <= {*called}
+    assert ("nnops._conv2d_backward_weight.default" in called) == loss.requires_grad
+    assert ("aten.threshold_backward.default" in called) == loss.requires_grad
+    assert not [name for name in called if re.match(r"nnops\.[^_]", name)]
 
 
 def test_every_operator_has_a_light_and_a_full_function() -> None:

@@ -81,6 +81,9 @@ class Formulas:
     vmap: ClassVar[Callable[..., Any] | None] = None
     # flops(*inputs) -> the number that torch.utils.flop_counter counts; None: nothing is counted.
     flops: ClassVar[Callable[..., int] | None] = None
+    # The same function in torch's operators, of the same inputs, for compilers, which join them
+    # with what stands around them; None: the operator stays a call of its own.
+    in_torch: ClassVar[Callable[..., Any] | None] = None
 
 
 Router = Callable[..., Any]
@@ -119,7 +122,7 @@ def mount(formulas: type[Formulas]) -> Router:
     for operator in (f"nnops::{name}", f"nnops::_{name}"):
         torch.library.register_fake(operator, _one_device(name, formulas.fake))
     library_fragment.impl(
-        name, _autograd_kernel(class_name, formulas, public), "Autograd", with_keyset=True
+        name, _autograd_kernel(class_name, formulas, public, raw), "Autograd", with_keyset=True
     )
     torch.library.register_vmap(f"nnops::{name}", _vmap_rule(formulas, route))
     if formulas.flops is not None:
@@ -198,6 +201,18 @@ def _one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
 def _is_recording() -> bool:
     """Whether make_fx writes a graph, which must be made of operators that differentiate."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
+def _is_compiling_graph() -> bool:
+    """Whether AOTAutograd writes a graph to be run, in which all derivatives are calls already.
+
+    torch.export, which has graphs written too, gives them to people: they keep our public names.
+    """
+    return (
+        torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL) is not None
+        and not torch.compiler.is_exporting()
+        and not _transforms_active()
+    )
 
 
 def is_plain_eager() -> bool:
@@ -279,14 +294,20 @@ def _first_output_function(
     return _old_style_function(class_name, forward, formulas.backward)
 
 
-def _autograd_kernel(class_name: str, formulas: type[Formulas], public: Any) -> Any:
+def _autograd_kernel(
+    class_name: str, formulas: type[Formulas], public: Any, raw: Callable[..., Any]
+) -> Any:
     """What the dispatcher calls for the public operator where autograd is concerned.
 
     As torch.library.register_autograd, with two additions: tangents are not lost, and inside a
     functorch transform, where torch.compile has it called, it differentiates too. Its Function
     needs no `setup_context` there, because vmap is the business of a kernel of its own.
+
+    A compiled graph runs where nothing is differentiated any more, and gets the operator that has
+    no autograd: this kernel, in Python, would cost each of its calls up to eight microseconds.
     """
     setup_context = _whole_setup(formulas)
+    in_graph = formulas.in_torch or raw
     differentiable = formulas.differentiable
 
     def may_have_tangents() -> bool:
@@ -295,6 +316,8 @@ def _autograd_kernel(class_name: str, formulas: type[Formulas], public: Any) -> 
 
     def below_autograd(keyset: Any, inputs: tuple[Any, ...]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
+            if _is_compiling_graph():
+                return in_graph(*inputs)
             return public.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
 
     def forward(ctx: Any, *inputs_and_keyset: Any) -> Any:

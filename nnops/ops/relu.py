@@ -46,6 +46,7 @@ class Relu(Formulas):
 
     name = "relu"
     differentiable = (0,)
+    in_torch = torch.ops.aten.relu.default
 
     @staticmethod
     def fake(input: Tensor) -> Tensor:
@@ -75,6 +76,11 @@ class ReluBackward(Formulas):
 
     name = "relu_backward"
     differentiable = (0,)
+
+    @staticmethod
+    def in_torch(grad_output: Tensor, output: Tensor) -> Tensor:
+        grad_input: Tensor = torch.ops.aten.threshold_backward(grad_output, output, 0)
+        return grad_input
 
     @staticmethod
     def fake(grad_output: Tensor, output: Tensor) -> Tensor:
