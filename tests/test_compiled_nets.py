@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from torch.nn import Module
 
 import nnops
 from nnops.benchmark.nets import zoo
+from nnops.testing.recorder import OperatorCalls
 from nnops.testing.tolerances import assert_equal, assert_net_gradients, assert_net_scores
 
 # [C, H, W]. ResNet-18 halves the image five times.
@@ -120,3 +123,49 @@ def test_inductor_copies_nothing_for_our_operators(
     # The flatten of a channels_last image, in front of the linear layers.
     flattened = layout is torch.channels_last and name != "resnet18"
     assert len(copies) == flattened, copies
+
+
+def exported(net: Module, name: str, strict: bool) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=2, max=1 << 12)
+    images = images_of(name, BATCHES[0], torch.contiguous_format)
+    return torch.export.export(net, (images,), dynamic_shapes=({0: batch},), strict=strict)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", NETS)
+def test_export_for_any_batch(name: str, strict: bool) -> None:
+    model = net_of(name, False, torch.contiguous_format)
+    file = io.BytesIO()
+    torch.export.save(exported(nnops.convert(model), name, strict), file)
+    file.seek(0)
+    program = torch.export.load(file)
+    for each in (program, program.run_decompositions()):
+        called = [str(node.target) for node in each.graph.nodes if node.op == "call_function"]
+        assert any(name.startswith("nnops.conv2d") for name in called)
+        # The private ones could not be differentiated by who loads the program.
+        assert not [name for name in called if name.startswith("nnops._")]
+    for batch in BATCHES:
+        images = images_of(name, batch, torch.contiguous_format)
+        with torch.no_grad():
+            expected = nnops.convert(model, fuse=False)(images)
+            assert_equal(program.module()(images), expected, f"{name}, {batch} images")
+
+
+@pytest.mark.slow
+def test_aot_inductor(tmp_path: Path) -> None:
+    """A package whose C++ calls our operators, for any batch."""
+    model = net_of("lenet", False, torch.contiguous_format)
+    with torch.no_grad():
+        program = exported(nnops.convert(model), "lenet", strict=False)
+        package = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "lenet.pt2")
+        )
+    loaded = torch._inductor.aoti_load_package(package)
+    exact = copy.deepcopy(model).double()
+    for batch in BATCHES:
+        images = images_of("lenet", batch, torch.contiguous_format)
+        with OperatorCalls() as calls:
+            scores = loaded(images)
+        assert [name for name, _ in calls.recorded].count("conv2d_max_pool2d") == 2
+        with torch.no_grad():
+            assert_net_scores(scores, exact(images.double()), f"{batch} images")
