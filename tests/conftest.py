@@ -41,7 +41,10 @@ torch.backends.cudnn.allow_tf32 = False
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Says aloud that the tests for a CUDA device did not run."""
     skipped = [
-        report for report in terminalreporter.stats.get("skipped", []) if "cuda" in report.keywords
+        report
+        for report in terminalreporter.stats.get("skipped", [])
+        # A file that was skipped as a whole has no keywords.
+        if "cuda" in getattr(report, "keywords", ())
     ]
     if skipped:
         reason = str(skipped[0].longrepr[2]).removeprefix("Skipped: ")
