@@ -842,6 +842,20 @@ test of that file, on the CPU. Beside these tables every operator passes `torch.
 """
 
 END = """\
+## Converted nets
+
+Of LeNet, the CIFAR-10 net and ResNet-18, converted by `nnops.convert`, tests/test_compiled_nets.py
+and tests/test_onnx.py ask:
+
+* `torch.compile(fullgraph=True)`, in inference and in training, contiguous and channels_last: one
+  graph, no compilation for another batch where it is dynamic, and bit for bit what the layers give
+  one by one (backend `aot_eager`). What Inductor writes calls our operators on the tensors that
+  others computed, without a copy, and joins ReLU with what stands around it.
+* `torch.export`, strict and not, for any batch, saved and loaded: graphs keep operators that can be
+  differentiated, `nnops.conv2d` and so on. AOTInductor packages run for any batch.
+* ONNX has no such operators: `torch.onnx.export(nnops.revert(model), ...)` exports torch's layers,
+  with the weights of the converted model. `pip install 'nnops[peers]'` has what it takes.
+
 ## Differences
 
 * autocast: torch keeps the narrow copy of a weight for a second call in the same context, nnops
