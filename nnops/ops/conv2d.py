@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nnops.ops._images import empty_image, suggests_channels_last
@@ -32,16 +33,86 @@ def output_sizes(
     input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any
 ) -> tuple[Any, ...]:
     """(N, OC, OH, OW), which may be symbolic."""
+    return _output_sizes(input.shape, weight.shape, stride, padding, dilation)
+
+
+def _output_sizes(
+    input: Sequence[Any], weight: Sequence[Any], stride: Any, padding: Any, dilation: Any
+) -> tuple[Any, ...]:
     if len(padding) == 2:
         padding = (padding[0], padding[0], padding[1], padding[1])
-    padded = (
-        input.shape[2] + padding[0] + padding[1],
-        input.shape[3] + padding[2] + padding[3],
-    )
+    padded = input[2] + padding[0] + padding[1], input[3] + padding[2] + padding[3]
     height, width = (
-        (padded[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
+        (padded[i] - dilation[i] * (weight[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
     )
-    return input.shape[0], weight.shape[0], height, width
+    return input[0], weight[0], height, width
+
+
+def checked_output_sizes(
+    op: str,
+    input: Sequence[Any],
+    weight: Sequence[Any],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> tuple[Any, ...]:
+    """`output_sizes` for fake kernels, with the checks of csrc/ops/conv2d_call.cpp."""
+    sizes = f"input of sizes {tuple(input)}, weight of sizes {tuple(weight)}, {groups=}"
+    numbers = f"{stride=}, {padding=}, {dilation=}"
+    if len(input) != 4 or len(weight) != 4:
+        raise RuntimeError(f"nnops::{op}: tensors must have 4 dimensions, but got {sizes}")
+    lists_fit = len(stride) == len(dilation) == 2 and len(padding) in (2, 4)
+    if not lists_fit or min(*stride, *dilation) < 1 or min(padding) < 0 or groups < 1:
+        raise RuntimeError(
+            f"nnops::{op}: stride, dilation and groups must be positive and padding not negative, "
+            f"but got {numbers}, {groups=}"
+        )
+    # Of sizes that are symbols a check is a guard.
+    fits = (
+        all(size > 0 for size in weight)
+        and weight[0] % groups == 0
+        and input[1] == weight[1] * groups
+        and input[2] > 0
+        and input[3] > 0
+    )
+    torch._check(
+        fits, lambda: f"nnops::{op}: the channels must match, and not be empty, but got {sizes}"
+    )
+    output = _output_sizes(input, weight, stride, padding, dilation)
+    torch._check(
+        output[2] > 0 and output[3] > 0,
+        lambda: (
+            f"nnops::{op}: the dilated kernel must fit into the padded input, but got {sizes}, "
+            f"{numbers}"
+        ),
+    )
+    return output
+
+
+def check_bias(op: str, bias: Tensor | None, channels: Any) -> None:
+    if bias is not None:
+        torch._check(
+            bias.dim() == 1 and bias.shape[0] == channels,
+            lambda: (
+                f"nnops::{op}: bias must have one element per output channel, {channels}, but got "
+                f"sizes {tuple(bias.shape)}"
+            ),
+        )
+
+
+def check_grad_output(
+    op: str, grad_output: Tensor, input: Sequence[Any], weight: Sequence[Any], *numbers: Any
+) -> None:
+    sizes = checked_output_sizes(op, input, weight, *numbers)
+    torch._check(
+        grad_output.dim() == 4
+        and all(one == other for one, other in zip(grad_output.shape, sizes, strict=True)),
+        lambda: (
+            f"nnops::{op}: grad_output must have the sizes of the convolution's output, {sizes}, "
+            f"but got {tuple(grad_output.shape)}"
+        ),
+    )
 
 
 def convolution_flops(input: Tensor, weight: Tensor, bias: Any, *sizes: Any) -> int:
@@ -164,7 +235,9 @@ class Conv2d(Formulas):
         groups: int,
         precision: int = 0,
     ) -> Tensor:
-        sizes = output_sizes(input, weight, stride, padding, dilation)
+        numbers = (stride, padding, dilation, groups)
+        sizes = checked_output_sizes("conv2d", input.shape, weight.shape, *numbers)
+        check_bias("conv2d", bias, sizes[1])
         channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
         return empty_image(input, sizes, channels_last)
 
@@ -239,6 +312,8 @@ class Conv2dBackwardInput(_Gradient):
         precision: int = 0,
     ) -> Tensor:
         sizes = (grad_output.shape[0], weight.shape[1] * groups, *input_size)
+        numbers = (stride, padding, dilation, groups)
+        check_grad_output("conv2d_backward_input", grad_output, sizes, weight.shape, *numbers)
         channels_last = suggests_channels_last(grad_output) or suggests_channels_last(weight)
         return empty_image(grad_output, sizes, channels_last)
 
@@ -291,7 +366,14 @@ class Conv2dBackwardWeight(_Gradient):
         groups: int,
         precision: int = 0,
     ) -> Tensor:
+        if groups < 1 or input.shape[1] % groups:
+            raise RuntimeError(
+                "nnops::conv2d_backward_weight: groups must be positive and divide the channels, "
+                f"but got {groups=}, input of sizes {tuple(input.shape)}"
+            )
         sizes = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
+        numbers = (stride, padding, dilation, groups)
+        check_grad_output("conv2d_backward_weight", grad_output, input.shape, sizes, *numbers)
         channels_last = suggests_channels_last(grad_output) or suggests_channels_last(input)
         return empty_image(grad_output, sizes, channels_last)
 

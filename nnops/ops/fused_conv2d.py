@@ -20,6 +20,8 @@ from nnops.ops._images import empty_image, suggests_channels_last
 from nnops.ops._operator import Formulas, first_output, may_be_differentiated, mount
 from nnops.ops.conv2d import (
     Conv2d,
+    check_bias,
+    checked_output_sizes,
     conv2d,
     convolution_flops,
     convolution_gradients,
@@ -83,10 +85,13 @@ def _fake_pooled(
     relu: bool,
     *pool_and_precision: Any,
 ) -> Tensor:
-    batch, channels, height, width = output_sizes(input, weight, stride, padding, dilation)
+    op = "conv2d_max_pool2d"
+    numbers = (stride, padding, dilation, groups)
+    sizes = checked_output_sizes(op, input.shape, weight.shape, *numbers)
+    check_bias(op, bias, sizes[1])
     channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
-    sizes = (batch, channels, *pooled_size((height, width), *pool_and_precision[:5]))
-    return empty_image(input, sizes, channels_last, dtype)
+    pooled = (*sizes[:2], *pooled_size(sizes[2:], *pool_and_precision[:5]))
+    return empty_image(input, pooled, channels_last, dtype)
 
 
 # What stands behind `groups` among the inputs of the pooling operators.
