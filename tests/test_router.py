@@ -157,6 +157,27 @@ def test_compiled_graphs_call_no_autograd(mode: Callable[[], Any]) -> None:
     assert not [name for name in called if re.match(r"nnops\.[^_]", name)]
 
 
+def test_compiled_graphs_of_relu_in_place_copy_nothing() -> None:
+    torch.compiler.reset()
+    called: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        called.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return make_boxed_func(graph.forward)
+
+    def net(x: Tensor) -> Tensor:
+        return F.relu_(x * 2).square()
+
+    x = torch.randn(5, requires_grad=True)
+    compiled = torch.compile(net, backend=aot_autograd(fw_compiler=keep), fullgraph=True)
+    compiled(x).sum().backward()
+    gradient, x.grad = x.grad, None
+    net(x).sum().backward()
+    assert torch.equal(gradient, x.grad)
+    assert {"aten.relu.default", "aten.threshold_backward.default"} <= {*called}
+    assert not {"aten.copy.default", "aten.zeros_like.default", "aten.add.Tensor"} & {*called}
+
+
 def test_every_operator_has_a_light_and_a_full_function() -> None:
     assert FORMULAS
     for name, formulas in FORMULAS.items():

@@ -192,7 +192,10 @@ class ReluInplaceFunction(torch.autograd.Function):
 def relu_(input: Tensor) -> Tensor:
     """Writes relu(input) over `input` and returns it."""
     result: Tensor
-    if not is_plain_eager():
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        # A copy would stay one in the graph, and add zeros to the gradient.
+        result = torch.relu_(input)
+    elif not is_plain_eager():
         # What records or transforms knows how copies differentiate.
         result = input.copy_(relu(input))
     elif torch.is_grad_enabled() and input.requires_grad:
