@@ -119,7 +119,9 @@ def test_inductor_copies_nothing_for_our_operators(
     calls = re.findall(r"= torch\.ops\.nnops\.(\w+)\.default\(", "".join(sources))
     assert calls and len(sources) == 1 + training
     assert all(call.startswith("_") for call in calls), "no autograd in what Inductor writes"
-    copies = re.findall(r"^ +cpp_fused_\w*(?:clone|copy|contiguous)\w*\(", "".join(sources), re.M)
+    # Kernels that do nothing else: BatchNorm's statistics are copied by kernels that compute them.
+    alone = r"^ +cpp_fused_(?:(?:clone|copy|contiguous|_to_copy|view|permute)_)+\d+\("
+    copies = re.findall(alone, "".join(sources), re.M)
     # The flatten of a channels_last image, in front of the linear layers.
     flattened = layout is torch.channels_last and name != "resnet18"
     assert len(copies) == flattened, copies
