@@ -53,7 +53,9 @@ def torchrun(processes: int, *command: str) -> str:
     # nnops as this process found it, installed or in the source tree; a core for each process.
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(nnops.__path__[0]).parent),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(nnops.__path__[0]).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
         "OMP_NUM_THREADS": "1",
     }
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
