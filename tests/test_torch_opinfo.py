@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -147,40 +148,97 @@ def test_error_inputs(name: str) -> None:
         assert_same_refusal(actual, expected, what, named=function_is_ours(name))
 
 
-def small_samples(name: str) -> list[tuple[Sample, list[Tensor]]]:
-    """A few small float64 samples together with their inputs that need a gradient."""
+@functools.cache
+def small_samples(name: str) -> tuple[Sample, ...]:
+    """The float64 samples of a few elements, with the inputs that need a gradient."""
     samples = all_samples(name, torch.float64)
     # max_unpool2d has a variant for this, without repeated indices.
     for_gradients = [sample for sample in samples if sample.name.startswith("grad")]
     found = []
     for sample in for_gradients or samples:
-        plain = detached(sample)
-        inputs = [tensor for tensor in tensors_of(plain) if tensor.requires_grad]
-        elements = sum(tensor.numel() for tensor in tensors_of(plain))
-        if inputs and 0 < elements <= GRADCHECK_ELEMENTS:
-            found.append((plain, inputs))
-    return random.Random(2).sample(found, min(len(found), GRADCHECK_SAMPLES))
+        tensors = tensors_of(sample)
+        elements = sum(tensor.numel() for tensor in tensors)
+        if 0 < elements <= GRADCHECK_ELEMENTS and any(each.requires_grad for each in tensors):
+            found.append(sample)
+    return tuple(found)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradcheck(name: str) -> None:
-    samples = small_samples(name)
+def as_function(name: str, sample: Sample) -> tuple[Callable[..., Any], list[Tensor]]:
+    """The sample as a function of its inputs that need a gradient, and these."""
+    sample = detached(sample)
+    inputs = [tensor for tensor in tensors_of(sample) if tensor.requires_grad]
+    places = {id(tensor): index for index, tensor in enumerate(inputs)}
+
+    def function(*values: Tensor) -> Any:
+        def replace(value: Any) -> Any:
+            # Clones: relu_ may not write over a leaf.
+            return values[places[id(value)]].clone() if id(value) in places else value
+
+        args = [replace(value) for value in sample.args]
+        kwargs = {key: replace(value) for key, value in sample.kwargs.items()}
+        result = getattr(F, name)(*args, **kwargs)
+        return result[0] if isinstance(result, tuple) else result
+
+    return function, inputs
+
+
+def check_gradients(name: str, sample: Sample) -> None:
+    function, inputs = as_function(name, sample)
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True, check_forward_ad=True)
+
+
+def check_second_gradients(name: str, sample: Sample) -> None:
+    function, inputs = as_function(name, sample)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+def check_vmap(name: str, sample: Sample) -> None:
+    """All inputs in slices, and each alone."""
+    function, inputs = as_function(name, sample)
+    inputs = [each.detach() for each in inputs]
+    slices = [[each, each.flip(0) if each.dim() else each * 0.5] for each in inputs]
+    batches: list[tuple[int | None, ...]] = [(0,) * len(inputs)]
+    if len(inputs) > 1:
+        batches += [
+            tuple(0 if index == alone else None for index in range(len(inputs)))
+            for alone in range(len(inputs))
+        ]
+    for in_dims in batches:
+        pairs = list(zip(slices, in_dims, strict=True))
+        expected = [
+            function(*(one[index if dim == 0 else 0] for one, dim in pairs)) for index in (0, 1)
+        ]
+        stacked = [torch.stack(one) if dim == 0 else one[0] for one, dim in pairs]
+        actual = torch.func.vmap(function, in_dims=in_dims)(*stacked)
+        torch.testing.assert_close(actual, torch.stack(expected), equal_nan=True)
+
+
+TRANSFORMS = (check_gradients, check_second_gradients, check_vmap)
+
+
+def check_transform(check: Callable[[str, Sample], None], name: str, samples: Any) -> None:
     assert samples
-    for sample, inputs in samples:
-        places = {id(tensor): index for index, tensor in enumerate(inputs)}
+    for sample in samples:
+        try:
+            check(name, sample)
+        except Exception as error:
+            raise AssertionError(f"{name}({sample.name})") from error
 
-        def function(*values: Tensor, sample: Sample = sample, places: Any = places) -> Any:
-            def replace(value: Any) -> Any:
-                # Clones: relu_ may not write over a leaf.
-                return values[places[id(value)]].clone() if id(value) in places else value
 
-            args = [replace(value) for value in sample.args]
-            kwargs = {key: replace(value) for key, value in sample.kwargs.items()}
-            result = getattr(F, name)(*args, **kwargs)
-            return result[0] if isinstance(result, tuple) else result
+BY_TRANSFORM = [pytest.param(check, id=check.__name__) for check in TRANSFORMS]
 
-        assert torch.autograd.gradcheck(function, inputs, fast_mode=True), sample.name
-        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True), sample.name
+
+@pytest.mark.parametrize("check", BY_TRANSFORM)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_transforms(name: str, check: Callable[[str, Sample], None]) -> None:
+    check_transform(check, name, part_of(small_samples(name), GRADCHECK_SAMPLES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", BY_TRANSFORM)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_transforms_of_all_small_samples(name: str, check: Callable[[str, Sample], None]) -> None:
+    check_transform(check, name, small_samples(name))
 
 
 def test_every_claimed_function_has_samples() -> None:
@@ -199,3 +257,12 @@ def test_every_claimed_function_has_samples() -> None:
     # torch 2.13 ships 13,000 samples for the real dtypes of these functions, and 23 error inputs.
     assert sum(counts.values()) > 10_000
     assert sum(len(error_inputs(name)) for name in WITH_ERRORS) >= 20
+
+
+@pytest.mark.skipif(
+    not torch.__version__.startswith("2.13."), reason="the page counts the samples of torch 2.13"
+)
+def test_the_page_counts_these_samples() -> None:
+    from test_features import SMALL_SAMPLES
+
+    assert {name: len(small_samples(name)) for name in FUNCTIONS} == SMALL_SAMPLES
