@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -227,3 +229,42 @@ def test_runs_need_two_layers_that_compute() -> None:
             for variant in plan.variants
             for value in variant.scope.values()
         )
+
+
+def test_threads_infer_and_differentiate_one_net() -> None:
+    """Images of two sizes, of which runs remember different things, and gradients, at once."""
+    model = LeNet().eval()
+    fused, plain = nnops.convert(model), nnops.convert(model, fuse=False)
+    # Of the larger ones the view makes four rows each: they are no run.
+    images = [torch.randn(2, 1, size, size) for size in (32, 52)]
+
+    def results(net: nn.Module, number: int) -> list[Tensor]:
+        scores = net(images[number % 2])
+        if not torch.is_grad_enabled():
+            return [scores]
+        return [scores, *torch.autograd.grad(scores.square().sum(), [*net.parameters()])]
+
+    failed: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for _ in range(60):
+                with torch.set_grad_enabled(number >= 2):
+                    actual, expected = results(fused, number), results(plain, number)
+                for one, other in zip(actual, expected, strict=True):
+                    torch.testing.assert_close(one, other)
+        except BaseException as error:
+            failed.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that threads meet everywhere
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+            assert not thread.is_alive()
+    finally:
+        sys.setswitchinterval(before)
+    assert not failed, failed[0]

@@ -103,15 +103,17 @@ class LayerRun:
         if torch.is_grad_enabled() and any(each.requires_grad for each in (input, *parameters)):
             return self._one_by_one(input, modules)[0]
         state.append(input.shape[1:])
-        if self._known is None or self._known[0] != state:
+        # Read once, and used as it was read: another thread may write it meanwhile.
+        known = self._known
+        if known is None or known[0] != state:
             output, fit = self._one_by_one(input, modules)
             numbers = self._numbers(input, modules) if fit else None
             if numbers is None:
                 self._known = None
                 return output
             # Not `output`: later calls must give the same bits.
-            self._known = (state, *numbers)
-        result: Tensor = layer_chain(input, parameters, *self._known[1:])
+            known = self._known = (state, *numbers)
+        result: Tensor = layer_chain(input, parameters, *known[1:])
         return result
 
     def _modules(self, modules: tuple[Any, ...]) -> Iterator[tuple[Step, Any, tuple[Any, ...]]]:
