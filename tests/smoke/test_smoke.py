@@ -11,7 +11,7 @@ from itertools import islice
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import nnops
 import nnops.nn.functional as F
@@ -65,3 +65,32 @@ def test_compiled_part() -> None:
 def test_one_openmp_runtime() -> None:
     F.relu(torch.randn(1 << 20))
     assert len(loaded_openmp_runtimes()) == 1
+
+
+def test_a_converted_net_compiled() -> None:
+    """Leans on names that are private to torch: a later torch may have changed them."""
+    torch.compiler.reset()
+    layers = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.MaxPool2d(2)
+    net = nnops.convert(nn.Sequential(*layers, nn.Conv2d(3, 4, 3), nn.ReLU()))
+    layer_by_layer = nnops.convert(net, fuse=False)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True, dynamic=True)
+    for training in (True, False):
+        net.train(training)
+        layer_by_layer.train(training)
+        for batch in (5, 13):
+            images = torch.randn(batch, 2, 12, 12)
+            results = []
+            for each in (compiled, layer_by_layer):
+                loss = each(images).square().sum()
+                results.append([loss, *torch.autograd.grad(loss, [*net.parameters()])])
+            torch.testing.assert_close(*results)
+
+
+def test_public_operators_keep_tangents_and_gradients() -> None:
+    x, tangent = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
+    output = torch.ops.nnops.relu(x)
+    assert torch.equal(torch.autograd.grad(output.sum(), x)[0], (x > 0).float())
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x.detach(), tangent)
+        unpacked = torch.autograd.forward_ad.unpack_dual(torch.ops.nnops.relu(dual))
+    assert torch.equal(unpacked.tangent, tangent * (x > 0))
