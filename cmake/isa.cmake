@@ -14,6 +14,10 @@ else()
   set(NNOPS_ISA_FLAGS_default "")
 endif()
 
+# Of the AVX-512 level alone, and with more than it has: these kernels run only where the CPU was
+# asked for that too (core/isa.h).
+set(NNOPS_AVX512_BF16_SOURCES conv2d/pair_algorithms.cpp)
+
 # No -ffast-math: NaN, Inf and -0.0 are part of the contract. No -march=native: the file must run
 # on every CPU of the level.
 set(NNOPS_KERNEL_FLAGS -O3 -fno-exceptions -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-psabi
@@ -27,6 +31,12 @@ function(nnops_add_isa_sources target)
     foreach(source IN LISTS kernel_sources)
       file(RELATIVE_PATH relative "${PROJECT_SOURCE_DIR}/csrc/cpu" "${source}")
       set(copy "${PROJECT_BINARY_DIR}/isa/${level}/${relative}")
+      if(relative IN_LIST NNOPS_AVX512_BF16_SOURCES)
+        if(NOT level STREQUAL "avx512")
+          continue()
+        endif()
+        set_source_files_properties("${copy}" PROPERTIES COMPILE_OPTIONS -mavx512bf16)
+      endif()
       file(CONFIGURE OUTPUT "${copy}" CONTENT "#include \"${source}\"\n" @ONLY)
       list(APPEND copies "${copy}")
     endforeach()

@@ -91,6 +91,8 @@ PYBIND11_MODULE(_C, module) {
       "ISA levels that are compiled in and that this CPU runs, lowest first.");
   module.def(
       "active_isa", [] { return nnops::isa_name(nnops::active_isa()); }, "The ISA level in use.");
+  module.def("cpu_has_bfloat16_dots", &nnops::cpu_has_bfloat16_dots,
+             "Whether this CPU has AVX512_BF16, which kernels of the AVX-512 level may use.");
   module.def("set_active_isa", &nnops::set_active_isa, py::arg("name"),
              "Switches the ISA level of the process; ValueError for an unavailable one.");
   module.def(

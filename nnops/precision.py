@@ -23,7 +23,9 @@ A call can say otherwise than the process, and its gradients then go with it:
 
 float64 is always computed directly, and results of either setting have the same bits for any
 number of threads, any batch around an image, and every run, as long as autotuning is off
-(nnops/tuning.py).
+(nnops/tuning.py). They have the same bits with AVX2 and AVX-512 too, but for bfloat16 on CPUs with
+AVX512_BF16: there `pair_rows` and `pair_products` add two products at a time, in float32 as the
+others do, but take subnormal numbers for zero.
 """
 
 from __future__ import annotations

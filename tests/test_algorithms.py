@@ -54,6 +54,22 @@ def test_explain_names_every_candidate_with_its_reason(isa: str) -> None:
     assert "too few channels" in reasons["pixel_rows"]
 
 
+def test_dot_products_of_bfloat16_are_for_cpus_that_have_them(isa: str) -> None:
+    layer, x = layer_and_image()
+    calls = nnops.explain(train, layer.bfloat16(), x.bfloat16())
+    names = {"conv2d": "pair_rows", "conv2d_backward_weight": "pair_products"}
+    for call in calls:
+        reasons = {each.algorithm: each.reason for each in call.candidates}
+        if call.op in names:
+            reason = reasons[names[call.op]]
+            if isa != "avx512":
+                assert reason == "the ISA level is not avx512"
+            elif not _C.cpu_has_bfloat16_dots():
+                assert reason == "this CPU has no AVX512_BF16"
+            else:
+                assert call.algorithm == names[call.op]
+
+
 def test_explain_follows_backward_and_other_operators() -> None:
     layer, x = layer_and_image()
     net = torch.nn.Sequential(layer, nn.ReLU(), nn.MaxPool2d(2))

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 PASSES = ("conv2d", "conv2d_backward_input", "conv2d_backward_weight")
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 ALGORITHMS = [(name, each) for name in PASSES for each in _C.algorithms()[name]]
+# Of bfloat16 alone, by instructions that not every CPU has.
+DOT_PRODUCTS = ("pair_rows", "pair_products")
 
 
 @pytest.fixture(params=ALGORITHMS, ids=lambda param: "-".join(param))
@@ -33,9 +35,16 @@ def algorithm(request: pytest.FixtureRequest) -> Iterator[str]:
     forms are for the tests of Winograd's forms.
     """
     name = request.param[1]
+    level = request.node.callspec.params.get("isa", _C.active_isa())
+    if name in DOT_PRODUCTS and (level, _C.cpu_has_bfloat16_dots()) != ("avx512", True):
+        pytest.skip("this level has no dot products of bfloat16")
     precision = "high" if name.startswith("winograd") else "highest"
     with forced_algorithm(*request.param), nnops.conv_precision(precision):
         yield name
+
+
+def tested_dtype(algorithm: str) -> torch.dtype:
+    return torch.bfloat16 if algorithm in DOT_PRODUCTS else torch.float32
 
 
 def computable(args, kwargs) -> bool:
@@ -69,13 +78,14 @@ def forward_and_gradients(function, args, kwargs) -> list[torch.Tensor]:
 
 
 def test_every_algorithm_is_accurate(algorithm: str, isa: str) -> None:
-    for sample in case("conv2d").samples(Maker(torch.float32)):
+    tested = tested_dtype(algorithm)
+    for sample in case("conv2d").samples(Maker(tested)):
         if not computable(sample.args, sample.kwargs):
             continue
         results = []
         for function, dtype in (
-            (F.conv2d, torch.float32),
-            (torch_functional.conv2d, torch.float32),
+            (F.conv2d, tested),
+            (torch_functional.conv2d, tested),
             (torch_functional.conv2d, torch.float64),
         ):
             args = [arg.to(dtype) if arg is not None else None for arg in sample.args]
@@ -144,9 +154,10 @@ AWKWARD = (
 
 
 def awkward_problems(
-    algorithm: str, dtype: torch.dtype = torch.float32, channels_last: bool = False
+    algorithm: str, dtype: torch.dtype | None = None, channels_last: bool = False
 ) -> Iterator[tuple[str, list[torch.Tensor], dict[str, object]]]:
     """Those that the algorithm can compute."""
+    dtype = dtype or tested_dtype(algorithm)
     generator = torch.Generator().manual_seed(0)
     for name, input, weight, parameters in AWKWARD:
         x = torch.randn(input, generator=generator)
@@ -232,14 +243,17 @@ def test_infinities_stay_where_they_are_multiplied(algorithm: str, isa: str) -> 
         x, w = torch.randn(2, 20, 9, 21), torch.randn(20, 20 // groups, size, size)
         x[0, 3, 4, 0] = x[1, 7, 8, 20] = float("inf")
         x[1, 11, 0, 9] = float("nan")
-        x = x.contiguous(memory_format=layout)
+        x = x.contiguous(memory_format=layout).to(tested_dtype(algorithm))
+        w = w.to(x.dtype)
         for stride in (1, 2):
             parameters = {"groups": groups, "stride": stride}
             if not computable((x, w), parameters):
                 continue
             computed += 1
             actual = forward_and_gradients(F.conv2d, (x, w), parameters)
-            expected = forward_and_gradients(torch_functional.conv2d, (x, w), parameters)
+            # In bfloat16 torch's gradient of the weight has more of them.
+            doubles = (x.double(), w.double())
+            expected = forward_and_gradients(torch_functional.conv2d, doubles, parameters)
             for each in zip(actual, expected, strict=True):
                 assert torch.equal(*(tensor.isfinite() for tensor in each)), (groups, stride)
     assert computed
@@ -308,6 +322,8 @@ def test_gradients_have_the_same_bits_on_any_number_of_threads() -> None:
 @pytest.mark.skipif("avx512" not in _C.available_isas(), reason="this CPU has no AVX-512")
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 def test_avx2_and_avx512_give_the_same_bits(algorithm: str, channels_last: bool) -> None:
+    if algorithm in DOT_PRODUCTS:
+        pytest.skip("dot products of bfloat16 have bits of their own, and AVX2 has none of them")
     before = _C.active_isa()
     for name, args, parameters in awkward_problems(algorithm, channels_last=channels_last):
         results = []

@@ -16,6 +16,7 @@ from torch import Tensor
 import nnops
 import nnops.nn as nn
 import nnops.nn.functional as F
+from nnops import _C
 from nnops.testing.samples import FLOATING
 
 # input, weight, convolution, pool: small images (several a piece), large ones (bands of rows),
@@ -134,6 +135,17 @@ ALGORITHMS = (
 def test_every_algorithm(algorithm: str, case: Any, threads: int) -> None:
     x, w, b = tensors(case)
     with nnops.conv_algorithm(algorithm):
+        for relu, pool in ((True, False), (False, True), (True, True)):
+            expected = one_by_one(x, w, b, case, relu, pool)
+            assert_same_bits(fused(x, w, b, case, relu, pool), expected)
+
+
+@pytest.mark.skipif(not _C.cpu_has_bfloat16_dots(), reason="this CPU has no AVX512_BF16")
+@pytest.mark.parametrize("number", [1, 4, 5, 6])
+def test_dot_products_of_bfloat16(number: int, threads: int) -> None:
+    case = CASES[number]
+    x, w, b = tensors(case, torch.bfloat16)
+    with nnops.conv_algorithm("pair_rows"):
         for relu, pool in ((True, False), (False, True), (True, True)):
             expected = one_by_one(x, w, b, case, relu, pool)
             assert_same_bits(fused(x, w, b, case, relu, pool), expected)

@@ -98,7 +98,10 @@ def test_kept_weights_give_the_same_bits(isa: str, dtype: torch.dtype, channels_
                 found += [output, *torch.autograd.grad(output, leaf, torch.ones_like(output))]
         return found
 
-    for algorithm in ("pixel_rows", "expanded_planes"):
+    algorithms = ["pixel_rows", "expanded_planes"]
+    if dtype == torch.bfloat16 and isa == "avx512" and _C.cpu_has_bfloat16_dots():
+        algorithms.append("pair_rows")
+    for algorithm in algorithms:
         with nnops.conv_algorithm(algorithm):
             before = nnops.packed_weight_cache().reused
             kept = results()

@@ -85,6 +85,14 @@ std::vector<Isa> available_isas() {
   return levels;
 }
 
+bool cpu_has_bfloat16_dots() {
+#ifdef NNOPS_HAVE_AVX512
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 Isa active_isa() { return active().load(std::memory_order_relaxed); }
 
 void set_active_isa(const std::string& name) {

@@ -35,6 +35,10 @@ std::vector<Isa> available_isas();
 
 Isa active_isa();
 
+// Whether AVX512_BF16's dot products are compiled in, and this CPU has them. Kernels of the AVX-512
+// level that use them are chosen for that; it is no level of its own.
+bool cpu_has_bfloat16_dots();
+
 // Switches the level of the whole process; throws std::invalid_argument for an unavailable one.
 void set_active_isa(const std::string& name);
 

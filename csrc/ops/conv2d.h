@@ -121,6 +121,7 @@ struct Conv2dKernels {
   Conv2dForward forward_depthwise_transposed{};
   Conv2dForward forward_expanded_planes{};
   Conv2dForward forward_grouped_channels{};
+  Conv2dForward forward_pair_rows{};
   Conv2dForward forward_pixel_rows{};
   Conv2dForward forward_reference{};
   Conv2dForward forward_winograd_2x2_3x3{};
@@ -131,6 +132,7 @@ struct Conv2dKernels {
   Conv2dBackwardInput backward_input_depthwise_transposed{};
   Conv2dBackwardInput backward_input_expanded_planes{};
   Conv2dBackwardInput backward_input_grouped_channels{};
+  Conv2dBackwardInput backward_input_pair_rows{};
   Conv2dBackwardInput backward_input_pixel_rows{};
   Conv2dBackwardInput backward_input_reference{};
   Conv2dBackwardInput backward_input_winograd_2x2_3x3{};
@@ -140,6 +142,7 @@ struct Conv2dKernels {
   Conv2dBackwardWeight backward_weight_depthwise_dots{};
   Conv2dBackwardWeight backward_weight_depthwise_transposed{};
   Conv2dBackwardWeight backward_weight_outer_products{};
+  Conv2dBackwardWeight backward_weight_pair_products{};
   Conv2dBackwardWeight backward_weight_reference{};
   Conv2dBackwardWeight backward_weight_winograd_2x2_3x3{};
   Conv2dBackwardWeight backward_weight_winograd_2x2_5x5{};

@@ -53,6 +53,12 @@ std::string rows_pay_in_forward(const Conv2dGeometry& g, DType dtype) {
   return rows_pay(written, g.oh * g.ow, g.output.c == 1, g.kw);
 }
 
+// Vectors of pairs cost half of what vectors of numbers do, along channels or pixels: they may be
+// empty by half, and a little more.
+std::string pair_rows_pay(int64_t written) {
+  return 3 * written >= kLanes ? "" : "too few channels to have vectors along them";
+}
+
 // The depthwise algorithms of forward and backward_input give the same bits too, as their sums are
 // one chain.
 std::string one_input_channel(const Conv2dGeometry& g, DType dtype) {
@@ -128,6 +134,8 @@ constexpr Conv2dCandidate<Conv2dForward> kForwardCpu[] = {
      six_points_allowed},
     {"winograd_2x2_3x3", of_form<k2x2Of3x3, winograd_forward_supports>,
      &Conv2dKernels::forward_winograd_2x2_3x3, of_form<k2x2Of3x3, winograd_forward_pays>},
+    {"pair_rows", bfloat16_dots, &Conv2dKernels::forward_pair_rows,
+     [](const Conv2dGeometry& g, DType) { return pair_rows_pay(g.oc / g.groups); }},
     {"pixel_rows", floating_only, &Conv2dKernels::forward_pixel_rows, rows_pay_in_forward},
     {"expanded_planes", floating_only, &Conv2dKernels::forward_expanded_planes},
     {"reference", everything, &Conv2dKernels::forward_reference},
@@ -167,6 +175,8 @@ constexpr Conv2dCandidate<Conv2dBackwardInput> kBackwardInputCpu[] = {
     {"winograd_2x2_3x3", of_form<k2x2Of3x3, winograd_backward_input_supports>,
      &Conv2dKernels::backward_input_winograd_2x2_3x3,
      of_form<k2x2Of3x3, winograd_backward_input_pays>},
+    {"pair_rows", bfloat16_dots, &Conv2dKernels::backward_input_pair_rows,
+     [](const Conv2dGeometry& g, DType) { return pair_rows_pay(g.c / g.groups); }},
     {"pixel_rows", floating_only, &Conv2dKernels::backward_input_pixel_rows,
      [](const Conv2dGeometry& g, DType) {
        return rows_pay(g.c / g.groups, g.h * g.w, g.input.c == 1, g.kw);
@@ -200,6 +210,7 @@ constexpr Conv2dCandidate<Conv2dBackwardWeight> kBackwardWeightCpu[] = {
     {"winograd_2x2_3x3", of_form<k2x2Of3x3, winograd_backward_weight_supports>,
      &Conv2dKernels::backward_weight_winograd_2x2_3x3,
      of_form<k2x2Of3x3, winograd_backward_weight_pays>},
+    {"pair_products", bfloat16_dots, &Conv2dKernels::backward_weight_pair_products},
     {"outer_products", floating_only, &Conv2dKernels::backward_weight_outer_products},
     {"reference", everything, &Conv2dKernels::backward_weight_reference},
 };
@@ -336,6 +347,12 @@ constexpr Conv2dCandidate<Conv2dBackwardWeight> kBackwardWeightCuda[] = {
 };
 
 }  // namespace
+
+std::string bfloat16_dots(const Conv2dGeometry&, DType dtype) {
+  if (dtype != DType::kBFloat16) return "it computes bfloat16 only";
+  if (active_isa() != Isa::kAvx512) return "the ISA level is not avx512";
+  return cpu_has_bfloat16_dots() ? "" : "this CPU has no AVX512_BF16";
+}
 
 constinit const Conv2dCandidates<Conv2dForward> kConv2dForward{kForwardCpu, kForwardCuda};
 constinit const Conv2dCandidates<Conv2dBackwardInput> kConv2dBackwardInput{kBackwardInputCpu,

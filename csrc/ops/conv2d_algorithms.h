@@ -1,7 +1,8 @@
 // The algorithms of conv2d's passes, on the CPU and on CUDA, in the order in which they are asked:
 // what each can compute, and when it pays. Where they round differently, a choice may depend on the
-// dtype and the geometry of one image only: never on the batch, the threads or the ISA. Autotuning,
-// off by default, gives that up (conv2d_winners.h).
+// dtype and the geometry of one image only: never on the batch, the threads or the ISA. The one
+// exception are the dot products of bfloat16, for CPUs that have them. Autotuning, off by default,
+// gives that up (conv2d_winners.h).
 #pragma once
 
 #include "core/dispatch.h"
@@ -28,6 +29,10 @@ auto with_candidates(const std::string& op, const Function& function) {
   NNOPS_CHECK_VALUE(op == "conv2d_backward_weight", "no pass of conv2d is called '", op, "'");
   return function(kConv2dBackwardWeight);
 }
+
+// "", or the reason why nothing can be computed by dot products of pairs of bfloat16. They round
+// differently from all others, which have the same bits on every CPU.
+std::string bfloat16_dots(const Conv2dGeometry& g, DType dtype);
 
 // Of a float vector in the CPU's kernels, on every ISA.
 inline constexpr int64_t kConv2dLanes = 16;

@@ -40,6 +40,10 @@ constexpr double kTransformCost = 9;
 // A sum of products costs less than this share of a direct sum where it is chosen: the rest is room
 // for what the model does not know.
 constexpr double kLargestShare = 0.9;
+// The same where direct sums are dot products of bfloat16, which cost half as much. Forms of four
+// points are never faster than these.
+constexpr double kLargestShareOfDots = 0.7;
+constexpr double kLargestShareOfWeightDots = 0.5;
 
 double tiles_of(const WinogradForm& form, int64_t height, int64_t width) {
   const auto tiles = [&](int64_t size) { return (size + form.outputs - 1) / form.outputs; };
@@ -49,15 +53,18 @@ double places_of(const WinogradForm& form) {
   return static_cast<double>(form.points() * form.points());
 }
 double padded(int64_t channels) { return static_cast<double>(whole_vectors(channels)); }
-std::string costs_less(double winograd, double direct) {
-  return winograd < kLargestShare * direct ? "" : "a direct sum costs less";
+std::string costs_less(const WinogradForm& form, double winograd, double direct, bool has_dots,
+                       double share_of_dots) {
+  if (has_dots && form.points() < 6) return "dot products of bfloat16 cost less";
+  return winograd < (has_dots ? share_of_dots : kLargestShare) * direct ? ""
+                                                                        : "a direct sum costs less";
 }
 
 // Costs of one image, in multiply-adds. Direct sums pad few channels to nothing, as their vectors
 // can run along pixels; Winograd's run along channels. A tile costs its products and its
 // transforms; weights are transformed, and n^2 numbers for r^2 fetched from memory, once for the
 // tiles of a call, which may be a single image.
-std::string form_pays(const WinogradForm& form, const WinogradProblem& problem) {
+std::string form_pays(const WinogradForm& form, const WinogradProblem& problem, bool has_dots) {
   constexpr double kWeightTiles = 16;
   const auto [outer, written, height, width] = problem;
   const double products = static_cast<double>(outer) * padded(written);
@@ -68,7 +75,7 @@ std::string form_pays(const WinogradForm& form, const WinogradProblem& problem) 
   const double winograd =
       places_of(form) *
       ((products + transforms) * tiles_of(form, height, width) + products * kWeightTiles);
-  return costs_less(winograd, direct);
+  return costs_less(form, winograd, direct, has_dots, kLargestShareOfDots);
 }
 
 }  // namespace
@@ -81,15 +88,16 @@ std::string winograd_forward_supports(const WinogradForm& form, const Conv2dGeom
                                       DType dtype) {
   return has_form(form, g, dtype, forward_problem(g));
 }
-std::string winograd_forward_pays(const WinogradForm& form, const Conv2dGeometry& g, DType) {
-  return form_pays(form, forward_problem(g));
+std::string winograd_forward_pays(const WinogradForm& form, const Conv2dGeometry& g, DType dtype) {
+  return form_pays(form, forward_problem(g), bfloat16_dots(g, dtype).empty());
 }
 std::string winograd_backward_input_supports(const WinogradForm& form, const Conv2dGeometry& g,
                                              DType dtype) {
   return has_form(form, g, dtype, backward_input_problem(g));
 }
-std::string winograd_backward_input_pays(const WinogradForm& form, const Conv2dGeometry& g, DType) {
-  return form_pays(form, backward_input_problem(g));
+std::string winograd_backward_input_pays(const WinogradForm& form, const Conv2dGeometry& g,
+                                         DType dtype) {
+  return form_pays(form, backward_input_problem(g), bfloat16_dots(g, dtype).empty());
 }
 
 // Sums over the batch have no image that is to be as in any batch: here the choice may depend on
@@ -101,7 +109,7 @@ std::string winograd_backward_weight_supports(const WinogradForm& form, const Co
   return has_form(form, g, dtype, {1, 1, g.oh, g.ow});
 }
 std::string winograd_backward_weight_pays(const WinogradForm& form, const Conv2dGeometry& g,
-                                          DType) {
+                                          DType dtype) {
   constexpr double kSumTiles = 100;
   constexpr int64_t kBlock = 128;  // channels whose products are computed together
   const auto blocks = [](int64_t channels) {
@@ -120,7 +128,8 @@ std::string winograd_backward_weight_pays(const WinogradForm& form, const Conv2d
   const double winograd =
       places_of(form) *
       ((products + transforms) * images * tiles_of(form, g.oh, g.ow) + products * kSumTiles);
-  return costs_less(winograd, direct);
+  return costs_less(form, winograd, direct, bfloat16_dots(g, dtype).empty(),
+                    kLargestShareOfWeightDots);
 }
 
 }  // namespace nnops

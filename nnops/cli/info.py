@@ -23,6 +23,7 @@ def rows() -> list[tuple[str, str]]:
         ("compiler", build["compiler"]),
         ("CUDA", cuda()),
         ("ISA levels", f"{', '.join(_C.available_isas())}; active: {_C.active_isa()}"),
+        ("dot products", "of bfloat16, AVX512_BF16" if _C.cpu_has_bfloat16_dots() else "none"),
         ("threads", str(torch.get_num_threads())),
         ("OpenMP runtime", "\n".join(loaded_openmp_runtimes()) or "unknown on this system"),
     ]

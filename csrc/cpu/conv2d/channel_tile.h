@@ -7,6 +7,7 @@
 // multiply-adds: the same bits as pixel_tile.h.
 #pragma once
 
+#include "cpu/conv2d/factors.h"
 #include "cpu/conv2d/pixel_tile.h"
 #include "cpu/conv2d/tap_axis.h"
 
@@ -23,39 +24,46 @@ struct ChannelPanels {
   int64_t first_vector(int64_t panel) const { return panel * vectors / panels; }
 };
 
-template <typename A>
+// F: what is multiplied (factors.h); a vector has as many as of A.
+template <typename A, typename F = A>
 struct ChannelTile {
   A* sums;  // [pixels][sum_stride]
   int64_t sum_stride;
-  const A* pixels[kTileRows];
-  const A* weights;  // [depth][vectors]
+  const F* pixels[kTileRows];
+  const F* weights;  // [depth][vectors]
   const int64_t* offsets;
   int64_t depth;
   bool first;     // write the sums instead of adding to them
   const A* bias;  // [vectors], added last; or null
+  // Of factors of several numbers: where the sums go instead, rounded to bfloat16; or null.
+  bfloat16* rounded;
+  int64_t rounded_stride;
 };
 
-template <typename A, int kRows, int kVectors>
-void multiply_channel_tile(const ChannelTile<A>& tile) {
+template <typename A, typename F, int kRows, int kVectors>
+void multiply_channel_tile(const ChannelTile<A, F>& tile) {
+  static_assert(sizeof(F) == sizeof(A));
   constexpr int64_t kWidth = kVectors * kLanes<A>;
   constexpr int kRegisters = kVectors * kParts;
   Register<A> total[kRows][kRegisters] = {};
-  const A* weights = tile.weights;
-  const A* pixels[kRows];
+  const F* weights = tile.weights;
+  const F* pixels[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) pixels[r] = tile.pixels[r];
   const int64_t* offsets = tile.offsets;
   const int64_t* end = offsets + tile.depth;
   for (; offsets < end; ++offsets, weights += kWidth) {
     const int64_t offset = *offsets;
-    Register<A> channels[kRegisters];
+    Register<F> channels[kRegisters];
 #pragma GCC unroll 6
     for (int v = 0; v < kRegisters; ++v)
       channels[v] = load_register(weights + v * kRegisterLanes<A>);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 6
-      for (int v = 0; v < kRegisters; ++v) total[r][v] += pixels[r][offset] * channels[v];
+      for (int v = 0; v < kRegisters; ++v) {
+        add_products(total[r][v], pixels[r][offset], channels[v]);
+      }
     }
   }
   A* sums = tile.sums;
@@ -77,6 +85,18 @@ void multiply_channel_tile(const ChannelTile<A>& tile) {
       for (int r = 0; r < kRows; ++r) total[r][v] += bias;
     }
   }
+  if constexpr (kFactorNumbers<F> > 1) {
+    if (bfloat16* rounded = tile.rounded; rounded != nullptr) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r, rounded += tile.rounded_stride) {
+#pragma GCC unroll 6
+        for (int v = 0; v < kRegisters; ++v) {
+          store_rounded(rounded + v * kRegisterLanes<A>, total[r][v]);
+        }
+      }
+      return;
+    }
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r, sums += sum_stride) {
 #pragma GCC unroll 6
@@ -84,42 +104,42 @@ void multiply_channel_tile(const ChannelTile<A>& tile) {
   }
 }
 
-template <typename A>
-using ChannelTileFunction = void (*)(const ChannelTile<A>& tile);
+template <typename A, typename F = A>
+using ChannelTileFunction = void (*)(const ChannelTile<A, F>& tile);
 
-template <typename A, int kRows>
-NNOPS_INLINE ChannelTileFunction<A> channel_tile_of_rows(int64_t vectors) {
+template <typename A, typename F, int kRows>
+NNOPS_INLINE ChannelTileFunction<A, F> channel_tile_of_rows(int64_t vectors) {
 #if defined(__AVX512F__)
-  if (vectors == 3) return multiply_channel_tile<A, kRows, 3>;
-  if (vectors == 2) return multiply_channel_tile<A, kRows, 2>;
+  if (vectors == 3) return multiply_channel_tile<A, F, kRows, 3>;
+  if (vectors == 2) return multiply_channel_tile<A, F, kRows, 2>;
 #endif
-  return multiply_channel_tile<A, kRows, 1>;
+  return multiply_channel_tile<A, F, kRows, 1>;
 }
 
 // The instance for `pixels` <= kTileRows and `vectors` <= kTileVectors.
-template <typename A>
-NNOPS_INLINE ChannelTileFunction<A> channel_tile_function(int64_t pixels, int64_t vectors) {
+template <typename A, typename F = A>
+NNOPS_INLINE ChannelTileFunction<A, F> channel_tile_function(int64_t pixels, int64_t vectors) {
   switch (pixels) {
 #if defined(__AVX512F__)
     case 8:
-      return channel_tile_of_rows<A, 8>(vectors);
+      return channel_tile_of_rows<A, F, 8>(vectors);
     case 7:
-      return channel_tile_of_rows<A, 7>(vectors);
+      return channel_tile_of_rows<A, F, 7>(vectors);
 #endif
 #if defined(__AVX2__)
     case 6:
-      return channel_tile_of_rows<A, 6>(vectors);
+      return channel_tile_of_rows<A, F, 6>(vectors);
     case 5:
-      return channel_tile_of_rows<A, 5>(vectors);
+      return channel_tile_of_rows<A, F, 5>(vectors);
     case 4:
-      return channel_tile_of_rows<A, 4>(vectors);
+      return channel_tile_of_rows<A, F, 4>(vectors);
     case 3:
-      return channel_tile_of_rows<A, 3>(vectors);
+      return channel_tile_of_rows<A, F, 3>(vectors);
 #endif
     case 2:
-      return channel_tile_of_rows<A, 2>(vectors);
+      return channel_tile_of_rows<A, F, 2>(vectors);
     default:
-      return channel_tile_of_rows<A, 1>(vectors);
+      return channel_tile_of_rows<A, F, 1>(vectors);
   }
 }
 

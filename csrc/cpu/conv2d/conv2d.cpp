@@ -7,6 +7,7 @@
 #include "cpu/conv2d/expanded_planes.h"
 #include "cpu/conv2d/grouped_channels.h"
 #include "cpu/conv2d/outer_products.h"
+#include "cpu/conv2d/pair_algorithms.h"
 #include "cpu/conv2d/pixel_rows.h"
 #include "cpu/conv2d/reference.h"
 #include "cpu/conv2d/winograd.h"
@@ -21,6 +22,17 @@ NNOPS_BEGIN_KERNELS
   {NNOPS_FLOAT_DTYPES(name##_workspace), NNOPS_FLOAT_DTYPES(name),     \
    NNOPS_FLOAT_DTYPES(name##_packed), NNOPS_FLOAT_DTYPES(name##_pack), \
    NNOPS_FLOAT_DTYPES(name##_partition)}
+
+// Of bfloat16 alone.
+#define NNOPS_BFLOAT16(function) \
+  {                              \
+    {                            \
+      nullptr, nullptr, function \
+    }                            \
+  }
+#define NNOPS_CONV2D_BFLOAT16_PACKING(name)                                               \
+  {NNOPS_BFLOAT16(name##_workspace), NNOPS_BFLOAT16(name), NNOPS_BFLOAT16(name##_packed), \
+   NNOPS_BFLOAT16(name##_pack), NNOPS_BFLOAT16(name##_partition)}
 
 // Transforming a weight, in units of Conv2dAlgorithm::packing_cost.
 constexpr int64_t kWinogradPackingCost = 16;
@@ -67,6 +79,9 @@ extern const Conv2dKernels conv2d_kernels = {
     .forward_grouped_channels = NNOPS_CONV2D_ALGORITHM(
         NNOPS_FLOAT_DTYPES, ByPasses<GroupedChannels>::forward,
         ByPasses<GroupedChannels>::forward_workspace, ByPasses<GroupedChannels>::forward_partition),
+#if defined(__AVX512F__)
+    .forward_pair_rows = NNOPS_CONV2D_BFLOAT16_PACKING(PairRows::forward),
+#endif
     .forward_pixel_rows = NNOPS_CONV2D_PACKING_ALGORITHM(ByPasses<PixelRows>::forward),
     .forward_reference = NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_forward,
                                                 reference_workspace, reference_forward_partition),
@@ -88,6 +103,9 @@ extern const Conv2dKernels conv2d_kernels = {
         NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, ByPasses<GroupedChannels>::backward_input,
                                ByPasses<GroupedChannels>::backward_input_workspace,
                                ByPasses<GroupedChannels>::backward_input_partition),
+#if defined(__AVX512F__)
+    .backward_input_pair_rows = NNOPS_CONV2D_BFLOAT16_PACKING(PairRows::backward_input),
+#endif
     .backward_input_pixel_rows =
         NNOPS_CONV2D_PACKING_ALGORITHM(ByPasses<PixelRows>::backward_input),
     .backward_input_reference =
@@ -111,6 +129,11 @@ extern const Conv2dKernels conv2d_kernels = {
     .backward_weight_outer_products =
         NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, outer_products_backward_weight,
                                outer_products_workspace, outer_products_partition),
+#if defined(__AVX512F__)
+    .backward_weight_pair_products = NNOPS_CONV2D_ALGORITHM(
+        NNOPS_BFLOAT16, PairProducts::backward_weight, PairProducts::backward_weight_workspace,
+        PairProducts::backward_weight_partition),
+#endif
     .backward_weight_reference =
         NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_backward_weight, reference_workspace,
                                reference_backward_weight_partition),

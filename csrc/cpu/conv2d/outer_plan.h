@@ -47,6 +47,7 @@ constexpr int64_t kPieceVectors = 128;
 
 template <typename A>
 struct OuterPlan {
+  int64_t together;  // blocks whose operands are packed at a time
   Conv2dGeometry g;  // with `merged` groups of the convolution as one, of which only the products
   int64_t merged;    // of a group with itself are written
   int64_t group_c, group_oc, taps;
@@ -73,7 +74,8 @@ struct OuterPlan {
   int64_t channel_block, channel_blocks;  // of a task
   int64_t chunk_size, input_size, gradients_size, places_size;
 
-  OuterPlan(const Conv2dGeometry& geometry, int threads) : g(geometry), merged(1) {
+  OuterPlan(const Conv2dGeometry& geometry, int threads, int64_t together)
+      : together(together), g(geometry), merged(1) {
     constexpr int64_t kLine = kLanes<A>;
     taps = g.kh * g.kw;
     cut_pixels();
@@ -102,7 +104,6 @@ struct OuterPlan {
     chunk_size = g.groups * vectors * rows * kLine;
     cut_tasks(threads);
 
-    const int64_t pixels = images * height * width;
     pixel_size = filters_in_lanes                    ? pixel_major ? channel_block : 1
                  : layout == ColumnLayout::kUnfolded ? group_c * g.kh
                  // An odd number of cache lines: pixels that follow each other do not share
@@ -114,7 +115,7 @@ struct OuterPlan {
     image_size = filters_in_lanes && !pixel_major ? channel_block * plane_size : plane_size;
     // The last vector of the last pixel may reach beyond its row.
     input_size = round_up(images * image_size + kLine, kLine);
-    gradients_size = round_up(filter_block, kLine) * gradients_pitch(pixels);
+    gradients_size = round_up(filter_block, kLine) * gradients_pitch();
     places_size =
         round_up(filters_in_lanes ? channel_block * taps : column_vectors(channel_block), kLine);
   }
@@ -141,7 +142,8 @@ struct OuterPlan {
     return smaller(piece * kPieceVectors * kLanes<A>, chunk_size);
   }
   // From a filter to the next, where gradients are planes: an odd number of cache lines.
-  static int64_t gradients_pitch(int64_t pixels) { return odd_lines<A>(pixels); }
+  int64_t gradients_pitch() const { return odd_lines<A>(pixels()); }
+  int64_t pixels() const { return images * height * width; }
   // Of columns, for a block of channels.
   int64_t column_vectors(int64_t channels) const {
     constexpr int64_t kLine = kLanes<A>;
@@ -149,12 +151,14 @@ struct OuterPlan {
     if (layout == ColumnLayout::kJoined) return g.kh * divide_up(channels * g.kw, kLine);
     return divide_up(channels * taps, kLine);
   }
+  // Of a block's operands.
+  int64_t packed_size() const { return input_size + gradients_size; }
   int64_t lane_columns() const { return filters_in_lanes ? rows : vectors * kLanes<A>; }
   // In bytes: the places in the weight, then the chunks' sums, then what each thread has.
   int64_t table_bytes() const { return round_up(lane_columns() * 8, 64); }
   int64_t thread_bytes() const {
-    return round_up(
-        places_size * 8 + (input_size + gradients_size) * static_cast<int64_t>(sizeof(A)), 64);
+    const int64_t packed_bytes = together * packed_size() * static_cast<int64_t>(sizeof(A));
+    return round_up(places_size * 8 + packed_bytes, 64);
   }
   int64_t sums_bytes() const { return chunks * chunk_size * static_cast<int64_t>(sizeof(A)); }
   int64_t workspace_bytes(int threads) const {
@@ -231,7 +235,7 @@ struct OuterPlan {
   // In multiplications of a vector, for the pixels of a block in one image; estimated.
   int64_t cost_of_products(int64_t lanes, int64_t others) const {
     // One vector at a time keeps the load ports busier than the multipliers.
-    return lanes * others * height * width * (lanes == 1 ? 11 : 8) / 8;
+    return lanes * others * height * width * (lanes == 1 ? 11 : 8) / (8 * together);
   }
   int64_t cost_of_columns_in_lanes() {
     set_rows();
@@ -252,26 +256,25 @@ struct OuterPlan {
 
   void cut_tasks(int threads) {
     constexpr int64_t kLine = kLanes<A>;
-    constexpr int64_t kSize = sizeof(A);
-    const int64_t pixels = images * height * width;
+    const int64_t size = together * static_cast<int64_t>(sizeof(A));
     const int64_t positions = images * sequence_rows * row_length;
     const int64_t filter_unit = filters_in_lanes ? kLine : kTileRows;
     filter_block = smaller(round_up(group_oc, filter_unit),
-                           round_up(kOperandBytes / (pixels * kSize), filter_unit));
+                           round_up(kOperandBytes / (pixels() * size), filter_unit));
     int64_t channel_unit = 1;
     int64_t least_channels = larger(1, 32 / taps);
     if (!filters_in_lanes) {
       channel_unit = layout == ColumnLayout::kSeparate ? kLine : group_c;
       least_channels = channel_unit;
     }
-    channel_block = larger(least_channels, kOperandBytes / (positions * kSize));
+    channel_block = larger(least_channels, kOperandBytes / (positions * size));
     channel_block = smaller(group_c, round_up(channel_block, channel_unit));
     channel_block = even_share(group_c, channel_block, channel_unit);
     filter_block = even_share(group_oc, filter_block, filter_unit);
     // More tasks, at the price of packing an operand more often.
     const int64_t input_cost = group_c * positions / (filters_in_lanes ? 8 : 2);
     const int64_t gradients_cost =
-        group_oc * pixels / (filters_in_lanes && g.output.c != 1 ? 2 : 8);
+        group_oc * pixels() / (filters_in_lanes && g.output.c != 1 ? 2 : 8);
     while (true) {
       filter_blocks = divide_up(group_oc, filter_block);
       channel_blocks = divide_up(group_c, channel_block);

@@ -17,7 +17,8 @@
 // chunk, a fixed share of the blocks; the chunks' sums are added in order at the end. Nothing of
 // it depends on the threads, the operand in lanes, nor on the tile shape.
 // Parallel over (chunks, groups, blocks of output channels, blocks of channels). bfloat16 and
-// float16 accumulate in float.
+// float16 accumulate in float. Where factors are pairs (bfloat16_pairs.h), two blocks are packed
+// at a time, and a pair holds what stands at the same place in both.
 #pragma once
 
 #include "cpu/conv2d/outer_plan.h"
@@ -35,9 +36,20 @@ struct OuterTask {
   int64_t filter0, filters, channel0, channels;
 };
 
+// The pixels of a corner of a block: those of its first images, rows and columns.
+struct PixelBox {
+  int64_t images, height, width;
+
+  bool operator==(const PixelBox&) const = default;
+  PixelBox common(const PixelBox& other) const {
+    return {smaller(images, other.images), smaller(height, other.height),
+            smaller(width, other.width)};
+  }
+};
+
 // A block of pixels.
-struct OuterBlock {
-  int64_t image0, images, y0, height, x0, width;
+struct OuterBlock : PixelBox {
+  int64_t image0, y0, x0;
 
   template <typename A>
   OuterBlock(const OuterPlan<A>& plan, int64_t block) {
@@ -261,19 +273,19 @@ void pack_gradients(acc_t<T>* packed, const OuterTask<T>& task, const OuterBlock
   using A = acc_t<T>;
   constexpr int64_t kLine = kLanes<A>;
   const Strides4& stride = plan.g.output;
-  const bool plane = stride.w == 1 && stride.h == block.width;
+  const bool plane = stride.w == 1 && stride.h == block.width && block.width == plan.width;
   const int64_t spans = plane ? 1 : block.height;
   const int64_t length = plane ? block.height * block.width : block.width;
-  const int64_t pitch = OuterPlan<A>::gradients_pitch(block.pixels());
   const T* source = task.grad_output + block.image0 * stride.n + task.filter0 * stride.c +
                     block.y0 * stride.h + block.x0 * stride.w;
-  // [filters in steps of `together`], and in each the pixels.
+  // [filters in steps of `together`], and in each the pixels of a whole block.
   const int64_t together = plan.filters_in_lanes ? kLine : plan.pixel_major ? task.filters : 1;
   for (int64_t filter = 0; filter < task.filters; filter += together) {
     const int64_t filters = smaller(together, task.filters - filter);
-    A* target = packed + filter * (together == 1 ? pitch : block.pixels());
+    A* first = packed + filter * (together == 1 ? plan.gradients_pitch() : plan.pixels());
     for (int64_t image = 0; image < block.images; ++image) {
-      for (int64_t i = 0; i < spans; ++i, target += length * together) {
+      A* target = first + image * plan.height * plan.width * together;
+      for (int64_t i = 0; i < spans; ++i, target += plan.width * together) {
         const T* from = source + image * stride.n + filter * stride.c + i * stride.h;
         if (together == 1) {
           copy_strided(target, from, stride.w, length);
@@ -287,10 +299,13 @@ void pack_gradients(acc_t<T>* packed, const OuterTask<T>& task, const OuterBlock
 
 // --- the pass -----------------------------------------------------------------------------------
 
-template <typename T>
+// `packed` has room for the operands of as many blocks as are packed at a time. A factor of several
+// numbers holds one of each of these blocks, from the same place in it.
+template <typename F, typename T>
 void add_outer_products(const OuterTask<T>& task, const OuterPlan<acc_t<T>>& plan, int64_t* places,
-                        acc_t<T>* packed_input, acc_t<T>* packed_gradients) {
+                        acc_t<T>* packed) {
   using A = acc_t<T>;
+  static_assert(sizeof(F) == sizeof(A), "factors stand where numbers were");
   constexpr int64_t kLine = kLanes<A>;
   const bool filters_in_lanes = plan.filters_in_lanes;
   set_places(places, plan, task.channels);
@@ -305,9 +320,12 @@ void add_outer_products(const OuterTask<T>& task, const OuterPlan<acc_t<T>>& pla
     first_row = task.channel0 * plan.taps;
     rows = task.channels * plan.taps;
     // Lanes without a filter: numbers that are nobody's, but quick to multiply.
-    const int64_t size = vectors * kLine * plan.images * plan.height * plan.width;
+    const int64_t size = vectors * kLine * plan.pixels();
     if (task.filters % kLine != 0) {
-      for (int64_t i = 0; i < size; ++i) packed_gradients[i] = 0;
+      for (int64_t block = 0; block < plan.together; ++block) {
+        A* gradients = packed + block * plan.packed_size() + plan.input_size;
+        for (int64_t i = 0; i < size; ++i) gradients[i] = 0;
+      }
     }
   } else {
     first_vector = plan.column_vectors(task.channel0);
@@ -324,61 +342,108 @@ void add_outer_products(const OuterTask<T>& task, const OuterPlan<acc_t<T>>& pla
   const bool in_place = std::is_same_v<T, A> && filters_in_lanes && plan.g.output.c == 1 &&
                         task.filters % kLine == 0 && rows <= kInPlaceRows;
   const Strides4& stride = plan.g.output;
+  const int64_t pitch = plan.gradients_pitch();
   OuterPixel pixels[kMostBlockPixels];
-  OuterTile<A> tile{};
+  OuterTile<A, F> tile{};
   tile.sum_stride = plan.rows * kLine;
-  tile.pixels = pixels;
-  int64_t height = 0;
-  int64_t width = 0;
-  for (int64_t index = task.first_block; index < task.last_block; ++index) {
-    const OuterBlock block(plan, index);
-    const int64_t pitch = OuterPlan<A>::gradients_pitch(block.pixels());
-    pack_input(packed_input, task, block, plan);
-    const A* gradients = packed_gradients;
-    if (!in_place) {
-      pack_gradients(packed_gradients, task, block, plan);
-    } else if constexpr (std::is_same_v<T, A>) {
-      gradients = task.grad_output + block.image0 * stride.n + block.y0 * stride.h +
-                  block.x0 * stride.w + task.filter0;
-    }
 
-    tile.first = index == task.first_block;
-    if (tile.count != block.pixels() || height != block.height || width != block.width) {
-      tile.count = block.pixels();
-      height = block.height;
-      width = block.width;
-      const int64_t step = filters_in_lanes ? kLine : plan.pixel_major ? task.filters : 1;
-      OuterPixel* pixel = pixels;
-      for (int64_t image = 0; image < block.images; ++image) {
-        for (int64_t i = 0; i < height; ++i) {
-          int64_t place = image * plan.image_size + i * plan.row_size;
-          for (int64_t x = 0; x < width; ++x, place += plan.x_scale * plan.pixel_size) {
-            const int64_t gradient =
-                in_place ? image * stride.n + i * stride.h + x * stride.w : (pixel - pixels) * step;
-            *pixel++ = filters_in_lanes ? OuterPixel{place, gradient} : OuterPixel{gradient, place};
-          }
+  // The pixels of `box` without those of `without`.
+  int64_t count = 0;
+  PixelBox listed{};
+  PixelBox left_out{};
+  const auto list_pixels = [&](const PixelBox& box, const PixelBox& without) {
+    if (box == listed && without == left_out) return;
+    listed = box;
+    left_out = without;
+    count = 0;
+    const int64_t step = filters_in_lanes ? kLine : plan.pixel_major ? task.filters : 1;
+    for (int64_t image = 0; image < box.images; ++image) {
+      for (int64_t i = 0; i < box.height; ++i) {
+        const bool skips = image < without.images && i < without.height;
+        for (int64_t x = skips ? without.width : 0; x < box.width; ++x) {
+          const int64_t place =
+              image * plan.image_size + i * plan.row_size + x * plan.x_scale * plan.pixel_size;
+          const int64_t gradient = in_place ? image * stride.n + i * stride.h + x * stride.w
+                                            : ((image * plan.height + i) * plan.width + x) * step;
+          pixels[count++] =
+              filters_in_lanes ? OuterPixel{place, gradient} : OuterPixel{gradient, place};
         }
       }
     }
+  };
 
+  // Adds the products of the pixels that are listed.
+  const auto multiply = [&](const F* input, const F* gradients, bool first) {
+    constexpr int64_t kMostPixels = kMostBlockPixels / kFactorNumbers<F>;
+    const int64_t chains = divide_up(count, kMostPixels);
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t v0 = panel * vectors / panels;
-      const int64_t count = (panel + 1) * vectors / panels - v0;
-      for (int64_t v = 0; v < count; ++v) {
+      const int64_t panel_vectors = (panel + 1) * vectors / panels - v0;
+      for (int64_t v = 0; v < panel_vectors; ++v) {
         tile.vectors[v] = filters_in_lanes
-                              ? gradients + (v0 + v) * (in_place ? 1 : tile.count) * kLine
-                              : packed_input + places[v0 + v];
+                              ? gradients + (v0 + v) * (in_place ? 1 : plan.pixels()) * kLine
+                              : input + places[v0 + v];
       }
       for (int64_t t = 0; t < row_tiles; ++t) {
         const int64_t r0 = t * rows / row_tiles;
         const int64_t tile_rows = (t + 1) * rows / row_tiles - r0;
         for (int64_t r = 0; r < tile_rows; ++r) {
           tile.scalars[r] = filters_in_lanes
-                                ? packed_input + places[r0 + r]
+                                ? input + places[r0 + r]
                                 : gradients + (r0 + r) * (plan.pixel_major ? 1 : pitch);
         }
         tile.sums = sums + (v0 * plan.rows + r0) * kLine;
-        outer_tile_function<A>(tile_rows, count)(tile);
+        for (int64_t chain = 0; chain < chains; ++chain) {
+          tile.pixels = pixels + chain * count / chains;
+          tile.count = pixels + (chain + 1) * count / chains - tile.pixels;
+          tile.first = first && chain == 0;
+          outer_tile_function<A, F>(tile_rows, panel_vectors)(tile);
+        }
+      }
+    }
+  };
+
+  A* packed_gradients = packed + plan.input_size;
+  for (int64_t index = task.first_block; index < task.last_block; index += plan.together) {
+    const bool first = index == task.first_block;
+    const OuterBlock block(plan, index);
+    pack_input(packed, task, block, plan);
+    if (!in_place) pack_gradients(packed_gradients, task, block, plan);
+    if constexpr (kFactorNumbers<F> == 1) {
+      const A* gradients = packed_gradients;
+      if constexpr (std::is_same_v<T, A>) {
+        if (in_place) {
+          gradients = task.grad_output + block.image0 * stride.n + block.y0 * stride.h +
+                      block.x0 * stride.w + task.filter0;
+        }
+      }
+      list_pixels(block, {});
+      multiply(packed, gradients, first);
+    } else {
+      // Blocks at the ends of an image may be smaller: pixels that one of the two lacks are apart.
+      const int64_t size = plan.input_size + round_up(task.filters, kLine) * pitch;
+      const bool paired = index + 1 < task.last_block;
+      const OuterBlock next(plan, paired ? index + 1 : index);
+      const PixelBox common = block.common(next);
+      A* other = packed + plan.packed_size();
+      if (paired) {
+        pack_input(other, task, next, plan);
+        pack_gradients(other + plan.input_size, task, next, plan);
+      }
+      F::join(packed, paired ? other : nullptr, size);
+      const F* factors = reinterpret_cast<const F*>(packed);
+      list_pixels(common, {});
+      multiply(factors, factors + plan.input_size, first);
+      if (!(block == common)) {
+        F::keep_first(packed, size);
+        list_pixels(block, common);
+        multiply(factors, factors + plan.input_size, false);
+      }
+      if (!(next == common)) {
+        F::join(other, nullptr, size);
+        factors = reinterpret_cast<const F*>(other);
+        list_pixels(next, common);
+        multiply(factors, factors + plan.input_size, false);
       }
     }
   }
@@ -418,12 +483,12 @@ void write_filter(T* weight, const acc_t<T>* sums, int64_t row, const int64_t* p
   }
 }
 
-template <typename T>
+template <typename T, typename F = acc_t<T>>
 void outer_products_backward_weight(void* grad_weight, const void* grad_output, const void* input,
                                     const Conv2dGeometry& geometry, void* workspace, int threads) {
   using A = acc_t<T>;
   constexpr int64_t kLine = kLanes<A>;
-  const OuterPlan<A> plan(geometry, threads);
+  const OuterPlan<A> plan(geometry, threads, kFactorNumbers<F>);
   const Conv2dGeometry& g = plan.g;
   T* gf = static_cast<T*>(grad_weight);
   const T* gy = static_cast<const T*>(grad_output);
@@ -437,8 +502,7 @@ void outer_products_backward_weight(void* grad_weight, const void* grad_output, 
 
   in_parallel(threads, [&] {
     int64_t* places = reinterpret_cast<int64_t*>(per_thread + thread_index() * plan.thread_bytes());
-    A* packed_input = reinterpret_cast<A*>(places + plan.places_size);
-    A* packed_gradients = packed_input + plan.input_size;
+    A* packed = reinterpret_cast<A*>(places + plan.places_size);
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < plan.shares(); ++i) {
       const OuterShare share = plan.share(i);
@@ -452,7 +516,7 @@ void outer_products_backward_weight(void* grad_weight, const void* grad_output, 
       task.filters = share.filters;
       task.channel0 = share.channel0;
       task.channels = share.channels;
-      add_outer_products(task, plan, places, packed_input, packed_gradients);
+      add_outer_products<F>(task, plan, places, packed);
     }
     // Into the first chunk's sums.
     if (plan.chunks > 1) {
@@ -487,16 +551,16 @@ void outer_products_backward_weight(void* grad_weight, const void* grad_output, 
   });
 }
 
-template <typename T>
+template <typename T, typename F = acc_t<T>>
 int64_t outer_products_workspace(const Conv2dGeometry& g, int threads) {
-  return OuterPlan<acc_t<T>>(g, threads).workspace_bytes(threads);
+  return OuterPlan<acc_t<T>>(g, threads, kFactorNumbers<F>).workspace_bytes(threads);
 }
 
-template <typename T>
+template <typename T, typename F = acc_t<T>>
 void outer_products_partition(const Conv2dGeometry& geometry, int threads,
                               const Conv2dPhaseVisitor& visitor) {
   constexpr int64_t kLine = kLanes<acc_t<T>>;
-  const OuterPlan<acc_t<T>> plan(geometry, threads);
+  const OuterPlan<acc_t<T>> plan(geometry, threads, kFactorNumbers<F>);
   visit_products(visitor, Schedule::kDynamic, plan.shares(), [&](int64_t i) {
     const OuterShare share = plan.share(i);
     int64_t pixels = 0;

@@ -8,6 +8,7 @@
 // are added in the order of the pixels by fused multiply-adds, whatever kRows and kVectors are.
 #pragma once
 
+#include "cpu/conv2d/factors.h"
 #include "cpu/conv2d/pixel_tile.h"
 
 NNOPS_BEGIN_KERNELS
@@ -16,34 +17,35 @@ struct OuterPixel {
   int64_t scalar, vector;
 };
 
-template <typename A>
+// F: what is multiplied (factors.h). Of pairs, a pixel is a pair of pixels.
+template <typename A, typename F = A>
 struct OuterTile {
   A* sums;             // the first vector's first row; its rows follow, a vector each
   int64_t sum_stride;  // from a vector's sums to the next one's
-  const A* scalars[kTileRows];
-  const A* vectors[kTileVectors];
+  const F* scalars[kTileRows];
+  const F* vectors[kTileVectors];
   const OuterPixel* pixels;
   int64_t count;  // of pixels
   bool first;     // write the sums instead of adding to them
 };
 
-template <typename A, int kRows, int kVectors>
-void multiply_outer_tile(const OuterTile<A>& tile) {
+template <typename A, typename F, int kRows, int kVectors>
+void multiply_outer_tile(const OuterTile<A, F>& tile) {
   constexpr int kRegisters = kVectors * kParts;
   Register<A> total[kRows][kRegisters] = {};
-  const A* scalars[kRows];
+  const F* scalars[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) scalars[r] = tile.scalars[r];
   // x86 has too few registers for all these pointers, and GCC would keep what is left over in
   // vector registers, from where a move costs what a multiplication does; memory is cheaper.
   constexpr bool kMany = kRows + kVectors > 9;
-  std::conditional_t<kMany, const A* volatile, const A*> vectors[kVectors];
+  std::conditional_t<kMany, const F* volatile, const F*> vectors[kVectors];
 #pragma GCC unroll 3
   for (int v = 0; v < kVectors; ++v) vectors[v] = tile.vectors[v];
   const OuterPixel* end = tile.pixels + tile.count;
   for (const OuterPixel* pixel = tile.pixels; pixel < end; ++pixel) {
     const int64_t at = pixel->vector;
-    Register<A> factors[kRegisters];
+    Register<F> factors[kRegisters];
 #pragma GCC unroll 6
     for (int v = 0; v < kRegisters; ++v) {
       factors[v] = load_register(vectors[v / kParts] + at + v % kParts * kRegisterLanes<A>);
@@ -51,9 +53,9 @@ void multiply_outer_tile(const OuterTile<A>& tile) {
     const int64_t scalar_at = pixel->scalar;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const A scalar = scalars[r][scalar_at];
+      const F scalar = scalars[r][scalar_at];
 #pragma GCC unroll 6
-      for (int v = 0; v < kRegisters; ++v) total[r][v] += scalar * factors[v];
+      for (int v = 0; v < kRegisters; ++v) add_products(total[r][v], scalar, factors[v]);
     }
   }
   const bool first = tile.first;
@@ -67,42 +69,42 @@ void multiply_outer_tile(const OuterTile<A>& tile) {
   }
 }
 
-template <typename A>
-using OuterTileFunction = void (*)(const OuterTile<A>& tile);
+template <typename A, typename F>
+using OuterTileFunction = void (*)(const OuterTile<A, F>& tile);
 
-template <typename A, int kRows>
-NNOPS_INLINE OuterTileFunction<A> outer_tile_of_rows(int64_t vectors) {
+template <typename A, typename F, int kRows>
+NNOPS_INLINE OuterTileFunction<A, F> outer_tile_of_rows(int64_t vectors) {
 #if defined(__AVX512F__)
-  if (vectors == 3) return multiply_outer_tile<A, kRows, 3>;
-  if (vectors == 2) return multiply_outer_tile<A, kRows, 2>;
+  if (vectors == 3) return multiply_outer_tile<A, F, kRows, 3>;
+  if (vectors == 2) return multiply_outer_tile<A, F, kRows, 2>;
 #endif
-  return multiply_outer_tile<A, kRows, 1>;
+  return multiply_outer_tile<A, F, kRows, 1>;
 }
 
 // The instance for a tile of `rows` <= kTileRows and `vectors` <= kTileVectors.
-template <typename A>
-NNOPS_INLINE OuterTileFunction<A> outer_tile_function(int64_t rows, int64_t vectors) {
+template <typename A, typename F>
+NNOPS_INLINE OuterTileFunction<A, F> outer_tile_function(int64_t rows, int64_t vectors) {
   switch (rows) {
 #if defined(__AVX512F__)
     case 8:
-      return outer_tile_of_rows<A, 8>(vectors);
+      return outer_tile_of_rows<A, F, 8>(vectors);
     case 7:
-      return outer_tile_of_rows<A, 7>(vectors);
+      return outer_tile_of_rows<A, F, 7>(vectors);
 #endif
 #if defined(__AVX2__)
     case 6:
-      return outer_tile_of_rows<A, 6>(vectors);
+      return outer_tile_of_rows<A, F, 6>(vectors);
     case 5:
-      return outer_tile_of_rows<A, 5>(vectors);
+      return outer_tile_of_rows<A, F, 5>(vectors);
     case 4:
-      return outer_tile_of_rows<A, 4>(vectors);
+      return outer_tile_of_rows<A, F, 4>(vectors);
     case 3:
-      return outer_tile_of_rows<A, 3>(vectors);
+      return outer_tile_of_rows<A, F, 3>(vectors);
 #endif
     case 2:
-      return outer_tile_of_rows<A, 2>(vectors);
+      return outer_tile_of_rows<A, F, 2>(vectors);
     default:
-      return outer_tile_of_rows<A, 1>(vectors);
+      return outer_tile_of_rows<A, F, 1>(vectors);
   }
 }
 

@@ -7,11 +7,11 @@
 //
 //   written[row, p] = bias[row] + sum over (outer, kh, kw) of weight[..] * read[outer, p's tap]
 //
-// Order of the sum, the same in every algorithm and so with the same bits: outer channels are cut
-// into blocks of about kChain terms; each chain of terms (kh, outer, kw) is added up by fused
-// multiply-adds in this order, the chains' sums are added in order, the bias comes last. An
-// algorithm may leave out terms of a kernel row that lies in the padding: they add zero (unless a
-// weight is infinite or NaN).
+// Order of the sum, the same in every algorithm and so with the same bits (but of pairs, see
+// pair_algorithms.h): outer channels are cut into blocks of about kChain terms; each chain of terms
+// (kh, outer, kw) is added up by fused multiply-adds in this order, the chains' sums are added in
+// order, the bias comes last. An algorithm may leave out terms of a kernel row that lies in the
+// padding: they add zero (unless a weight is infinite or NaN).
 #pragma once
 
 #include "cpu/conv2d/phases.h"
@@ -78,8 +78,9 @@ NNOPS_INLINE int64_t chain_channels(const PixelPass& pass) {
 // What a chain of several channels has at most: those on which chain_channels divides a longer sum
 // have at most 1.25 kChain terms on average, and rounding up to whole channels at most doubles it.
 constexpr int64_t kMostTerms = 5 * kChain / 2;
-NNOPS_INLINE int64_t piece_length(int64_t chain) {
-  return divide_up(chain, divide_up(chain, 2 * kChain));
+// `products`: of each of the chain's terms.
+NNOPS_INLINE int64_t piece_length(int64_t chain, int64_t products = 1) {
+  return divide_up(chain, divide_up(chain * products, 2 * kChain));
 }
 
 // Calls body(pass) for every residue of the input position that some tap reaches; returns whether
@@ -141,17 +142,18 @@ NNOPS_INLINE StripTask strip_task(const Plan& plan, const PixelPass& pass, int64
 }
 
 // One strip, and what it is computed of and to.
-template <typename T>
+// `weights` are of the type that the algorithm packs.
+template <typename T, typename F = acc_t<T>>
 struct PassStrip : StripTask {
   T* written;  // of the first image and channel of the group
   const T* read;
-  const T* bias;            // of the first channel of the group, or null
-  const acc_t<T>* weights;  // packed, of the group
+  const T* bias;     // of the first channel of the group, or null
+  const F* weights;  // packed, of the group
 };
-template <typename T>
-NNOPS_INLINE PassStrip<T> pass_strip(const StripTask& task, T* written, const T* read,
-                                     const acc_t<T>* packed, int64_t packed_group, const T* bias,
-                                     const PixelPass& pass) {
+template <typename T, typename F>
+NNOPS_INLINE PassStrip<T, F> pass_strip(const StripTask& task, T* written, const T* read,
+                                        const F* packed, int64_t packed_group, const T* bias,
+                                        const PixelPass& pass) {
   const int64_t first_row = task.group * pass.rows;
   return {task, written + task.image0 * pass.written.n + first_row * pass.written.c,
           read + task.image0 * pass.read.n + task.group * pass.outer * pass.read.c,

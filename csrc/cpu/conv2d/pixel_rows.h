@@ -13,10 +13,12 @@
 //   [group][panel of kTileVectors vectors of channels][chain][kh][outer][kw][channel]
 // and one chain of a panel stays in L1 while all the pixels of the strip pass by. The sums of a
 // strip, [pixel][channel], stay in L2 and are transposed back on the way out; where the written
-// channels are neighbours and fill their vectors, the image itself holds the sums.
+// channels are neighbours and fill their vectors, the image itself holds the sums, or, of pairs of
+// bfloat16, the last chain's tiles write it.
 //
 // Parallel over (images, groups, strips) and, where those are few, over ranges of panels.
-// bfloat16 and float16 are converted while the rows are copied and accumulate in float.
+// bfloat16 and float16 are converted while the rows are copied and accumulate in float; pairs of
+// bfloat16 (bfloat16_pairs.h) are copied as they are.
 #pragma once
 
 #include "cpu/conv2d/channel_tile.h"
@@ -31,16 +33,20 @@ constexpr int64_t kResidentVectors = 16;            // whose sums are kept at a 
 constexpr int64_t kGroupChannels = 64;              // outer channels copied at a time
 constexpr int64_t kAlignedWidth = 5;                // from which on tiles are parts of a row
 
-// How the weights of a pass are packed, `lanes` numbers in a vector. Sizes are in elements.
+// How the weights of a pass are packed, `lanes` factors (factors.h) in a vector, each of some outer
+// channels. Sizes are in factors.
 struct PackedPanels : ChannelPanels {
+  int64_t outer;  // the outer channels
   int64_t taps, depth;
-  int64_t chain;  // outer channels of a chain
+  int64_t chain;  // of the outer channels
   int64_t packed_group;
 
-  PackedPanels(const PixelPass& pass, int64_t lanes) : ChannelPanels(pass.rows, lanes) {
+  PackedPanels(const PixelPass& pass, int64_t lanes, int64_t factor_channels)
+      : ChannelPanels(pass.rows, lanes) {
+    outer = divide_up(pass.outer, factor_channels);
     taps = pass.y.taps * pass.x.taps;
-    depth = pass.outer * taps;
-    chain = chain_channels(pass);
+    depth = outer * taps;
+    chain = divide_up(chain_channels(pass), factor_channels);
     packed_group = vectors * lanes * depth;
   }
 };
@@ -50,10 +56,13 @@ struct PixelSteps {
   int64_t pixel, row, image;
 };
 
-template <typename T>
+template <typename T, typename F>
 struct RowsPlan : PackedPanels {
   using A = acc_t<T>;
-  int64_t channels;  // outer channels copied at a time
+  static constexpr int64_t kChannels = kFactorNumbers<F>;
+  // Whether the image may hold the factors themselves.
+  static constexpr bool kReadsFactors = sizeof(F) == kChannels * sizeof(T);
+  int64_t channels;  // outer ones copied at a time, in factors
   int64_t resident_panels;
   int64_t height, width, images;               // of a strip, in grid elements
   int64_t vertical, horizontal, image_strips;  // numbers of strips
@@ -66,13 +75,14 @@ struct RowsPlan : PackedPanels {
   // From a place in the rows to the next column, and to where the next row and channel stand.
   int64_t column_step, row_step, channel_step;
   bool reads_in_place, writes_in_place;
+  bool rounds_in_tiles;   // the last chain writes the image
   PixelSteps read_steps;  // of grid elements
   int64_t sum_stride;     // from pixel to pixel, unless written in place
   int64_t rows_size, sums_size, planes_size;
 
-  RowsPlan(const PixelPass& pass, int threads) : PackedPanels(pass, kLanes<A>) {
+  RowsPlan(const PixelPass& pass, int threads) : PackedPanels(pass, kLanes<A>, kChannels) {
     constexpr int64_t kLine = kLanes<A>;
-    channels = smaller(divide_up(pass.outer, chain), larger(1, kGroupChannels / chain)) * chain;
+    channels = smaller(divide_up(outer, chain), larger(1, kGroupChannels / chain)) * chain;
     resident_panels = smaller(panels, divide_up(kResidentVectors, kTileVectors));
 
     const int64_t budget = kRowsBytes / static_cast<int64_t>(sizeof(A));
@@ -115,19 +125,24 @@ struct RowsPlan : PackedPanels {
     sums_size = images * height * width * sum_stride;
     planes_size = kLine * plane_stride();
 
-    constexpr bool kSameType = std::is_same_v<T, A>;
-    reads_in_place = kSameType && !planar && reads_no_padding(pass.y) && reads_no_padding(pass.x);
+    const bool whole_factors = pass.outer % kChannels == 0 && pass.read.w % kChannels == 0 &&
+                               pass.read.h % kChannels == 0 && pass.read.n % kChannels == 0;
+    reads_in_place = kReadsFactors && !planar && whole_factors && reads_no_padding(pass.y) &&
+                     reads_no_padding(pass.x);
     if (reads_in_place) {
-      channels = divide_up(pass.outer, chain) * chain;
-      read_steps = {pass.x.step * pass.read.w, pass.y.step * pass.read.h, pass.read.n};
+      channels = divide_up(outer, chain) * chain;
+      read_steps = {pass.x.step * pass.read.w / kChannels, pass.y.step * pass.read.h / kChannels,
+                    pass.read.n / kChannels};
       rows_size = 0;
     }
+    constexpr bool kSameType = std::is_same_v<T, A>;
     const PixelSteps steps = written_steps(pass);
     // Tiles that run over the ends of rows and images want their pixels at equal distances.
     const bool even =
         steps.row == width * steps.pixel && (images == 1 || steps.image == height * steps.row);
-    writes_in_place =
-        kSameType && pass.written.c == 1 && pass.rows % kLine == 0 && (even || !flat());
+    const bool writes_vectors = pass.written.c == 1 && pass.rows % kLine == 0 && (even || !flat());
+    writes_in_place = kSameType && writes_vectors;
+    rounds_in_tiles = kChannels > 1 && writes_vectors;
     if (writes_in_place) sums_size = planes_size = 0;
   }
 
@@ -151,13 +166,14 @@ struct RowsPlan : PackedPanels {
   }
 };
 
-// Weights of `count` written channels, [chain][kh][outer][kw][width]; columns beyond `count` are
-// zero.
-template <typename T>
-void pack_weight_panel(acc_t<T>* packed, const T* weight, int64_t count, int64_t width,
-                       int64_t chain, const PixelPass& pass) {
+// Weights of `count` written channels, [chain][kh][outer][kw][width], in factors, `chain` of them
+// in a chain; columns beyond `count` are zero.
+template <typename F, typename T>
+void pack_weight_panel(F* packed, const T* weight, int64_t count, int64_t width, int64_t chain,
+                       const PixelPass& pass) {
   using A = acc_t<T>;
   constexpr int64_t kLine = kLanes<A>;
+  constexpr int64_t kChannels = kFactorNumbers<F>;
   const int64_t taps = pass.y.taps * pass.x.taps;
   // Every tap of the kernel, one behind the other in memory; perhaps the channels likewise.
   const bool whole =
@@ -167,20 +183,21 @@ void pack_weight_panel(acc_t<T>* packed, const T* weight, int64_t count, int64_t
       smaller(pass.y.kernel_first, pass.y.kernel_first + (pass.y.taps - 1) * pass.y.kernel_step) ==
           0;
   const bool joined = pass.weight_outer == taps * pass.weight_w;
-  for (int64_t c0 = 0; c0 < pass.outer; c0 += chain) {
-    const int64_t channels = smaller(chain, pass.outer - c0);
+  for (int64_t c0 = 0; c0 < pass.outer; c0 += chain * kChannels) {
+    const int64_t channels = smaller(chain * kChannels, pass.outer - c0);
+    const int64_t factors = divide_up(channels, kChannels);
     const int64_t terms = channels * taps;
     const T* source = weight + c0 * pass.weight_outer;
     const auto for_each_tap = [&](auto body) {
       for (int64_t r = 0; r < pass.y.taps; ++r) {
         const int64_t kh = pass.y.kernel_first + r * pass.y.kernel_step;
         for (int64_t s = 0; s < pass.x.taps; ++s) {
-          body(packed + (r * channels * pass.x.taps + s) * width, kh,
+          body(packed + (r * factors * pass.x.taps + s) * width, kh,
                pass.x.kernel_first + s * pass.x.kernel_step);
         }
       }
     };
-    const int64_t channel_step = pass.x.taps * width;
+    const int64_t factor_step = pass.x.taps * width;
     if (whole && taps > 1 && terms <= kMostTerms) {
       // Transposed in memory's order, and then put into the order of the sum.
       A scratch[kMostTerms * kLine];
@@ -194,36 +211,33 @@ void pack_weight_panel(acc_t<T>* packed, const T* weight, int64_t count, int64_t
                     source + i0 * pass.weight_row + c * pass.weight_outer, pass.weight_row,
                     pass.weight_w, lanes, joined ? terms : taps);
         }
-        for_each_tap([&](A* target, int64_t kh, int64_t kw) {
+        for_each_tap([&](F* target, int64_t kh, int64_t kw) {
           const A* from = scratch + (kh * pass.x.taps + kw) * kLine;
-          for (int64_t c = 0; c < channels; ++c) {
-            store(target + c * channel_step + i0, load(from + c * taps * kLine));
+          for (int64_t c = 0; c < channels; c += kChannels, target += factor_step) {
+            store_factors(target + i0, from + c * taps * kLine, taps * kLine, channels - c);
           }
         });
       }
     } else {
-      for_each_tap([&](A* target, int64_t kh, int64_t kw) {
-        transpose(target, channel_step, source + kh * pass.weight_h + kw * pass.weight_w,
-                  pass.weight_row, pass.weight_outer, count, channels);
-        for (int64_t c = 0; c < channels; ++c) {
-          for (int64_t i = count; i < width; ++i) target[c * channel_step + i] = 0;
-        }
+      for_each_tap([&](F* target, int64_t kh, int64_t kw) {
+        transpose_factors(target, factor_step, source + kh * pass.weight_h + kw * pass.weight_w,
+                          pass.weight_row, pass.weight_outer, count, width, channels);
       });
     }
-    packed += terms * width;
+    packed += factors * taps * width;
   }
 }
 
-template <typename T>
+template <typename T, typename F>
 int64_t packed_panels_bytes(const PixelPass& pass) {
-  using A = acc_t<T>;
-  return pass.groups * PackedPanels(pass, kLanes<A>).packed_group * static_cast<int64_t>(sizeof(A));
+  const PackedPanels plan(pass, kLanes<acc_t<T>>, kFactorNumbers<F>);
+  return pass.groups * plan.packed_group * static_cast<int64_t>(sizeof(F));
 }
 
-template <typename T>
-void pack_panels(acc_t<T>* packed, const T* weight, const PixelPass& pass, int threads) {
+template <typename F, typename T>
+void pack_panels(F* packed, const T* weight, const PixelPass& pass, int threads) {
   constexpr int64_t kLine = kLanes<acc_t<T>>;
-  const PackedPanels plan(pass, kLine);
+  const PackedPanels plan(pass, kLine, kFactorNumbers<F>);
   in_parallel(threads, [&] {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < pass.groups * plan.panels; ++i) {
@@ -237,11 +251,11 @@ void pack_panels(acc_t<T>* packed, const T* weight, const PixelPass& pass, int t
   });
 }
 
-// One row of one channel, or of all channels where they are neighbours; outside of the image it is
-// a row without any position inside.
-template <typename T>
-NNOPS_INLINE void copy_row(acc_t<T>* row, const T* source, int64_t h, int64_t x0, int64_t channels,
-                           const PixelPass& pass, const RowsPlan<T>& plan) {
+// One row of one factor, or of all factors where channels are neighbours, of `channels` channels in
+// all; outside of the image it is a row without any position inside.
+template <typename T, typename F>
+NNOPS_INLINE void copy_row(F* row, const T* source, int64_t h, int64_t x0, int64_t channels,
+                           const PixelPass& pass, const RowsPlan<T, F>& plan) {
   const bool inside = h >= 0 && h < plan.y.limit;
   const int64_t limit = inside ? plan.x.limit : 0;
   const T* from = source + (inside ? h * pass.read.h : 0);
@@ -249,27 +263,31 @@ NNOPS_INLINE void copy_row(acc_t<T>* row, const T* source, int64_t h, int64_t x0
     const int64_t count = plan.x.class_length(cls, plan.dense_width);
     const int64_t first = plan.x.position(cls, 0) + x0 * pass.x.step;
     if (plan.planar) {
-      copy_positions(row, from, pass.read.w, first, plan.x.step, count, limit);
+      copy_planar_factors(row, from, pass.read.c, pass.read.w, first, plan.x.step, count, limit,
+                          channels);
     } else {
-      transpose_positions(row, plan.channels, from, 1, pass.read.w, first, plan.x.step, count,
-                          limit, channels, channels);
+      copy_pixel_factors(row, plan.channels, from, pass.read.w, first, plan.x.step, count, limit,
+                         channels);
     }
     row += count * plan.column_step;
   }
 }
 
-// The outer channels [channel0, channel0 + channels) of a strip.
-template <typename T>
-void gather_rows(acc_t<T>* rows, const PassStrip<T>& strip, int64_t channel0, int64_t channels,
-                 const PixelPass& pass, const RowsPlan<T>& plan) {
-  for (int64_t c = 0; c < (plan.planar ? channels : 1); ++c) {
+// The outer channels [channel0, channel0 + channels) of a strip, counted in factors.
+template <typename T, typename F>
+void gather_rows(F* rows, const PassStrip<T, F>& strip, int64_t channel0, int64_t channels,
+                 const PixelPass& pass, const RowsPlan<T, F>& plan) {
+  const int64_t together = plan.planar ? 1 : channels;
+  for (int64_t c = 0; c < channels; c += together) {
+    const int64_t first = (channel0 + c) * plan.kChannels;
+    const int64_t numbers = smaller(together * plan.kChannels, pass.outer - first);
     for (int64_t image = 0; image < strip.images; ++image) {
-      const T* source = strip.read + image * pass.read.n + (channel0 + c) * pass.read.c;
-      acc_t<T>* row = rows + c * plan.channel_step + image * plan.read_steps.image;
+      const T* source = strip.read + image * pass.read.n + first * pass.read.c;
+      F* row = rows + c * plan.channel_step + image * plan.read_steps.image;
       for (int64_t cls = 0; cls < plan.y.class_count(); ++cls) {
         const int64_t length = plan.y.class_length(cls, plan.height);
         for (int64_t i = 0; i < length; ++i, row += plan.row_step) {
-          copy_row(row, source, plan.y.position(cls, strip.y0 + i), strip.x0, channels, pass, plan);
+          copy_row(row, source, plan.y.position(cls, strip.y0 + i), strip.x0, numbers, pass, plan);
         }
       }
     }
@@ -277,9 +295,10 @@ void gather_rows(acc_t<T>* rows, const PassStrip<T>& strip, int64_t channel0, in
 }
 
 // The sums of a strip plus the bias, for the written channels [channel0, channel0 + channels).
-template <typename T>
-void write_rows(const PassStrip<T>& strip, const acc_t<T>* sums, acc_t<T>* planes, int64_t channel0,
-                int64_t channels, const PixelPass& pass, const RowsPlan<T>& plan) {
+template <typename T, typename F>
+void write_rows(const PassStrip<T, F>& strip, const acc_t<T>* sums, acc_t<T>* planes,
+                int64_t channel0, int64_t channels, const PixelPass& pass,
+                const RowsPlan<T, F>& plan) {
   using A = acc_t<T>;
   const int64_t step_h = pass.y.out_step * pass.written.h;
   const int64_t step_w = pass.x.out_step * pass.written.w;
@@ -311,9 +330,9 @@ void write_rows(const PassStrip<T>& strip, const acc_t<T>* sums, acc_t<T>* plane
 }
 
 // The same where channels stand next to each other: nothing to transpose.
-template <typename T>
-void write_rows_channels_last(const PassStrip<T>& strip, const acc_t<T>* sums, int64_t channel0,
-                              int64_t channels, const PixelPass& pass, const RowsPlan<T>& plan) {
+template <typename T, typename F>
+void write_rows_channels_last(const PassStrip<T, F>& strip, const acc_t<T>* sums, int64_t channel0,
+                              int64_t channels, const PixelPass& pass, const RowsPlan<T, F>& plan) {
   using A = acc_t<T>;
   const T* bias = strip.bias != nullptr ? strip.bias + channel0 : nullptr;
   for (int64_t image = 0; image < strip.images; ++image) {
@@ -334,40 +353,47 @@ void write_rows_channels_last(const PassStrip<T>& strip, const acc_t<T>* sums, i
 }
 
 // One chain of one panel, for all pixels of a strip.
-template <typename A>
+template <typename A, typename F>
 struct RowsChain {
   A* sums;
   PixelSteps sum_steps;
-  const A* bias;  // of the first channel, if it is to be added; or null
-  const A* rows;
-  const A* weights;
+  const A* bias;      // of the first channel, if it is to be added; or null
+  bfloat16* rounded;  // the image, if this is the last chain and writes it; or null
+  PixelSteps rounded_steps;
+  const F* rows;
+  const F* weights;
   const int64_t* offsets;
   int64_t depth;
   int64_t vectors;
   bool first;
 };
 
-// The terms [begin, end) of the chain, for one tile of pixels, in pieces.
-template <typename A>
-NNOPS_INLINE void multiply_terms(ChannelTile<A>& tile, int64_t pixels, const RowsChain<A>& chain,
-                                 int64_t begin, int64_t end) {
-  const ChannelTileFunction<A> multiply = channel_tile_function<A>(pixels, chain.vectors);
-  const int64_t length = piece_length(chain.depth);
+// The terms [begin, end) of the chain, for one tile of pixels, in pieces; goes on to the next tile.
+template <typename A, typename F>
+NNOPS_INLINE void multiply_terms(ChannelTile<A, F>& tile, int64_t pixels,
+                                 const RowsChain<A, F>& chain, int64_t begin, int64_t end) {
+  const ChannelTileFunction<A, F> multiply = channel_tile_function<A, F>(pixels, chain.vectors);
+  const int64_t length = piece_length(chain.depth, kFactorNumbers<F>);
+  bfloat16* rounded = tile.rounded;
   for (int64_t piece = 0; piece < chain.depth; piece += length) {
     const int64_t first = smaller(larger(begin, piece), end);
     tile.depth = larger(0, smaller(end, piece + length) - first);
     tile.weights = chain.weights + first * chain.vectors * kLanes<A>;
     tile.offsets = chain.offsets + first;
     tile.first = chain.first && piece == 0;
-    tile.bias = piece + length < chain.depth ? nullptr : chain.bias;
+    const bool last = piece + length >= chain.depth;
+    tile.bias = last ? chain.bias : nullptr;
+    tile.rounded = last ? rounded : nullptr;
     multiply(tile);
   }
+  tile.sums += pixels * tile.sum_stride;
+  if (rounded != nullptr) tile.rounded = rounded + pixels * tile.rounded_stride;
 }
 
 // Tiles are parts of a row of the grid, and leave out the kernel rows that see only padding.
-template <typename T>
-void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const PassStrip<T>& strip,
-                      const PixelPass& pass, const RowsPlan<T>& plan) {
+template <typename T, typename F>
+void multiply_by_rows(const RowsChain<acc_t<T>, F>& chain, const PassStrip<T, F>& strip,
+                      const PixelPass& pass, const RowsPlan<T, F>& plan) {
   using A = acc_t<T>;
   const TapAxis& axis = pass.y;
   // Tiles differ by at most one pixel.
@@ -375,12 +401,13 @@ void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const PassStrip<T>& stri
   const int64_t least = strip.width / tiles;
   const int64_t larger_tiles = strip.width % tiles;
   const int64_t terms_of_row = chain.depth / axis.taps;
-  ChannelTile<A> tile{};
+  ChannelTile<A, F> tile{};
   tile.sum_stride = chain.sum_steps.pixel;
+  tile.rounded_stride = chain.rounded_steps.pixel;
   // The next chain's weights stand behind this one's: fetched a part with each row.
   const int64_t size = chain.depth * chain.vectors * kLanes<A>;
   const int64_t part = divide_up(size, strip.images * strip.height);
-  const A* weights_ahead = chain.weights + size;
+  const F* weights_ahead = chain.weights + size;
   for (int64_t image = 0; image < strip.images; ++image) {
     for (int64_t y = 0; y < strip.height; ++y, weights_ahead += part) {
       prefetch_span(weights_ahead, part);
@@ -389,8 +416,12 @@ void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const PassStrip<T>& stri
       const int64_t end = position < axis.limit
                               ? smaller(axis.taps, divide_up(axis.limit - position, axis.gap))
                               : 0;
-      const A* pixel = chain.rows + image * plan.read_steps.image + y * plan.read_steps.row;
+      const F* pixel = chain.rows + image * plan.read_steps.image + y * plan.read_steps.row;
       tile.sums = chain.sums + image * chain.sum_steps.image + y * chain.sum_steps.row;
+      if (chain.rounded != nullptr) {
+        tile.rounded =
+            chain.rounded + image * chain.rounded_steps.image + y * chain.rounded_steps.row;
+      }
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t pixels = t < larger_tiles ? least + 1 : least;
         for (int64_t i = 0; i < pixels; ++i, pixel += plan.read_steps.pixel) tile.pixels[i] = pixel;
@@ -404,29 +435,29 @@ void multiply_by_rows(const RowsChain<acc_t<T>>& chain, const PassStrip<T>& stri
         }
         multiply_terms(tile, pixels, chain, begin * terms_of_row,
                        larger(begin, end) * terms_of_row);
-        tile.sums += pixels * tile.sum_stride;
       }
     }
   }
 }
 
 // Tiles run over the ends of rows and images.
-template <typename T>
-void multiply_flat(const RowsChain<acc_t<T>>& chain, const PassStrip<T>& strip,
-                   const RowsPlan<T>& plan) {
+template <typename T, typename F>
+void multiply_flat(const RowsChain<acc_t<T>, F>& chain, const PassStrip<T, F>& strip,
+                   const RowsPlan<T, F>& plan) {
   using A = acc_t<T>;
-  ChannelTile<A> tile{};
+  ChannelTile<A, F> tile{};
   tile.sum_stride = chain.sum_steps.pixel;
   tile.sums = chain.sums;
+  tile.rounded = chain.rounded;
+  tile.rounded_stride = chain.rounded_steps.pixel;
   int64_t pixels = 0;
   const auto multiply = [&] {
     multiply_terms(tile, pixels, chain, 0, chain.depth);
-    tile.sums += pixels * tile.sum_stride;
     pixels = 0;
   };
   for (int64_t image = 0; image < strip.images; ++image) {
     for (int64_t y = 0; y < strip.height; ++y) {
-      const A* pixel = chain.rows + image * plan.read_steps.image + y * plan.read_steps.row;
+      const F* pixel = chain.rows + image * plan.read_steps.image + y * plan.read_steps.row;
       for (int64_t x = 0; x < strip.width; ++x, pixel += plan.read_steps.pixel) {
         tile.pixels[pixels++] = pixel;
         if (pixels == kTileRows) multiply();
@@ -436,26 +467,31 @@ void multiply_flat(const RowsChain<acc_t<T>>& chain, const PassStrip<T>& strip,
   if (pixels > 0) multiply();
 }
 
-template <typename T>
-void compute_rows_strip(const PassStrip<T>& strip, const PixelPass& pass, const RowsPlan<T>& plan,
-                        const int64_t* offsets, acc_t<T>* buffers) {
+template <typename T, typename F>
+void compute_rows_strip(const PassStrip<T, F>& strip, const PixelPass& pass,
+                        const RowsPlan<T, F>& plan, const int64_t* offsets, acc_t<T>* buffers) {
   using A = acc_t<T>;
+  static_assert(sizeof(F) == sizeof(A), "sizes of buffers are in numbers of either");
   constexpr int64_t kLine = kLanes<A>;
-  const A* rows = buffers;
+  F* copied = reinterpret_cast<F*>(buffers);
+  const F* rows = copied;
   A* sums = buffers + plan.rows_size;
   A* planes = sums + plan.sums_size;
   PixelSteps sum_steps{plan.sum_stride, strip.width * plan.sum_stride,
                        strip.height * strip.width * plan.sum_stride};
   const A* bias = nullptr;
+  const PixelSteps image_steps = plan.written_steps(pass);
+  T* image = strip.written + pass.y.out_first * pass.written.h + strip.y0 * image_steps.row +
+             pass.x.out_first * pass.written.w + strip.x0 * image_steps.pixel;
+  if (plan.reads_in_place) {
+    rows = reinterpret_cast<const F*>(strip.read +
+                                      (strip.y0 * pass.y.step + pass.y.first) * pass.read.h +
+                                      (strip.x0 * pass.x.step + pass.x.first) * pass.read.w);
+  }
   if constexpr (std::is_same_v<T, A>) {
-    if (plan.reads_in_place) {
-      rows = strip.read + (strip.y0 * pass.y.step + pass.y.first) * pass.read.h +
-             (strip.x0 * pass.x.step + pass.x.first) * pass.read.w;
-    }
     if (plan.writes_in_place) {
-      sum_steps = plan.written_steps(pass);
-      sums = strip.written + pass.y.out_first * pass.written.h + strip.y0 * sum_steps.row +
-             pass.x.out_first * pass.written.w + strip.x0 * sum_steps.pixel;
+      sum_steps = image_steps;
+      sums = image;
       bias = strip.bias;
     }
   }
@@ -465,19 +501,19 @@ void compute_rows_strip(const PassStrip<T>& strip, const PixelPass& pass, const 
   for (int64_t panel0 = first_panel; panel0 < last_panel; panel0 += plan.resident_panels) {
     const int64_t panel1 = smaller(panel0 + plan.resident_panels, last_panel);
     const int64_t vector0 = plan.first_vector(panel0);
-    for (int64_t channel0 = 0; channel0 < pass.outer; channel0 += plan.channels) {
-      const int64_t channels = smaller(plan.channels, pass.outer - channel0);
-      if (!plan.reads_in_place && (plan.channels < pass.outer || panel0 == first_panel)) {
-        gather_rows(buffers, strip, channel0, channels, pass, plan);
+    for (int64_t channel0 = 0; channel0 < plan.outer; channel0 += plan.channels) {
+      const int64_t channels = smaller(plan.channels, plan.outer - channel0);
+      if (!plan.reads_in_place && (plan.channels < plan.outer || panel0 == first_panel)) {
+        gather_rows(copied, strip, channel0, channels, pass, plan);
       }
       for (int64_t panel = panel0; panel < panel1; ++panel) {
         const int64_t v0 = plan.first_vector(panel);
         const int64_t count = plan.first_vector(panel + 1) - v0;
-        const A* weights =
+        const F* weights =
             strip.weights + v0 * kLine * plan.depth + channel0 * plan.taps * count * kLine;
         for (int64_t c0 = 0; c0 < channels; c0 += plan.chain) {
           const int64_t chain = smaller(plan.chain, channels - c0);
-          RowsChain<A> part{};
+          RowsChain<A, F> part{};
           part.rows = rows + c0 * plan.channel_step;
           part.weights = weights + c0 * plan.taps * count * kLine;
           part.offsets = chain == plan.chain ? offsets : offsets + plan.chain * plan.taps;
@@ -486,8 +522,18 @@ void compute_rows_strip(const PassStrip<T>& strip, const PixelPass& pass, const 
           part.sums = sums + (plan.writes_in_place ? v0 : v0 - vector0) * kLine;
           part.sum_steps = sum_steps;
           part.first = channel0 + c0 == 0;
-          if (bias != nullptr && channel0 + c0 + chain == pass.outer) {
-            part.bias = bias + v0 * kLine;
+          const bool last = channel0 + c0 + chain == plan.outer;
+          if (bias != nullptr && last) part.bias = bias + v0 * kLine;
+          A widened[kTileVectors * kLine];
+          if constexpr (std::is_same_v<T, bfloat16>) {
+            if (plan.rounds_in_tiles && last) {
+              part.rounded = image + v0 * kLine;
+              part.rounded_steps = image_steps;
+              if (strip.bias != nullptr) {
+                copy_span(widened, strip.bias + v0 * kLine, count * kLine);
+                part.bias = widened;
+              }
+            }
           }
           if (plan.flat()) {
             multiply_flat(part, strip, plan);
@@ -497,7 +543,7 @@ void compute_rows_strip(const PassStrip<T>& strip, const PixelPass& pass, const 
         }
       }
     }
-    if (plan.writes_in_place) continue;
+    if (plan.writes_in_place || plan.rounds_in_tiles) continue;
     const int64_t first_channel = vector0 * kLine;
     const int64_t channels = smaller(plan.first_vector(panel1) * kLine, pass.rows) - first_channel;
     if (pass.written.c == 1) {
@@ -508,20 +554,22 @@ void compute_rows_strip(const PassStrip<T>& strip, const PixelPass& pass, const 
   }
 }
 
-template <typename T>
-void run_pixel_rows(T* written, const T* read, const acc_t<T>* packed, const T* bias,
+template <typename T, typename F>
+void run_pixel_rows(T* written, const T* read, const F* packed, const T* bias,
                     const PixelPass& pass, void* workspace, int threads) {
   using A = acc_t<T>;
-  const RowsPlan<T> plan(pass, threads);
+  const RowsPlan<T, F> plan(pass, threads);
   int64_t* offsets = static_cast<int64_t*>(workspace);
   A* per_thread = reinterpret_cast<A*>(offsets + plan.table_size());
   const auto place = [&](int64_t c, int64_t r, int64_t s) {
-    if (plan.reads_in_place) return c + r * pass.y.gap * pass.read.h + s * pass.x.gap * pass.read.w;
+    if (plan.reads_in_place) {
+      return c + (r * pass.y.gap * pass.read.h + s * pass.x.gap * pass.read.w) / plan.kChannels;
+    }
     return c * plan.channel_step + plan.y.sequence_index(r, plan.height) * plan.row_step +
            plan.x.sequence_index(s, plan.dense_width) * plan.column_step;
   };
   fill_offsets(offsets, plan.chain, pass, place);
-  const int64_t last_chain = pass.outer - (divide_up(pass.outer, plan.chain) - 1) * plan.chain;
+  const int64_t last_chain = plan.outer - (divide_up(plan.outer, plan.chain) - 1) * plan.chain;
   fill_offsets(offsets + plan.chain * plan.taps, last_chain, pass, place);
 
   in_parallel(threads, [&] {
@@ -529,16 +577,16 @@ void run_pixel_rows(T* written, const T* read, const acc_t<T>* packed, const T* 
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < strip_tasks(plan, pass, plan.panel_splits); ++i) {
       const StripTask task = strip_task(plan, pass, plan.panel_splits, i);
-      const PassStrip<T> strip =
+      const PassStrip<T, F> strip =
           pass_strip(task, written, read, packed, plan.packed_group, bias, pass);
       compute_rows_strip(strip, pass, plan, offsets, buffers);
     }
   });
 }
 
-template <typename T>
+template <typename T, typename F>
 void visit_pixel_rows(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
-  const RowsPlan<T> plan(pass, threads);
+  const RowsPlan<T, F> plan(pass, threads);
   const int64_t tasks = strip_tasks(plan, pass, plan.panel_splits);
   visit_products(visitor, Schedule::kDynamic, tasks, [&](int64_t i) {
     const StripTask task = strip_task(plan, pass, plan.panel_splits, i);
@@ -548,29 +596,33 @@ void visit_pixel_rows(const PixelPass& pass, int threads, const Conv2dPhaseVisit
   });
 }
 
-struct PixelRows {
+// FactorOf<T>: what is multiplied of images and weights of T.
+template <template <typename> class FactorOf>
+struct RowsOf {
   template <typename T>
   static void run(T* written, const T* read, const void* weights, const T* bias,
                   const PixelPass& pass, void* workspace, int threads) {
-    run_pixel_rows(written, read, static_cast<const acc_t<T>*>(weights), bias, pass, workspace,
+    run_pixel_rows(written, read, static_cast<const FactorOf<T>*>(weights), bias, pass, workspace,
                    threads);
   }
   template <typename T>
   static int64_t workspace_bytes(const PixelPass& pass, int threads) {
-    return RowsPlan<T>(pass, threads).workspace_bytes(threads);
+    return RowsPlan<T, FactorOf<T>>(pass, threads).workspace_bytes(threads);
   }
   template <typename T>
   static int64_t packed_bytes(const PixelPass& pass) {
-    return packed_panels_bytes<T>(pass);
+    return packed_panels_bytes<T, FactorOf<T>>(pass);
   }
   template <typename T>
-  static void pack(acc_t<T>* packed, const T* weight, const PixelPass& pass, int threads) {
-    pack_panels(packed, weight, pass, threads);
+  static void pack(void* packed, const T* weight, const PixelPass& pass, int threads) {
+    pack_panels(static_cast<FactorOf<T>*>(packed), weight, pass, threads);
   }
   template <typename T>
   static void visit(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
-    visit_pixel_rows<T>(pass, threads, visitor);
+    visit_pixel_rows<T, FactorOf<T>>(pass, threads, visitor);
   }
 };
+
+using PixelRows = RowsOf<acc_t>;
 
 NNOPS_END_KERNELS
