@@ -154,7 +154,8 @@ BOUNDS = (
     ),
     Bound(
         "sectors",
-        r"^(pixel_gemm|weight_gemm|bias_along_pixels|pack_image) .* row-major|^direct_(pass|weight_partials) ",
+        r"^(pixel_gemm|weight_gemm|bias_along_pixels|pack_image) .* row-major"
+        r"|^direct_(pass|weight_partials) ",
         2,
         "rows of 14 pixels begin anywhere in a sector",
     ),

@@ -312,8 +312,9 @@ def row_table(rows: list[Row]) -> Table:
 
 
 _TIMES = (
-    "Geometric means and the worst rows: of calls as a program makes them, where small ones wait for "
-    "Python, and of the kernels alone, replayed in a CUDA graph (not of what waits for the device)."
+    "Geometric means and the worst rows: of calls as a program makes them, where small ones wait "
+    "for Python, and of the kernels alone, replayed in a CUDA graph (not of what waits for the "
+    "device)."
 )
 
 

@@ -382,10 +382,10 @@ def _explanation() -> list[str]:
     return [
         "Written by `python tests/cuda_static/kernels.py --write`, with nvcc "
         f"{release[1] if release else '?'};",
-        "what ran on a GPU is told in README.md. Shared memory is in bytes, with what a launch adds.",
+        "README.md says what ran on a GPU. Shared memory is in bytes, with what a launch adds.",
         "Resident are the threads of the blocks that fit on a multiprocessor at once. The columns",
-        "behind them count instructions in the code, not how often they run. What is asked, and why,",
-        "stands in tests/cuda_bounds.py.",
+        "behind them count instructions in the code, not how often they run. What is asked, and",
+        "why, stands in tests/cuda_bounds.py.",
     ]
 
 
