@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # clang-tidy over csrc with the compile commands of the last build; of the ISA copies of a kernel
-# the default one is enough. VENV and CXX come from the Makefile.
+# the first is enough: the default one, unless the kernel is for a higher level alone. VENV and CXX come from the Makefile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,5 +11,13 @@ omp="$(dirname "$("${CXX:-g++}" -print-file-name=include/omp.h)")"
 {
   find csrc/core csrc/ops -name '*.cpp'
   echo csrc/bindings.cpp
-  find csrc/cpu -name '*.cpp' | sed "s|^csrc/cpu/|$build/isa/default/|"
+  find csrc/cpu -name '*.cpp' | while read -r kernel; do
+    for level in default avx2 avx512; do
+      copy="$build/isa/$level/${kernel#csrc/cpu/}"
+      if [ -e "$copy" ]; then
+        echo "$copy"
+        break
+      fi
+    done
+  done
 } | xargs -P "$(nproc)" -n 1 "$VENV/bin/clang-tidy" -p "$build" --quiet --extra-arg=-idirafter"$omp"

@@ -33,6 +33,14 @@ GEMM = r"^(pixel|weight)_gemm<"
 # Resident threads: of a multiprocessor, from the registers, the shared memory and the threads of a
 # block (kernels.py). Bank conflicts and sectors are ratios, of "kernel access in problem".
 BOUNDS = (
+    Bound(
+        "spilled bytes",
+        r"^reference_backward_input_kernel<|^nll_loss_forward_kernel<bfloat16>|^loss_sum_kernel<"
+        r"LossInputs<float, Bce(Logits)?Loss",
+        32,
+        "on sm_100 and sm_120 nvcc 13.0 calls a function for the slow path of a division or a "
+        "logarithm, and saves registers around it: once in a while, or in the last algorithm",
+    ),
     Bound("spilled bytes", "", 0, "a spill is traffic that the algorithm did not ask for"),
     # --- what a block takes of a multiprocessor ---------------------------------------------------
     Bound("registers", GEMM, 255, "the sums of a thread's tile stay in registers: all there are"),
