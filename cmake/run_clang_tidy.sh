@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # clang-tidy over csrc with the compile commands of the last build; of the ISA copies of a kernel
-# the first is enough: the default one, unless the kernel is for a higher level alone. VENV and CXX come from the Makefile.
+# the first is enough: the default one, unless the kernel is for a higher level alone. VENV and CXX
+# come from the Makefile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
