@@ -39,6 +39,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnops import _library
 from nnops.algorithms import CONV_PASSES, forced_algorithm
+from nnops.ops.conv2d import Conv2d
 from nnops.precision import CONV_PRECISIONS
 
 _C = _library._C
@@ -46,6 +47,8 @@ _C = _library._C
 # An algorithm must be so many times as fast as the rules' choice to take its place, and no slower
 # in four of five rounds: less may be chance, and is not worth other bits.
 LEAST_GAIN = 1.03
+# Operators whose first part is a convolution, which takes the winners of conv2d.
+FUSED = ("conv2d_relu", "conv2d_max_pool2d", "conv2d_max_pool2d_with_offsets")
 # One that takes so many times as long as the fastest, in a single call, is not measured further.
 HOPELESS = 3.0
 
@@ -221,7 +224,8 @@ def autotune(
 
     Returns:
         What was measured, in the order of the first calls. Compiled code that runs inside is not
-        seen; nor is a problem that only one algorithm can compute.
+        seen, nor are the runs of layers that a converted net computes as one call for few images;
+        nor is a problem that only one algorithm can compute.
 
     Raises:
         NotImplementedError: for convolutions on another device than the CPU.
@@ -287,18 +291,26 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         # Eager calls go to `_conv2d`, which is conv2d without autograd.
         op = func._schema.name.removeprefix("nnops::").removeprefix("_")
-        if func.namespace == "nnops" and op in CONV_PASSES.values():
+        if func.namespace == "nnops" and (op in CONV_PASSES.values() or op in FUSED):
             names = [argument.name for argument in func._schema.arguments]
             arguments = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
-            self._record(op, arguments, result)
+            if op in FUSED:
+                self._refuse_devices(result[0] if isinstance(result, tuple) else result)
+                self._record("conv2d", arguments, _convolved(*args))
+            else:
+                self._refuse_devices(result)
+                self._record(op, arguments, result)
         return result
 
-    def _record(self, op: str, arguments: dict[str, Any], result: Tensor) -> None:
+    @staticmethod
+    def _refuse_devices(result: Tensor) -> None:
         if result.device.type != "cpu" or _C.active_isa() == "cuda":
             raise NotImplementedError(
                 "autotune: only convolutions on the CPU are measured, but got tensors on "
                 f"{result.device} computed by {_C.last_choice()[2]}"
             )
+
+    def _record(self, op: str, arguments: dict[str, Any], result: Tensor) -> None:
         result_name = {
             "conv2d": "output",
             "conv2d_backward_input": "input",
@@ -324,6 +336,12 @@ class _Recorder(TorchDispatchMode):
             threads=torch.get_num_threads(),
         )
         self.problems[problem] = None
+
+
+def _convolved(input: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    """The output of the convolution in a fused operator, without its numbers: nobody has it."""
+    meta: Tensor = Conv2d.fake(input.to("meta"), weight.to("meta"), *others[:5])
+    return meta
 
 
 @contextmanager

@@ -249,6 +249,17 @@ def test_expanded_gradients_are_measured_as_they_are() -> None:
     assert gradient.problem.output[1] == (0, 0, 0, 0)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_convolutions_in_fused_operators_are_those_alone(layout: torch.memory_format) -> None:
+    x, w = images().to(memory_format=layout), weights()
+    alone = problems(convolve, x, w)
+    window = {"padding": 1, "pool_kernel_size": 2}
+    assert problems(F.conv2d_relu, x, w, padding=1) == alone
+    assert problems(F.conv2d_max_pool2d, x, w, **window) == alone
+    trained = w.clone().requires_grad_()
+    assert problems(F.conv2d_relu_max_pool2d, x, trained, **window) == alone
+
+
 def test_other_devices_are_refused() -> None:
     with pytest.raises(NotImplementedError, match="only convolutions on the CPU are measured"):
         nnops.autotune(convolve, images().to("meta"), weights().to("meta"))
