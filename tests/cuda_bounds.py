@@ -44,6 +44,9 @@ BOUNDS = (
     Bound("spilled bytes", "", 0, "a spill is traffic that the algorithm did not ask for"),
     # --- what a block takes of a multiprocessor ---------------------------------------------------
     Bound("registers", GEMM, 255, "the sums of a thread's tile stay in registers: all there are"),
+    Bound(
+        "registers", r"^reference_forward_kernel<", 255, "unrolled far by nvcc for sm_100 and on"
+    ),
     Bound("registers", "", 128, "two blocks of 256 threads on every multiprocessor"),
     Bound("declared shared bytes", GEMM, 8 << 10, "a launch may add 40 KiB without announcing it"),
     Bound("declared shared bytes", "", 33 * 32 * 8, "sums of warps, or a tile of 32 x 33 elements"),
@@ -54,6 +57,19 @@ BOUNDS = (
         rf"{GEMM}.* on sm_75",
         128,
         "64 KiB of shared memory hold the three steps of one block of medium tiles, no second one",
+    ),
+    Bound(
+        "resident threads",
+        r"^reference_forward_kernel<",
+        256,
+        "the last algorithm, of which registers are all that nvcc for sm_100 and on wants",
+    ),
+    Bound(
+        "resident threads",
+        r"^weight_gemm<MmaMultiply<\w+, MmaShape<128, 128, ",
+        128,
+        "three steps and the table of columns take 51 KiB: two blocks, but one where a "
+        "multiprocessor has 100 KiB (sm_86, sm_89, sm_120)",
     ),
     Bound(
         "resident threads",
@@ -78,6 +94,13 @@ BOUNDS = (
         "the weights alone, once",
     ),
     Bound("integer divisions in the main loop", r"^nll_loss_scatter", 1, "once a row: its place"),
+    Bound(
+        "integer divisions in the main loop",
+        r"^nll_loss_planes",
+        8,
+        "once a row: its place; where nvcc unrolls the loop over classes (sm_100 and on), the one "
+        "over rows is the largest",
+    ),
     Bound(
         "integer divisions in the main loop",
         "",
