@@ -33,13 +33,16 @@ CONV_PASSES = {
 def forced_algorithm(op: str, algorithm: str) -> Iterator[None]:
     """Makes one operator take one algorithm on the calling thread while the context lasts.
 
+    That thread then computes gradients on CUDA too, instead of a thread of torch's.
+
     Raises:
         ValueError: for an algorithm that the operator does not have.
         RuntimeError: in the context, for a problem that the algorithm cannot compute.
     """
     before = _C.force_algorithm(op, algorithm)
     try:
-        yield
+        with torch.autograd.set_multithreading_enabled(False):
+            yield
     finally:
         _C.force_algorithm(op, before)
 
@@ -90,7 +93,6 @@ def conv_algorithm(
                 f"but got {choice!r}"
             )
     with ExitStack() as stack:
-        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         for name, op in CONV_PASSES.items():
             choice = wanted[name]
             if choice is None and algorithm in lists[name]:

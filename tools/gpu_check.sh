@@ -36,12 +36,11 @@ step build make build TORCH="$TORCH"
 step info "$python" -m nnops info
 step tests "$python" -m pytest -m cuda -v
 
-# Gradients of a few operators and some tensor cores: the tools slow kernels down by factors of 10 to
-# 100; half a minute each on an H200.
+# Every operator in float32 and some tensor cores: the tools slow kernels down by factors of 10 to 100.
 for tool in memcheck racecheck initcheck synccheck; do
   step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
     "$python" -m pytest -m cuda tests/test_cuda.py tests/test_cuda_tensor_cores.py \
-    -k "(test_gradients and float32) or (few-channels and float16) or (medium and tf32)"
+    -k "((test_forward or test_gradients) and float32) or (few-channels and float16) or (medium and tf32)"
 done
 
 step benchmark "$python" tools/gpu_benchmark.py --out "$results/benchmark.jsonl" \
