@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kWarpSize* kImageRows) pack_image(const PackIm
       const int c = j + warp_index();
       T value{};
       if (pixel < pixels && first_c + c < p.channels) value = from[(first_c + c) * p.strides.c];
-      if constexpr (std::is_same_v<T, float>) value = rounded_to_tf32(value);
+      if constexpr (kIsTf32<T>) value = rounded_to_tf32(value);
       tile[(half + lane) * (kImageTileChannels + 1) + c] = value;
     }
   }
@@ -106,7 +106,7 @@ struct RoundToTf32 : MapOperation<float> {
 template <typename T>
 void launch_pack_image(const PackedImage<T>& packed, const T* image, const Strides4& strides,
                        void* workspace) {
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (kIsTf32<T>) {
     const Strides4 own = packed.strides();
     const bool in_order = strides.c == own.c && strides.w == own.w && strides.h == own.h &&
                           (packed.images == 1 || strides.n == own.n);

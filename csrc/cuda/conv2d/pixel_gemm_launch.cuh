@@ -52,9 +52,7 @@ PixelGemm<T> prepare_pixel_gemm(T* written, const T* read, const T* weight, cons
   gemm.written = written;
   gemm.read = read;
   gemm.channels_inner = channels_are_inner(pass);
-  gemm.chunks_of_image = gemm.channels_inner && pass.outer % kWidth == 0 && are_aligned(read) &&
-                         (pass.images == 1 || pass.read.n % kWidth == 0) &&
-                         pass.read.h % kWidth == 0 && pass.read.w % kWidth == 0;
+  gemm.chunks_of_image = has_runs<kWidth>(read, pass.images, pass.read, pass.outer);
   if (!kTf32 && weights_are_in_order(pass)) {
     gemm.weights = weight;
     gemm.weight_row = pass.weight_row;
@@ -83,11 +81,8 @@ PixelGemm<T> prepare_pixel_gemm(T* written, const T* read, const T* weight, cons
 template <typename Multiply, bool kChunks, typename Epilogue>
 void launch_pixel_gemm(PixelGemm<typename Multiply::Element> gemm, const Epilogue& epilogue) {
   const PixelPass& pass = gemm.pass;
-  constexpr int kRun = Multiply::kRun;
-  gemm.runs_of_written = pass.written.c == 1 && pass.rows % kRun == 0 &&
-                         are_aligned(gemm.written) &&
-                         (pass.images == 1 || pass.written.n % kRun == 0) &&
-                         pass.written.h % kRun == 0 && pass.written.w % kRun == 0;
+  gemm.runs_of_written =
+      has_runs<Multiply::kRun>(gemm.written, pass.images, pass.written, pass.rows);
   const int64_t pixels = pass.images * pass.y.grid * pass.x.grid;
   gemm.tiles_m = static_cast<unsigned>(ceil_divide<int64_t>(pixels, Multiply::kTileM));
   gemm.tiles_n = static_cast<unsigned>(ceil_divide(pass.rows, Multiply::kTileN));

@@ -22,6 +22,14 @@ namespace nnops::cuda {
 // A position that no sum brings into an image.
 inline constexpr int kNowhere = -(1 << 30);
 
+// Whether kRun neighbouring channels of a group lie side by side in every pixel, in one aligned
+// piece of memory: of 16 bytes, a chunk.
+template <int kRun>
+bool has_runs(const void* image, int64_t images, const Strides4& strides, int64_t group_channels) {
+  return strides.c == 1 && group_channels % kRun == 0 && are_aligned(image) &&
+         (images == 1 || strides.n % kRun == 0) && strides.h % kRun == 0 && strides.w % kRun == 0;
+}
+
 struct PassAxis {
   int taps;  // may be 0
   int kernel_first, kernel_step;

@@ -8,9 +8,6 @@
 namespace nnops::cuda {
 namespace {
 
-template <typename T>
-inline constexpr bool kTf32 = std::is_same_v<T, float>;
-
 // The weights are rounded when they are packed.
 template <typename T, typename Shape, bool kRoundedImage = false>
 using Mma =
@@ -56,7 +53,7 @@ struct ReadImage {
   // In the large tile an element is rounded by two warps each time it is read.
   static bool pays_to_round(const PixelPass& pass) {
     constexpr int kLeastReads = 8;
-    return kTf32<T> && channels_are_inner(pass) && pass.outer % kVectorWidth<T> == 0 &&
+    return kIsTf32<T> && channels_are_inner(pass) && pass.outer % kVectorWidth<T> == 0 &&
            reads_of_image(pass) >= kLeastReads && suits<LargeShape>(pass);
   }
 };
@@ -64,7 +61,7 @@ struct ReadImage {
 template <typename T>
 int64_t workspace_bytes(const PixelPass& pass) {
   const ReadImage<T> image(pass);
-  return image.bytes() + pixel_gemm_workspace<T, kTf32<T>>(image.pass(pass));
+  return image.bytes() + pixel_gemm_workspace<T, kIsTf32<T>>(image.pass(pass));
 }
 
 template <typename T>
@@ -76,12 +73,12 @@ void run(T* written, const T* read, const T* weight, const PixelPass& original, 
     read = static_cast<const T*>(workspace);
   }
   const PixelPass pass = image.pass(original);
-  const PixelGemm<T> gemm = prepare_pixel_gemm<kTf32<T>>(
+  const PixelGemm<T> gemm = prepare_pixel_gemm<kIsTf32<T>>(
       written, read, weight, pass, static_cast<char*>(workspace) + image.bytes());
   // Copies by elements take as long as the products of the large tile.
   const bool chunks = gemm.chunks_of_image && gemm.chunks_of_weights;
   if (chunks && suits<LargeShape>(pass)) {
-    if constexpr (kTf32<T>) {
+    if constexpr (kIsTf32<T>) {
       if (image.is_packed) return launch_pixel_gemm<Mma<T, LargeShape, true>, true>(gemm, epilogue);
     }
     launch_pixel_gemm<Mma<T, LargeShape>, true>(gemm, epilogue);

@@ -8,9 +8,6 @@
 namespace nnops::cuda {
 namespace {
 
-template <typename T>
-inline constexpr bool kTf32 = std::is_same_v<T, float>;
-
 template <typename T, typename Shape, Unrounded kUnrounded = Unrounded::kBoth>
 using Mma = MmaMultiply<T, Shape, TileOrder::kAlongRows, kUnrounded>;
 
@@ -38,7 +35,7 @@ struct PackedImages {
   explicit PackedImages(const Conv2dGeometry& g)
       : output{g.n, g.oc, g.oh, g.ow},
         input{g.n, g.c, g.h, g.w},
-        are_rounded(kTf32<T> && g.kh * g.kw > 1 && fills_large_tile<T>(g)),
+        are_rounded(kIsTf32<T> && g.kh * g.kw > 1 && fills_large_tile<T>(g)),
         packs_output(are_rounded || wants_packing<T>(g.output, g.oc / g.groups, g.kh * g.kw)),
         packs_input(are_rounded || wants_packing<T>(g.input, g.c / g.groups, g.kh * g.kw)),
         geometry(g) {
@@ -79,10 +76,11 @@ void tensor_cores_backward_weight(void* grad_weight, const void* grad_output, co
   const Conv2dGeometry& read = packed.geometry;
   const WeightSplits splits = splits_of<T>(g);
   // An image that begins anywhere has none after all.
-  const bool chunks = has_chunks<T>(grad_output, g.n, read.output, g.oc / g.groups) &&
-                      has_chunks<T>(input, g.n, read.input, g.c / g.groups);
+  constexpr int kWidth = kVectorWidth<T>;
+  const bool chunks = has_runs<kWidth>(grad_output, g.n, read.output, g.oc / g.groups) &&
+                      has_runs<kWidth>(input, g.n, read.input, g.c / g.groups);
   if (chunks && fills_large_tile<T>(g)) {
-    if constexpr (kTf32<T>) {
+    if constexpr (kIsTf32<T>) {
       if (packed.are_rounded) {
         return launch_weight_gemm<Mma<T, LargeShape, Unrounded::kNone>, ChunkLoaders>(
             grad_weight, grad_output, input, read, splits, partials);

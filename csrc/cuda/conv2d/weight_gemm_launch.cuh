@@ -43,16 +43,6 @@ struct WeightSplits {
   }
 };
 
-// Whether 16 bytes of neighbouring channels can be copied at once, in every pixel.
-template <typename T>
-bool has_chunks(const void* image, int64_t images, const Strides4& strides,
-                int64_t group_channels) {
-  constexpr int kWidth = kVectorWidth<T>;
-  return strides.c == 1 && group_channels % kWidth == 0 && are_aligned(image) &&
-         (images == 1 || strides.n % kWidth == 0) && strides.h % kWidth == 0 &&
-         strides.w % kWidth == 0;
-}
-
 template <typename Multiply, template <typename> class Loaders>
 void launch_weight_gemm(void* grad_weight, const void* grad_output, const void* input,
                         const Conv2dGeometry& g, const WeightSplits& splits, void* workspace) {
@@ -66,8 +56,8 @@ void launch_weight_gemm(void* grad_weight, const void* grad_output, const void* 
   p.split_pixels = splits.pixels;
   p.groups = static_cast<int>(g.groups);
   p.weight_strides = g.weight;
-  p.chunks_of_output = has_chunks<T>(grad_output, g.n, g.output, p.group_oc);
-  p.chunks_of_input = has_chunks<T>(input, g.n, g.input, p.group_c);
+  p.chunks_of_output = has_runs<kVectorWidth<T>>(grad_output, g.n, g.output, p.group_oc);
+  p.chunks_of_input = has_runs<kVectorWidth<T>>(input, g.n, g.input, p.group_c);
   p.tiles_m = static_cast<unsigned>(ceil_divide(p.group_oc, Multiply::kTileM));
   p.tiles_n = static_cast<unsigned>(ceil_divide(p.columns(), Multiply::kTileN));
   p.output_step = p.step_of(ChannelShares<Multiply, Multiply::kTileM>::step(p.chunks_of_output));
