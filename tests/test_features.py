@@ -838,7 +838,9 @@ BEGINNING = """\
 
 Written by `python tests/test_features.py`; each cell, a function or a module with a feature, is a
 test of that file, on the CPU. Beside these tables every operator passes `torch.library.opcheck`,
-`gradcheck`, also in forward mode, and `gradgradcheck` (tests/test_opdb.py).
+`gradcheck`, also in forward mode, and `gradgradcheck`; called as `torch.ops.nnops.conv2d` and so
+on, without a function around it, dual numbers, `jvp`, `vmap(grad)` and `jvp(grad)` too
+(tests/test_opdb.py).
 """
 
 # Small float64 samples that torch 2.13 has of each function; test_torch_opinfo.py counts them.
@@ -906,6 +908,8 @@ and tests/test_onnx.py ask:
 * `torch.fx.symbolic_trace`: a layer of nnops.nn is traced through and becomes a call of its
   function; layers of torch.nn are leaves. Functions imported by name, with
   `from nnops.nn.functional import conv2d`, are not seen by it.
+* Operators whose name begins with an underscore, `torch.ops.nnops._conv2d` and so on, are what all
+  of this is made of, and have no derivative: transforms of them give zeros.
 * `vmap` over the class weights of `cross_entropy` and `nll_loss`, and over the operator
   `relu_with_mask`, makes one call a slice; every other one is a single call.
 """

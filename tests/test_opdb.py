@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.func import grad, jvp, vmap
 
 from nnops import _C
+from nnops.ops._operator import FORMULAS
 from nnops.testing.compare import outputs_of
 from nnops.testing.opdb import CASES
 from nnops.testing.recorder import OperatorCalls, public_operators
@@ -313,10 +316,68 @@ def test_opcheck(case: OpCase) -> None:
             torch.library.opcheck(differentiable, leaves)
 
 
+@pytest.mark.parametrize("case", BY_CASE)
+def test_transforms_of_operators_called_directly(case: OpCase) -> None:
+    """torch.ops.nnops under dual numbers, jvp, vmap(grad) and jvp(grad), against backward."""
+    for name, calls in recorded_calls(case).items():
+        if name not in FORMULAS:  # relu_: mutates, only the private name exists
+            continue
+        function, point = first_output_of(name, calls[0])
+        tangents = tuple(torch.rand_like(each) for each in point)
+        leaves = [each.clone().requires_grad_() for each in point]
+        output = function(*leaves)
+        seed = torch.rand_like(output).requires_grad_()
+        gradients = torch.autograd.grad(output, leaves, seed, create_graph=True)
+        expected = inner(gradients, tangents)
+        with forward_ad.dual_level():
+            duals = (forward_ad.make_dual(*each) for each in zip(point, tangents, strict=True))
+            tangent = forward_ad.unpack_dual(function(*duals)).tangent
+            assert tangent is not None, f"{name}: the tangent is lost"
+            torch.testing.assert_close((tangent * seed).sum(), expected)
+        _, tangent = jvp(function, point, tangents)
+        torch.testing.assert_close((tangent * seed).sum(), expected)
+
+        seed_value = seed.detach()
+        every = tuple(range(len(point)))
+        gradient = grad(lambda *each: (function(*each) * seed_value).sum(), argnums=every)  # noqa: B023
+        twice = [torch.stack([each, each]) for each in point]
+        for one, other in zip(vmap(gradient)(*twice), gradients, strict=True):
+            torch.testing.assert_close(one, torch.stack([other, other]))
+        _, change = jvp(gradient, point, tangents)
+        if expected.requires_grad:  # the same from backward twice: second derivatives commute
+            second = torch.autograd.grad(
+                expected, leaves, allow_unused=True, materialize_grads=True
+            )
+            for one, other in zip(change, second, strict=True):
+                torch.testing.assert_close(one, other)
+
+
+def first_output_of(
+    name: str, args: tuple[Any, ...]
+) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """A public operator as a function of what it differentiates, and the values of that."""
+    operator = getattr(torch.ops.nnops, name)
+    places = [
+        place
+        for place in FORMULAS[name].differentiable
+        if isinstance(args[place], Tensor) and args[place].is_floating_point()
+    ]
+    plain = [each.detach() if isinstance(each, Tensor) else each for each in args]
+
+    def function(*values: Tensor) -> Tensor:
+        changed = dict(zip(places, values, strict=True))
+        output = operator(*(changed.get(place, each) for place, each in enumerate(plain)))
+        return output if isinstance(output, Tensor) else output[0]
+
+    return function, tuple(plain[place] for place in places)
+
+
+def inner(ones: Iterable[Tensor], others: Iterable[Tensor]) -> Tensor:
+    return sum((one * other).sum() for one, other in zip(ones, others, strict=True))
+
+
 def test_every_operator_has_a_case_a_fake_and_autograd() -> None:
     """Law 9: no schema without a case in the database, a fake kernel and an autograd formula."""
-    from nnops.ops._operator import FORMULAS
-
     covered = {name for case in CASES for name in case.operators}
     registered = set(public_operators())
     assert covered == registered

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import nnops.nn as nn
 import nnops.nn.functional as F
 from nnops.ops import relu as relu_ops
-from nnops.ops._operator import FORMULAS
+from nnops.ops._operator import FORMULAS, _is_inside_transform
 
 IMAGE = (2, 2, 6, 6)
 
@@ -61,11 +61,11 @@ def test_the_private_names_of_torch_that_the_router_uses() -> None:
     seen = []
 
     def look(x: Tensor) -> Tensor:
-        seen.append(torch._C._are_functorch_transforms_active())
+        seen.append((torch._C._are_functorch_transforms_active(), _is_inside_transform()))
         return x
 
     torch.func.vmap(look)(torch.ones(2))
-    assert seen == [True]
+    assert seen == [(True, False)]
     with forward_ad.dual_level():
         assert forward_ad._current_level >= 0
     assert forward_ad._current_level == -1

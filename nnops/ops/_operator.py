@@ -103,7 +103,7 @@ def mount(formulas: type[Formulas]) -> Router:
         if _is_compiling():
             return public(*inputs)
         if _transforms_active() or forward_ad._current_level >= 0:
-            return full.apply(*inputs)
+            return public(*inputs) if _is_inside_transform() else full.apply(*inputs)
         if dispatch_modes() and _is_recording():
             return public(*inputs)
         if _is_grad_enabled():
@@ -212,6 +212,16 @@ def _is_compiling_graph() -> bool:
         torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL) is not None
         and not torch.compiler.is_exporting()
         and not _transforms_active()
+    )
+
+
+def _is_inside_transform() -> bool:
+    """Whether a functorch transform runs the formulas of a public operator that was called in it.
+
+    It has then put its own dispatch aside, with which a Function would be differentiated.
+    """
+    return _transforms_active() and torch._C._dispatch_tls_is_dispatch_key_excluded(
+        torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode
     )
 
 
