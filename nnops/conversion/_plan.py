@@ -107,6 +107,7 @@ class Plan:
     arguments: tuple[Tensors | None, ...]  # None: a tensor
     variants: list[Variant]
     findings: list[Finding]
+    number: int = field(default_factory=_numbers.__next__)
 
     def choose(self, module: Module, arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
         """The forward for this call; None: the module's own."""
@@ -172,14 +173,15 @@ class Planner:
                 break
         if not found:
             return reason
-        if variants:
-            try:
-                class_derived_from(type(module))
-            except Exception as error:  # a class may refuse in its own way
-                return f"its class cannot be derived from: {error}"
         names = required_arguments(type(module).forward)
         calls = self._calls.get(module, {})
-        return Plan(tuple(calls.get(name) for name in names), variants, _merged(found))
+        plan = Plan(tuple(calls.get(name) for name in names), variants, _merged(found))
+        if variants:
+            try:
+                class_derived_from(type(module), plan.number)
+            except Exception as error:  # a class may refuse in its own way
+                return f"its class cannot be derived from: {error}"
+        return plan
 
     def _note_calls(self, module: Module, traced: Trace) -> None:
         """Notes which children are called with lists of tensors."""
