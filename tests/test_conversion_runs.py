@@ -18,6 +18,9 @@ import nnops
 from nnops.conversion import _runs
 from nnops.conversion._fused import plan_of
 
+# torch's own, when it traces.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+
 
 class LeNet(nn.Module):
     """As tutorials write it: functions in forward, and a view that names its size."""
@@ -268,3 +271,121 @@ def test_threads_infer_and_differentiate_one_net() -> None:
     finally:
         sys.setswitchinterval(before)
     assert not failed, failed[0]
+
+
+# ---- in the graphs of torch.compile
+
+
+class Graphs:
+    """A backend that runs graphs as they are, and keeps the names of what they call."""
+
+    def __init__(self) -> None:
+        self.called: list[list[str]] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        calls = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+        self.called.append([name for name in calls if name.startswith("nnops.")])
+        return graph
+
+    @property
+    def are_runs(self) -> list[bool]:
+        """Of each graph: whether it is one call; not a single layer of the run then is another."""
+        runs = [[name.startswith("nnops._layer_chain") for name in names] for names in self.called]
+        assert all(run == [True] or not any(run) for run in runs)
+        return [run == [True] for run in runs]
+
+
+@pytest.fixture
+def graphs() -> Iterator[Graphs]:
+    torch.compiler.reset()
+    yield Graphs()
+    torch.compiler.reset()
+
+
+def compiled(ours: Any, graphs: Graphs, **options: Any) -> Any:
+    return torch.compile(ours, backend=graphs, fullgraph=True, **options)
+
+
+@pytest.mark.parametrize(("make", "shape"), MODELS)
+def test_a_graph_of_few_images_is_one_call(
+    make: Any, shape: tuple[int, ...], graphs: Graphs
+) -> None:
+    model, ours, _ = converted(make, shape)
+    net = compiled(ours, graphs, dynamic=False)
+    for images in (0, 1, 8, 9):
+        x = torch.randn(images, *shape)
+        ours(x)
+        assert torch.equal(net(x), ours(x))
+        assert_same(net(x), model(x))
+    assert graphs.are_runs == [True, True, True, False]
+
+
+def test_a_graph_of_any_number_of_images_has_the_layers(graphs: Graphs) -> None:
+    _, ours, _ = converted(*MODELS[0])
+    net = compiled(ours, graphs)
+    for images in (2, 3, 7, 9, 12):
+        net(torch.randn(images, *MODELS[0][1]))
+    assert graphs.are_runs == [True, False]
+
+
+def test_a_graph_sees_changes(graphs: Graphs) -> None:
+    model, ours, x = converted(*MODELS[1])
+    net = compiled(ours, graphs)
+    reference = copy.deepcopy(model)
+
+    def step(change: Any) -> None:
+        for each in (ours, reference):
+            change(each)
+        assert_same(net(x), reference(x))
+
+    step(lambda each: None)
+    step(lambda each: each[3].weight.mul_(2))
+    step(lambda each: each[6].bias.data.add_(1))
+    state = {name: value + 0.5 for name, value in reference.state_dict().items()}
+    step(lambda each: each.load_state_dict(state))
+    assert graphs.are_runs == [True], "parameters are inputs of the graph"
+    step(lambda each: setattr(each[9], "bias", nn.Parameter(torch.ones(5))))
+    step(lambda each: setattr(each[3], "padding", (0, 0)) or setattr(each[1], "padding", 1))
+    assert graphs.are_runs == [True, True]
+    ours[0].precision = "highest"
+    with nnops.conv_precision("highest"):
+        ours[3].precision = "high"  # not the same: the layers run one by one
+        assert_same(net(x), reference(x))
+    assert graphs.are_runs == [True, True, False]
+    ours[0].precision = ours[3].precision = None
+    step(lambda each: each.__setitem__(7, nn.Tanh()))
+    assert graphs.are_runs == [True, True, False, False]
+
+
+def test_where_a_graph_has_the_layers(graphs: Graphs) -> None:
+    model, ours, x = converted(*MODELS[0])
+    joined = torch.randn(2, 1, 32, 52)  # whose view makes two rows of each
+    assert_same(compiled(ours, graphs)(joined), model(joined))
+    with torch.enable_grad():
+        compiled(ours, graphs)(x).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        compiled(ours, graphs)(x)
+    frozen = copy.deepcopy(ours).requires_grad_(False)
+    tangent = torch.randn_like(x)
+
+    def transformed(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        _, change = torch.func.jvp(frozen, (x,), (tangent,))
+        slope = torch.func.grad(lambda x: frozen(x).sum())(x)
+        return change, slope, torch.func.vmap(lambda x: frozen(x))(torch.stack([x, 2 * x]))
+
+    for actual, expected in zip(compiled(transformed, graphs)(x), transformed(x), strict=True):
+        assert_same(actual, expected)
+        assert expected.abs().sum() > 0
+    assert not any(graphs.are_runs) and len(graphs.called) == 4
+    with torch.enable_grad():
+        nothing_to_differentiate = nnops.convert(model.requires_grad_(False))
+        compiled(nothing_to_differentiate, graphs)(x)
+    assert graphs.are_runs[-1]
+
+
+def test_a_graph_refuses_wrong_sizes(graphs: Graphs) -> None:
+    _, ours, x = converted(*MODELS[1])
+    for wrong in (x[:, :2], torch.randn(2, 3, 20, 16), torch.randn(2, 3, 1, 1), x.double()):
+        torch.compiler.reset()
+        with pytest.raises(RuntimeError):
+            compiled(ours, graphs)(wrong)

@@ -7,6 +7,7 @@ is asked for twice, and random geometries besides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nnops.ops.layer_chain import convolution, linear
 from nnops.testing.compare import outputs_of
 from nnops.testing.opdb import CASES
 from nnops.testing.samples import Maker, OpCase, detached, map_tensors, tensors_of
@@ -258,3 +260,58 @@ def test_pools(call: tuple[Any, ...], window: tuple[Any, ...]) -> None:
     for input in (call[0], call[0][:1].squeeze(0)):
         for name in ("max_pool2d", "max_pool2d_with_offsets", "max_pool2d_with_indices"):
             assert_same_answer(getattr(ops, name).default, input, *window)
+
+
+@st.composite
+def layer_chains(draw: st.DrawFn) -> tuple[Any, ...]:
+    """(input, parameters, layers): up to three convolutions, up to two linear layers, or wrong."""
+    numbers = Numbers(draw)
+    channels = numbers.integer(1, 3)
+    height, width = numbers.integer(6, 16), numbers.integer(6, 16)
+    input = numbers.image(numbers.integer(0, 3), channels, height, width)
+    parameters: list[Tensor] = []
+    layers: list[int] = []
+
+    def add(weight: Tensor) -> bool:
+        parameters.append(weight)
+        has_bias = draw(st.booleans())
+        if has_bias:
+            wrong = draw(st.sampled_from([0] * 15 + [1]))
+            parameters.append(torch.zeros(weight.shape[0] + wrong))
+        return has_bias
+
+    for _ in range(draw(st.integers(0, 3))):
+        wrong = draw(st.sampled_from([0] * 15 + [1]))
+        filters = numbers.integer(1, 3)
+        kernel = numbers.integer(1, 3), numbers.integer(1, 3)
+        has_bias = add(numbers.image(filters, channels + wrong, *kernel))
+        window = draw(windows()) if draw(st.booleans()) else None
+        padding = numbers.pair(0, 2)
+        dilation = numbers.pair(1, 2)
+        relu = draw(st.booleans())
+        layers += convolution(has_bias, numbers.pair(1, 2), padding, dilation, 1, relu, window)
+        channels = filters
+    promised = promise_of(torch.ops.nnops._layer_chain.default, (input, parameters, layers))
+    size = 4 if promised is None else math.prod(promised.shape[1:])
+    for _ in range(draw(st.integers(0 if layers else 1, 2))):
+        wrong = draw(st.sampled_from([0] * 9 + [1]))
+        outputs = numbers.integer(1, 4)
+        has_bias = add(draw(st.sampled_from(LAYOUTS[:2]))(torch.zeros(outputs, size + wrong)))
+        layers += linear(has_bias, draw(st.booleans()))
+        size = outputs
+    spoilt = draw(st.sampled_from([None] * 9 + ["layers", "parameters", "kind", "dtype"]))
+    if spoilt == "layers":
+        layers.pop()
+    elif spoilt == "parameters":
+        parameters.pop()
+    elif spoilt == "kind":
+        layers[0] = 2
+    elif spoilt == "dtype":
+        parameters[-1] = parameters[-1].double()
+    return input, parameters, layers
+
+
+@settings(small, max_examples=300)
+@given(layer_chains())
+def test_runs_of_layers(call: tuple[Any, ...]) -> None:
+    assert_same_answer(torch.ops.nnops._layer_chain.default, *call)

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.library import opcheck
 
 import nnops.nn.functional as F
 from nnops.ops.layer_chain import convolution, layer_chain, linear
+from nnops.testing.recorder import OPCHECKS
 from nnops.testing.samples import FLOATING
 from nnops.testing.tolerances import assert_accurate
 
@@ -100,6 +102,18 @@ def test_same_bits_for_any_thread_count() -> None:
         results.append(layer_chain(x, [w], linear(False, False), 0))
     torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_opcheck() -> None:
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 1, 32, 32).to(memory_format=memory_format)
+        for count, arguments in ((8, (lenet_layers(),)), (2, (lenet_layers()[:22], 0))):
+            parameters = lenet_parameters(torch.float32)[:count]
+            opcheck(
+                torch.ops.nnops._layer_chain.default,
+                (x, parameters, *arguments),
+                test_utils=OPCHECKS,
+            )
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, jvp, vmap
+from torch.library import opcheck
 
 from nnops import _C
 from nnops.ops._operator import FORMULAS
 from nnops.testing.compare import outputs_of
 from nnops.testing.opdb import CASES
-from nnops.testing.recorder import OperatorCalls, public_operators
+from nnops.testing.recorder import OPCHECKS, OperatorCalls, operators, public_operators
 from nnops.testing.samples import Maker, OpCase, Sample, detached, map_tensors, tensors_of
 from nnops.testing.tolerances import assert_accurate, assert_equal
 
@@ -302,18 +303,22 @@ def recorded_calls(
 def test_opcheck(case: OpCase) -> None:
     """Schema, fake kernel, autograd registration and AOT dispatch of every operator reached."""
     for name, calls in recorded_calls(case).items():
-        operator = getattr(torch.ops.nnops, name, None)
-        if operator is None:  # relu_: mutates, only the private name exists
+        private = getattr(torch.ops.nnops, f"_{name}").default
+        opcheck(private, detached_all(calls[0]), test_utils=OPCHECKS)
+        if name not in FORMULAS:  # relu_: mutates, only the private name exists
             continue
-        differentiable = getattr(torch.ops.nnops, name).default
         for args in (calls[0], calls[-1]):
             leaves = tuple(
-                arg.detach().clone().requires_grad_(arg.dtype.is_floating_point)
+                arg.clone().requires_grad_(arg.dtype.is_floating_point)
                 if isinstance(arg, Tensor)
                 else arg
-                for arg in args
+                for arg in detached_all(args)
             )
-            torch.library.opcheck(differentiable, leaves)
+            opcheck(getattr(torch.ops.nnops, name).default, leaves, test_utils=OPCHECKS)
+
+
+def detached_all(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
 
 
 @pytest.mark.parametrize("case", BY_CASE)
@@ -362,7 +367,7 @@ def first_output_of(
         for place in FORMULAS[name].differentiable
         if isinstance(args[place], Tensor) and args[place].is_floating_point()
     ]
-    plain = [each.detach() if isinstance(each, Tensor) else each for each in args]
+    plain = detached_all(args)
 
     def function(*values: Tensor) -> Tensor:
         changed = dict(zip(places, values, strict=True))
@@ -377,13 +382,21 @@ def inner(ones: Iterable[Tensor], others: Iterable[Tensor]) -> Tensor:
 
 
 def test_every_operator_has_a_case_a_fake_and_autograd() -> None:
-    """Law 9: no schema without a case in the database, a fake kernel and an autograd formula."""
+    """Law 9: no schema without a case in the database, a fake kernel and an autograd formula.
+
+    So none escapes the tests here, opcheck among them, which start from the cases.
+    """
     covered = {name for case in CASES for name in case.operators}
     registered = set(public_operators())
     assert covered == registered
     assert set(FORMULAS) == registered
     for name in registered:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"nnops::{name}", "Autograd")
+    # The private names are the same functions, and two that Python alone calls.
+    others = {"_relu_", "_layer_chain"}  # the second: tests/test_layer_chain.py
+    assert {name for name in operators() if name[0] == "_"} - others == {
+        f"_{name}" for name in registered
+    }
 
 
 @pytest.mark.parametrize("case", BY_CASE)

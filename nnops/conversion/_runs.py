@@ -5,16 +5,21 @@ convolutions (each with its chain), a flattening and linear layers is one operat
 run holds no layer: each call brings them and asks whether they are what they were. Where they are
 not, or the call is another one (gradients, many images, another device), the layers run one by one;
 so do, once more, the first images of a size, which shows that the layers fit together.
+
+torch.compile has the same call in its graph where it knows the number of images, and asks when it
+traces: what was asked then is guarded. For a number that may change the graph holds the layers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import has_static_value
 from torch.nn import Dropout, Flatten, Identity, Linear, Parameter
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -22,8 +27,10 @@ from nnops.conversion._chains import Chain
 from nnops.nn import Conv2d, MaxPool2d, ReLU, _autocast, functional as F
 from nnops.nn.conv import convolution_arguments
 from nnops.nn.functional import _convolution, _window
-from nnops.ops._operator import dispatch_modes, is_plain_eager
+from nnops.ops._operator import dispatch_modes, is_plain_eager, is_plain_graph
+from nnops.ops.conv2d import sizes_behind
 from nnops.ops.layer_chain import convolution, layer_chain, linear
+from nnops.ops.max_pool2d import pooled_size
 from nnops.precision import CONV_PRECISIONS
 
 # With more images than these the sums are large enough to be computed layer by layer.
@@ -40,13 +47,14 @@ STEPS: dict[str, tuple[type, ...]] = {
 }
 
 # The attributes that a layer's numbers depend on, if they depend on any.
+_NAMES: dict[type, tuple[str, ...]] = {
+    Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
+    MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    Flatten: ("start_dim", "end_dim"),
+    Dropout: ("training",),
+}
 _ATTRIBUTES: dict[type, Callable[[dict[str, Any]], Any]] = {
-    Conv2d: itemgetter("stride", "padding", "dilation", "groups", "padding_mode"),
-    MaxPool2d: itemgetter(
-        "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
-    ),
-    Flatten: itemgetter("start_dim", "end_dim"),
-    Dropout: itemgetter("training"),
+    kind: itemgetter(*names) for kind, names in _NAMES.items()
 }
 _WITH_PARAMETERS = (Conv2d, Linear)
 _PLAIN_TENSORS = (Parameter, Tensor)
@@ -92,22 +100,25 @@ class LayerRun:
                 for step in self.steps
             )
         )
-        return lambda input, *modules: changed._one_by_one(input, modules)[0]
+        return lambda input, *modules: changed._one_by_one(input, modules)
 
     def __call__(self, input: Tensor, *modules: Any) -> Tensor:
         """The run's output; `modules` are those of the steps, None for a function."""
+        if torch.compiler.is_compiling():
+            output = self._in_graph(input, modules) if is_plain_graph() else None
+            return self._one_by_one(input, modules) if output is None else output
         read = self._read(modules) if self._applies(input) else None
         if read is None:
-            return self._one_by_one(input, modules)[0]
+            return self._one_by_one(input, modules)
         parameters, state = read
-        if torch.is_grad_enabled() and any(each.requires_grad for each in (input, *parameters)):
-            return self._one_by_one(input, modules)[0]
+        if _is_differentiated(input, parameters):
+            return self._one_by_one(input, modules)
         state.append(input.shape[1:])
         # Read once, and used as it was read: another thread may write it meanwhile.
         known = self._known
         if known is None or known[0] != state:
-            output, fit = self._one_by_one(input, modules)
-            numbers = self._numbers(input, modules) if fit else None
+            output = self._one_by_one(input, modules)
+            numbers = self._numbers(input, modules)
             if numbers is None:
                 self._known = None
                 return output
@@ -127,7 +138,6 @@ class LayerRun:
     def _applies(self, input: Tensor) -> bool:
         return (
             type(input) is Tensor
-            # Before the number of images is asked for: it must not decide what is traced.
             and is_plain_eager()
             and input.dim() == 4
             and input.shape[0] <= MOST_IMAGES
@@ -136,6 +146,52 @@ class LayerRun:
             and not _autocast.is_on()
             and not dispatch_modes()
         )
+
+    def _in_graph(self, input: Tensor, modules: tuple[Any, ...]) -> Tensor | None:
+        """`__call__` as torch.compile traces it; None where the layers run one by one.
+
+        What is read here is guarded, at a price in each call of the graph. So no more is than what
+        may change: attributes of the layers, and their parameters.
+        """
+        if (
+            type(input) is not Tensor
+            or not all(map(has_static_value, input.shape))
+            or _autocast.is_on()
+        ):
+            return None
+        state: list[Any] = []
+        for module in modules:
+            if type(module) in _NAMES:
+                own = module.__dict__
+                state += [own[name] for name in _NAMES[type(module)]]
+                if type(module) is Conv2d:
+                    state.append(module.precision)
+        numbers = self._constants(tuple(input.shape), str(input.device), *modules, *state)
+        if numbers is None:
+            return None
+        parameters: list[Tensor] = []
+        for module in modules:
+            if type(module) in _WITH_PARAMETERS:
+                held = module.__dict__["_parameters"]
+                parameters += [each for each in (held["weight"], held["bias"]) if each is not None]
+        if _is_differentiated(input, parameters):
+            return None
+        output: Tensor = torch.ops.nnops._layer_chain(input, parameters, *numbers)
+        return output
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _constants(self, sizes: tuple[int, ...], device: str, *modules_and_state: Any) -> Any:
+        """`_numbers` of the modules as they are, asked for once, while torch.compile traces.
+
+        It guards that modules and state are the same; like torch's layers, it sees no hook that
+        comes later.
+        """
+        modules = modules_and_state[: len(self._classes)]
+        if len(sizes) != 4 or sizes[0] > MOST_IMAGES or device != "cpu":
+            return None
+        if _has_any_global_hook() or self._read(modules) is None:
+            return None
+        return self._numbers(torch.empty(sizes, device="meta"), modules)
 
     def _read(self, modules: tuple[Any, ...]) -> tuple[list[Tensor], list[Any]] | None:
         """The parameters in order, and what the numbers depend on; None if a layer changed.
@@ -175,6 +231,7 @@ class LayerRun:
         """The layers as the operator takes them, and the precision; None for what it has not."""
         layers: list[int] = []
         precisions = set()
+        size: Any = input.shape[1:]  # of an image
         steps = list(self._modules(modules))
         for place, (step, module, links) in enumerate(steps):
             if step.kind == "conv":
@@ -182,11 +239,16 @@ class LayerRun:
                     return None
                 precisions.add(module.precision)
                 chain: Any = step.chain
-                pools = chain is not None and chain.pool_at is not None
                 if chain is not None and not chain.are_unchanged(module, links):
                     return None
                 arguments = convolution_arguments(module, input)
-                _, _, stride, padding, dilation, groups = _convolution("conv2d", *arguments)
+                weight, _, stride, padding, dilation, groups = _convolution("conv2d", *arguments)
+                sizes = sizes_behind((1, *size), weight.shape, stride, padding, dilation)
+                _, *size = sizes
+                window = None
+                if chain is not None and chain.pool_at is not None:
+                    window = _window("max_pool2d", *chain.window(links))
+                    size[1:] = pooled_size(size[1:], *window)
                 layers += convolution(
                     module.bias is not None,
                     stride,
@@ -194,13 +256,13 @@ class LayerRun:
                     dilation,
                     groups,
                     relu=chain is not None and "relu" in chain.links,
-                    window=_window("max_pool2d", *chain.window(links)) if pools else None,
+                    window=window,
                 )
             elif step.kind == "linear":
                 following = [each.kind for each, _, _ in steps[place + 1 :] if each.kind != "pass"]
                 layers += linear(module.bias is not None, following[:1] == ["relu"])
             elif step.kind == "flatten":
-                if not _keeps_images(module):
+                if not _keeps_images(module) or step.size not in (0, math.prod(size)):
                     return None
             elif type(module) is Dropout and module.training:
                 return None
@@ -209,22 +271,23 @@ class LayerRun:
         (precision,) = precisions
         return layers, 0 if precision is None else CONV_PRECISIONS[precision]
 
-    def _one_by_one(self, input: Tensor, modules: tuple[Any, ...]) -> tuple[Tensor, bool]:
-        """The output, and whether each flatten joined what belongs to one image."""
+    def _one_by_one(self, input: Tensor, modules: tuple[Any, ...]) -> Tensor:
         output: Any = input
-        fit = True
         for step, module, links in self._modules(modules):
             if step.chain is not None:
                 output = step.chain(output, module, *links)
             elif module is not None:
                 output = module(output)
             elif step.kind == "flatten":
-                images = output.shape[0]
                 output = output.view(-1, step.size) if step.size else output.flatten(1)
-                fit = fit and output.shape[0] == images
             elif step.kind == "relu":
                 output = F.relu(output)
-        return output, fit
+        result: Tensor = output
+        return result
+
+
+def _is_differentiated(input: Tensor, parameters: list[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(each.requires_grad for each in (input, *parameters))
 
 
 def _keeps_images(module: Any) -> bool:

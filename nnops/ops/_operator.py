@@ -235,6 +235,13 @@ def is_plain_eager() -> bool:
     )
 
 
+def is_plain_graph() -> bool:
+    """Whether a call made now, which torch.compile traces, is neither exported nor transformed."""
+    return not (
+        torch.compiler.is_exporting() or _transforms_active() or forward_ad._current_level >= 0
+    )
+
+
 def may_be_differentiated(*inputs: Tensor | None) -> bool:
     """Whether a call on `inputs`, made now, may be differentiated.
 

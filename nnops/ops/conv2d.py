@@ -33,12 +33,13 @@ def output_sizes(
     input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any
 ) -> tuple[Any, ...]:
     """(N, OC, OH, OW), which may be symbolic."""
-    return _output_sizes(input.shape, weight.shape, stride, padding, dilation)
+    return sizes_behind(input.shape, weight.shape, stride, padding, dilation)
 
 
-def _output_sizes(
+def sizes_behind(
     input: Sequence[Any], weight: Sequence[Any], stride: Any, padding: Any, dilation: Any
 ) -> tuple[Any, ...]:
+    """`output_sizes` from the sizes of input and weight."""
     if len(padding) == 2:
         padding = (padding[0], padding[0], padding[1], padding[1])
     padded = input[2] + padding[0] + padding[1], input[3] + padding[2] + padding[3]
@@ -79,7 +80,7 @@ def checked_output_sizes(
     torch._check(
         fits, lambda: f"nnops::{op}: the channels must match, and not be empty, but got {sizes}"
     )
-    output = _output_sizes(input, weight, stride, padding, dilation)
+    output = sizes_behind(input, weight, stride, padding, dilation)
     torch._check(
         output[2] > 0 and output[3] > 0,
         lambda: (

@@ -7,6 +7,15 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# The tests of torch.library.opcheck: all that it has; by default it leaves the last one out.
+OPCHECKS = (
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_dynamic",
+    "test_aot_dispatch_static",
+)
+
 
 class OperatorCalls(TorchDispatchMode):
     """`with OperatorCalls() as calls:` then `calls.recorded`: (public name, args) per call."""
@@ -24,9 +33,12 @@ class OperatorCalls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def operators() -> list[str]:
+    """Names of all operators under torch.ops.nnops."""
+    names = (schema.name for schema in torch._C._jit_get_all_schemas())
+    return sorted(name.removeprefix("nnops::") for name in names if name.startswith("nnops::"))
+
+
 def public_operators() -> list[str]:
-    """Names of the public operators under torch.ops.nnops (those without an underscore)."""
-    schemas = torch._C._jit_get_all_schemas()
-    names = (schema.name for schema in schemas)
-    ours = {name.removeprefix("nnops::") for name in names if name.startswith("nnops::")}
-    return sorted(name for name in ours if not name.startswith("_"))
+    """Names of those without an underscore in front."""
+    return [name for name in operators() if not name.startswith("_")]
