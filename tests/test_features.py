@@ -891,11 +891,22 @@ and tests/test_onnx.py ask:
 * `torch.compile(fullgraph=True)`, in inference and in training, contiguous and channels_last: one
   graph, no compilation for another batch where it is dynamic, and bit for bit what the layers give
   one by one (backend `aot_eager`). What Inductor writes calls our operators on the tensors that
-  others computed, without a copy, and joins ReLU with what stands around it.
+  others computed, without a copy, and joins ReLU with what stands around it. In inference a graph
+  for at most 8 images, if that is no number that changes, has the same run of layers in one call as
+  the net that is not compiled, and its bits.
 * `torch.export`, strict and not, for any batch, saved and loaded: graphs keep operators that can be
   differentiated, `nnops.conv2d` and so on. AOTInductor packages run for any batch.
 * ONNX has no such operators: `torch.onnx.export(nnops.revert(model), ...)` exports torch's layers,
   with the weights of the converted model. `pip install 'nnops[peers]'` has what it takes.
+
+Time of a compiled net (Inductor, one thread of a CPU with AVX-512) over that of the same converted
+net uncompiled: ResNet-18 0.91 in inference and 0.92 a training step; the CIFAR-10 net 1.0 with 64
+images and a training step of 8 or 64, 1.04 a step of one; LeNet 1.0 with 64 images, 0.98 a step.
+Calls so small that torch's price for a graph counts are slower: 1.2 for one image of the CIFAR-10
+net, 1.7 for one of LeNet, where torch's own nets, compiled, take 1.8 and 2.5 times as long as
+these. Of the 35 us more that LeNet's call takes, 15 are the price of any graph, of a single ReLU
+too; the rest are guards on layers and parameters, and checks of their sizes, without which it
+takes 8 us less (`options={"size_asserts": False}`).
 
 ## Differences
 

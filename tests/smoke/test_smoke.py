@@ -86,6 +86,24 @@ def test_a_converted_net_compiled() -> None:
             torch.testing.assert_close(*results)
 
 
+def test_a_run_of_layers_compiled() -> None:
+    torch.compiler.reset()
+    called: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    layers = nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(300, 4)
+    net = nnops.convert(nn.Sequential(*layers))
+    compiled = torch.compile(net, backend=backend, fullgraph=True)
+    images = torch.randn(3, 2, 12, 12)
+    with torch.no_grad():
+        net(images)
+        assert torch.equal(compiled(images), net(images))
+    assert "nnops._layer_chain" in called
+
+
 def test_public_operators_keep_tangents_and_gradients() -> None:
     x, tangent = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
     output = torch.ops.nnops.relu(x)
@@ -94,3 +112,5 @@ def test_public_operators_keep_tangents_and_gradients() -> None:
         dual = torch.autograd.forward_ad.make_dual(x.detach(), tangent)
         unpacked = torch.autograd.forward_ad.unpack_dual(torch.ops.nnops.relu(dual))
     assert torch.equal(unpacked.tangent, tangent * (x > 0))
+    _, change = torch.func.jvp(torch.ops.nnops.relu, (x.detach(),), (tangent,))
+    assert torch.equal(change, unpacked.tangent)
