@@ -19,8 +19,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -571,6 +574,28 @@ def many_threads(subject: Subject) -> None:
         assert_same(result, expected, exact=True)
 
 
+def one_graph_many_threads(subject: Subject) -> None:
+    """Eight Python threads run backward through one graph."""
+    leaves = leaves_of(subject.tensors(8))
+    output = subject.ours(*leaves).square().sum()
+    leaves = [leaf for leaf in leaves if leaf.requires_grad]
+    expected = torch.autograd.grad(output, leaves, retain_graph=True)
+    results: list[Any] = []
+
+    def work() -> None:
+        results.append(torch.autograd.grad(output, leaves, retain_graph=True))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    assert len(results) == 8
+    for result in results:
+        assert_same(result, expected, exact=True)
+
+
 def shared_memory(subject: Subject) -> None:
     tensors = subject.tensors()
     expected = result_and_gradients(subject.ours, tensors)
@@ -607,6 +632,7 @@ FEATURES = (
     Feature("meta tensors", on_meta),
     Feature("tensor subclasses", subclasses),
     Feature("8 Python threads, `set_num_threads` meanwhile", many_threads),
+    Feature("8 Python threads run backward through one graph", one_graph_many_threads),
     Feature("tensors in shared memory", shared_memory),
 )
 
@@ -663,15 +689,37 @@ class Layer(NamedTuple):
     name: str
     batched: Batched
     arguments: tuple[Any, ...] = ()
+    # Of ours, where torch has it in several layers.
+    pool: dict[str, int] | None = None
 
     def make(self, module: Any = nn) -> torch.nn.Module:
-        return getattr(module, self.name)(*self.arguments).double()
+        return self.make_by_default(module).double()
+
+    def make_by_default(self, module: Any = nn) -> torch.nn.Module:
+        """Of the default dtype."""
+        if module is torch.nn and self.pool is not None:
+            return TorchFused(self)
+        return getattr(module, self.name)(*self.arguments, **(self.pool or {}))
 
     def pair(self) -> tuple[torch.nn.Module, torch.nn.Module]:
         """Ours and torch's with the same parameters."""
         ours, theirs = self.make(), self.make(torch.nn)
         theirs.load_state_dict(ours.state_dict())
         return ours, theirs
+
+
+class TorchFused(torch.nn.Conv2d):
+    """A convolution and what follows it, in torch's functions."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__(*layer.arguments)
+        self.layer = layer
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
+        if "ReLU" in self.layer.name:
+            output = output.relu()
+        return torch.nn.functional.max_pool2d(output, 2) if self.layer.pool else output
 
 
 _INPUTS: dict[str, tuple[Batched, tuple[Any, ...]]] = {
@@ -686,7 +734,19 @@ _INPUTS: dict[str, tuple[Batched, tuple[Any, ...]]] = {
     "KLDivLoss": (lambda batch: (values(batch, 5), probabilities(batch, 5)), ()),
     "BCEWithLogitsLoss": (lambda batch: (values(batch, 5), probabilities(batch, 5)), ()),
 }
-LAYERS = tuple(Layer(name, *_INPUTS.get(name, (rows, ()))) for name in MODULES)
+LAYERS = (
+    *(Layer(name, *_INPUTS.get(name, (rows, ()))) for name in MODULES),
+    Layer("ConvReLU2d", images, (2, 3, 3), {}),
+    Layer("ConvMaxPool2d", images, (2, 3, 3), {"pool_kernel_size": 2}),
+    Layer("ConvReLUMaxPool2d", images, (2, 3, 3), {"pool_kernel_size": 2}),
+)
+
+
+def test_every_module_is_a_layer() -> None:
+    own = {name for name, value in vars(nn).items() if isinstance(value, type)}
+    own = {name for name in own if issubclass(getattr(nn, name), torch.nn.Module)}
+    ours = {name for name in own if getattr(nn, name).__module__.startswith("nnops.")}
+    assert {layer.name for layer in LAYERS} == ours | {*MODULES}
 
 
 def layer_compiled(layer: Layer) -> None:
@@ -699,8 +759,9 @@ def layer_compiled(layer: Layer) -> None:
 
 def layer_exported(layer: Layer) -> None:
     module, inputs = layer.make(), layer.batched(3)
-    program = torch.export.export(module, inputs)
-    assert_same(program.module()(*inputs), module(*inputs))
+    for strict in (False, True):
+        program = torch.export.export(module, inputs, strict=strict)
+        assert_same(program.module()(*inputs), module(*inputs))
 
 
 def layer_traced(layer: Layer) -> None:
@@ -764,7 +825,7 @@ def layer_on_meta(layer: Layer) -> None:
 def layer_default_dtype(layer: Layer) -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        module = getattr(nn, layer.name)(*layer.arguments)
+        module = layer.make_by_default()
         output = module(*layer.batched(3))
     finally:
         torch.set_default_dtype(torch.float32)
@@ -793,7 +854,7 @@ def layer_in_autocast(layer: Layer) -> None:
 
 LAYER_FEATURES = (
     Feature("`torch.compile`, whole graph", layer_compiled),
-    Feature("`torch.export`", layer_exported),
+    Feature("`torch.export`, strict and not", layer_exported),
     Feature("`torch.fx.symbolic_trace`", layer_traced),
     Feature("`functional_call`, per-sample gradients", layer_called_functionally),
     Feature("pickle, `deepcopy`, `torch.save`", layer_persistent),
@@ -814,6 +875,41 @@ LAYER_FEATURES = (
 )
 def test_module(layer: Layer, feature: Feature) -> None:
     run_cell(layer, feature)
+
+
+# ---- other kinds of tensors
+
+
+def other_kinds() -> Iterator[tuple[str, Tensor]]:
+    image = torch.randn(2, 3, 8, 8)
+    for layout in (torch.strided, torch.jagged):
+        yield f"nested, {layout}", torch.nested.nested_tensor(list(image), layout=layout)
+    yield "sparse", image.to_sparse()
+    yield "sparse rows", image[0, 0].to_sparse_csr()
+    yield "mkldnn", image.to_mkldnn()
+    yield "quantised", torch.quantize_per_tensor(image, 0.1, 0, torch.qint8)
+    mesh = init_device_mesh("cpu", (1,))
+    yield "DTensor", distribute_tensor(image, mesh, [Shard(0)])
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The PyTorch API of nested tensors",
+    "ignore:Sparse CSR tensor support",
+    "ignore:torch.quantize_per_tensor",
+)
+def test_other_kinds_of_tensors_are_refused() -> None:
+    """torch's functions take some of them; ours refuse all, and never compute nonsense."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for kind, tensor in other_kinds():
+            for function in (F.relu, lambda x: F.max_pool2d(x, 2), lambda x: F.mse_loss(x, x)):
+                # Sizes of nested tensors are asked for first, in torch's words.
+                refusals = (NotImplementedError, *([RuntimeError] if "nested" in kind else ()))
+                with pytest.raises(refusals):
+                    function(tensor)
+                    pytest.fail(f"{kind} tensors are not refused")
+    finally:
+        dist.destroy_process_group()
 
 
 # ---- the page
@@ -908,6 +1004,13 @@ these. Of the 35 us more that LeNet's call takes, 15 are the price of any graph,
 too; the rest are guards on layers and parameters, and checks of their sizes, without which it
 takes 8 us less (`options={"size_asserts": False}`).
 
+## Several processes
+
+tests/test_distributed.py: DistributedDataParallel (examples/distributed.py, by `torchrun`, on the
+real digits) and `fully_shard` (FSDP2, which hands layers ordinary tensors), each with 2 processes
+and, `-m slow`, with 4, give torch's losses (gloo). DataLoader workers compute with the operators
+under fork, forkserver and spawn, after the parent has used them.
+
 ## Differences
 
 * autocast: torch keeps the narrow copy of a weight for a second call in the same context, nnops
@@ -919,6 +1022,8 @@ takes 8 us less (`options={"size_asserts": False}`).
 * `torch.fx.symbolic_trace`: a layer of nnops.nn is traced through and becomes a call of its
   function; layers of torch.nn are leaves. Functions imported by name, with
   `from nnops.nn.functional import conv2d`, are not seen by it.
+* Tensors of other layouts (sparse, mkldnn, nested), quantised ones, and DTensor, of which torch's
+  functions take some, raise NotImplementedError.
 * Operators whose name begins with an underscore, `torch.ops.nnops._conv2d` and so on, are what all
   of this is made of, and have no derivative: transforms of them give zeros.
 * `vmap` over the class weights of `cross_entropy` and `nll_loss`, and over the operator
