@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 from torch.utils.flop_counter import register_flop_formula
 
 from nnops import _library  # noqa: F401  (registers torch.ops.nnops)
@@ -271,10 +272,13 @@ def _whole_setup(formulas: type[Formulas]) -> SetupContext:
 
 
 def _old_style_function(
-    class_name: str, forward: Callable[..., Any], backward: Callable[..., Any]
+    class_name: str,
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    base: type = torch.autograd.Function,
 ) -> type[torch.autograd.Function]:
     body = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    function: Any = type(class_name, (torch.autograd.Function,), body)
+    function: Any = type(class_name, (base,), body)
 
     def apply(ctx: Any, *grad_outputs: Any) -> Any:
         return backward(ctx, *grad_outputs)
@@ -360,9 +364,10 @@ def _autograd_kernel(
         gradients = formulas.backward(ctx, *grad_outputs)
         return (*gradients, None) if isinstance(gradients, tuple) else (gradients, None)
 
-    function: Any = _old_style_function(class_name, forward, backward)
+    # Inside a functorch transform a Function must be one of a single level.
+    function: Any = _old_style_function(class_name, forward, backward, _SingleLevelFunction)
     function.jvp = staticmethod(formulas.jvp)
-    apply = _apply_of(function)
+    apply = function.apply
 
     def kernel(keyset: Any, *inputs: Any) -> Any:
         needed = may_have_tangents() or (
