@@ -387,5 +387,6 @@ def test_a_graph_refuses_wrong_sizes(graphs: Graphs) -> None:
     _, ours, x = converted(*MODELS[1])
     for wrong in (x[:, :2], torch.randn(2, 3, 20, 16), torch.randn(2, 3, 1, 1), x.double()):
         torch.compiler.reset()
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError) as raised:
             compiled(ours, graphs)(wrong)
+        assert not isinstance(raised.value, torch._dynamo.exc.InternalTorchDynamoError)

@@ -155,7 +155,9 @@ class LayerRun:
         """
         if (
             type(input) is not Tensor
+            or input.dim() != 4
             or not all(map(has_static_value, input.shape))
+            or input.shape[0] > MOST_IMAGES
             or _autocast.is_on()
         ):
             return None
@@ -166,7 +168,7 @@ class LayerRun:
                 state += [own[name] for name in _NAMES[type(module)]]
                 if type(module) is Conv2d:
                     state.append(module.precision)
-        numbers = self._constants(tuple(input.shape), str(input.device), *modules, *state)
+        numbers = self._constants(tuple(input.shape), input.device.type, *modules, *state)
         if numbers is None:
             return None
         parameters: list[Tensor] = []
@@ -187,11 +189,12 @@ class LayerRun:
         comes later.
         """
         modules = modules_and_state[: len(self._classes)]
-        if len(sizes) != 4 or sizes[0] > MOST_IMAGES or device != "cpu":
+        if device != "cpu" or _has_any_global_hook() or self._read(modules) is None:
             return None
-        if _has_any_global_hook() or self._read(modules) is None:
-            return None
-        return self._numbers(torch.empty(sizes, device="meta"), modules)
+        try:
+            return self._numbers(torch.empty(sizes, device="meta"), modules)
+        except (RuntimeError, TypeError, ValueError):
+            return None  # the layers, one by one, say what is wrong
 
     def _read(self, modules: tuple[Any, ...]) -> tuple[list[Tensor], list[Any]] | None:
         """The parameters in order, and what the numbers depend on; None if a layer changed.
