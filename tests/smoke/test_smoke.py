@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import nnops
 import nnops.nn.functional as F
 from nnops import _C
+from nnops._library import OLDEST_TORCH
 from nnops._openmp import loaded_openmp_runtimes
 from nnops.testing.opdb import CASES
 from nnops.testing.samples import Maker, OpCase, Sample, detached, tensors_of
@@ -100,8 +101,10 @@ def test_a_run_of_layers_compiled() -> None:
     images = torch.randn(3, 2, 12, 12)
     with torch.no_grad():
         net(images)
-        assert torch.equal(compiled(images), net(images))
-    assert "nnops._layer_chain" in called
+        torch.testing.assert_close(compiled(images), net(images))
+    # torch 2.10 says in every trace that it exports: its graphs have the layers.
+    if tuple(map(int, torch.__version__.split(".")[:2])) > OLDEST_TORCH:
+        assert "nnops._layer_chain" in called
 
 
 def test_public_operators_keep_tangents_and_gradients() -> None:
