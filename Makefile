@@ -14,7 +14,10 @@ python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
 stamps := $(VENV)/stamps
 # One stamp per requirement, so that another TORCH installs that torch and builds again.
-torch_stamp := $(stamps)/torch-$(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
+sum = $(shell printf '%s' '$(1)' | cksum | cut -d' ' -f1)
+torch_stamp := $(stamps)/torch-$(call sum,$(TORCH))
+# An environment per LATER_TORCH: one torch over another leaves a mixture of their libraries.
+later := $(VENV)-later-$(call sum,$(LATER_TORCH))
 
 compiled := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
 cpp_files := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -96,12 +99,12 @@ wheel: $(stamps)/tools ## build dist/nnops-*.whl
 	@test -z "$$(find dist -name '*.whl' -size +10M)" || { echo 'the wheel exceeds 10 MB' >&2; exit 1; }
 
 smoke-later-torch: wheel ## run the smoke tests of that wheel, not rebuilt, under LATER_TORCH
-	test -x $(VENV)-later/bin/python || $(python) -m venv $(VENV)-later
-	$(VENV)-later/bin/python -m pip install $(foreach word,$(LATER_TORCH),'$(word)')
-	$(VENV)-later/bin/python -m pip install --quiet pytest rich typer numpy
-	$(VENV)-later/bin/python -m pip install --force-reinstall --no-deps dist/nnops-*.whl
-	cd tests/smoke && $(abspath $(VENV)-later)/bin/python -m nnops info
-	cd tests/smoke && $(abspath $(VENV)-later)/bin/python -m pytest .
+	test -x $(later)/bin/python || $(python) -m venv $(later)
+	$(later)/bin/python -m pip install $(foreach word,$(LATER_TORCH),'$(word)')
+	$(later)/bin/python -m pip install --quiet pytest rich typer numpy
+	$(later)/bin/python -m pip install --force-reinstall --no-deps dist/nnops-*.whl
+	cd tests/smoke && $(abspath $(later))/bin/python -m nnops info
+	cd tests/smoke && $(abspath $(later))/bin/python -m pytest .
 
 clean: ## remove everything that was built; the environment stays
 	rm -rf build dist results ./*.egg-info nnops/*.so
