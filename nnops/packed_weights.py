@@ -12,9 +12,9 @@ same address are all seen. The first call with new bytes packs them and keeps no
 fingerprint, the second keeps the packed form too: training, which changes its weights at every
 step, keeps none, and frozen layers need no announcement.
 
-Where there are so many pixels that packing does not count (more than 2048 in the whole batch, or
-32768 where the weights are transformed for Winograd's forms), and for the smallest weights, nothing
-is asked and nothing is kept. The least recently used weights go first; the environment variable
+Where there are so many pixels that packing does not count (more than 2048 in the whole batch), for
+the smallest weights, and for Winograd's forms, which transform a weight for few pixels, or a large
+one, in the cache, nothing is asked and nothing is kept. The least recently used weights go first; the environment variable
 NNOPS_PACKED_WEIGHTS sets the limit at the start, in bytes.
 """
 

@@ -18,7 +18,7 @@ from nnops.algorithms import CONV_PASSES
 
 
 def layer_and_image() -> tuple[nn.Conv2d, torch.Tensor]:
-    return nn.Conv2d(32, 32, 3, padding=1), torch.randn(2, 32, 9, 8)
+    return nn.Conv2d(32, 32, 3, stride=2, padding=1), torch.randn(2, 32, 9, 8)
 
 
 def chosen(function, *args) -> dict[str, str]:

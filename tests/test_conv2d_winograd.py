@@ -31,14 +31,14 @@ def layout(request: pytest.FixtureRequest) -> torch.memory_format:
     return request.param
 
 
-def forward(x: Tensor, w: Tensor) -> Tensor:
-    return F.conv2d(x, w, padding=w.shape[-1] // 2)
+def forward(x: Tensor, w: Tensor, groups: int = 1) -> Tensor:
+    return F.conv2d(x, w, padding=w.shape[-1] // 2, groups=groups)
 
 
-def backward_input(gy: Tensor, w: Tensor) -> Tensor:
+def backward_input(gy: Tensor, w: Tensor, groups: int = 1) -> Tensor:
     """The gradient of `forward` by an input of the size of gy."""
     pad = [w.shape[-1] // 2] * 2
-    return torch.ops.nnops.conv2d_backward_input(gy, w, gy.shape[2:], [1, 1], pad, [1, 1], 1)
+    return torch.ops.nnops.conv2d_backward_input(gy, w, gy.shape[2:], [1, 1], pad, [1, 1], groups)
 
 
 def exact_forward(x: Tensor, w: Tensor) -> Tensor:
@@ -129,6 +129,25 @@ def test_the_error_goes_with_the_largest_numbers(form: str, conv_pass) -> None:
     error, _ = errors(x, w, conv_pass, form)
     rms = x.double().square().mean().sqrt()
     assert error.abs().max() * rms <= MOST * x.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_transformed_in_the_cache_and_beforehand(
+    form: str, groups: int, dtype: torch.dtype, conv_pass, layout: torch.memory_format, isa: str
+) -> None:
+    """Few pixels have their weights transformed in the cache, many beforehand: the same bits."""
+    op, ours, *_ = conv_pass
+    read, written, kernel = 140, 36, FORMS[form]
+    x = torch.randn(12, read * groups, 14, 13).to(dtype).contiguous(memory_format=layout)
+    assert len(x) * 14 * 13 > 2048
+    shape = (written * groups, read) if op == "conv2d" else (read * groups, written)
+    w = torch.randn(*shape, kernel, kernel).to(dtype)
+    for weight in (w, w.contiguous(memory_format=torch.channels_last), w.transpose(2, 3)):
+        with forced_algorithm(op, form):
+            parts = [ours(part, weight, groups) for part in x.split(5)]
+            assert torch.equal(ours(x, weight, groups), torch.cat(parts))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -23,6 +23,8 @@ constexpr int64_t kPooledPieceBytes = 192 << 10;
 constexpr int64_t kPieceBytes = 768 << 10;
 constexpr int64_t kMostPieceBytes = 4 << 20;
 constexpr int64_t kWeightShare = 4;
+// Where each piece would transform the weights anew.
+constexpr int64_t kMostUnpackedBytes = 16 << 20;
 
 // Rows of the output that Winograd's largest form computes together; a multiple of the others'.
 constexpr int64_t kTileRows = 4;
@@ -45,11 +47,16 @@ struct PiecePlan {
   int64_t pieces;
   bool apart;  // each piece is computed by one thread
 
-  PiecePlan(const FusedConv2dGeometry& g, int64_t element_bytes, int64_t packed_bytes, int threads)
-      : apart(threads > 1) {
-    const int64_t weighted = packed_bytes / kWeightShare;
+  PiecePlan(const FusedConv2dCall& call, int64_t element_bytes, int threads)
+      : apart(threads > 1 && !call.unpacked) {
+    const FusedConv2dGeometry& g = call.g;
+    const int64_t weighted = call.packed_bytes / kWeightShare;
     const int64_t least = g.pools ? kPooledPieceBytes : kPieceBytes;
     const int64_t bytes = larger(least, smaller(kMostPieceBytes, weighted));
+    if (call.unpacked) {
+      cut(g, element_bytes, kMostUnpackedBytes, 1);
+      return;
+    }
     cut(g, element_bytes, bytes, threads);
     // Too few pieces, or one thread would have too many more than another.
     if (apart && (pieces < threads || round_up(pieces, threads) * 8 > pieces * 9)) {
@@ -198,7 +205,7 @@ NNOPS_INLINE WorkerBytes worker_bytes(const FusedConv2dCall& call, const PiecePl
 
 template <typename T>
 int64_t fused_workspace(const FusedConv2dCall& call, int threads) {
-  const PiecePlan plan(call.g, sizeof(T), call.packed_bytes, threads);
+  const PiecePlan plan(call, sizeof(T), threads);
   return worker_bytes<T>(call, plan, threads).total() * (plan.apart ? threads : 1);
 }
 
@@ -306,7 +313,7 @@ class PieceRunner {
 
 template <typename T>
 void fused_run(const FusedConv2dCall& call, void* workspace, int threads) {
-  const PiecePlan plan(call.g, sizeof(T), call.packed_bytes, threads);
+  const PiecePlan plan(call, sizeof(T), threads);
   const WorkerBytes bytes = worker_bytes<T>(call, plan, threads);
   const PieceRunner<T> runner(call, plan, bytes, workspace, plan.apart ? 1 : threads);
   if (!plan.apart) {

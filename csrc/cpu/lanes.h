@@ -23,6 +23,7 @@ struct LanesOf;
     typedef int64_t quadwords __attribute__((vector_size(8 * N))); \
   };
 NNOPS_LANES_OF(float, int32_t, 1)
+NNOPS_LANES_OF(float, int32_t, 2)
 NNOPS_LANES_OF(float, int32_t, 4)
 NNOPS_LANES_OF(float, int32_t, 8)
 NNOPS_LANES_OF(float, int32_t, 16)

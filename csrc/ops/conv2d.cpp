@@ -54,7 +54,7 @@ void run_algorithm(const char* op, const DeviceScope& scope,
                    std::vector<int64_t>* left_out) {
   const Isa isa = scope.isa();
   const Algorithm& algorithm = active_kernels(kConv2dTable, isa).*choice.entry;
-  const auto kernel = kernel_for(op, choice.name, algorithm.run, dtype, isa);
+  const auto kernel = kernel_for(op, choice.name, run_of(algorithm, g, dtype), dtype, isa);
   if (g.n == 0) return;
   const int threads = thread_count(conv2d_grains(g), 1);
   const auto workspace_bytes = algorithm.workspace_bytes.entries[static_cast<int>(dtype)];
@@ -133,7 +133,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   run(kOp, scope, kConv2dForward, g, dtype, Images::kApart, [&](auto kernel, const auto& run) {
     std::shared_ptr<const Workspace> keeper;
     const void* ordered =
-        weight_for(run.algorithm, weight, dtype, g, forward_packing_geometry(g), &keeper);
+        weight_for(run.algorithm, weight, dtype, run.g, forward_packing_geometry(g), &keeper);
     kernel(from_image(output.mutable_data_ptr(), run.first_image, g.output, dtype),
            from_image(input.const_data_ptr(), run.first_image, g.input, dtype), ordered,
            forward.bias_data(), run.g, run.workspace, run.threads);
@@ -170,7 +170,7 @@ Tensor conv2d_backward_input(const Tensor& grad_output, const Tensor& weight,
   run(kOp, scope, kConv2dBackwardInput, g, dtype, Images::kApart,
       [&](auto kernel, const auto& run) {
         std::shared_ptr<const Workspace> keeper;
-        const void* ordered = weight_for(run.algorithm, weight, dtype, g,
+        const void* ordered = weight_for(run.algorithm, weight, dtype, run.g,
                                          backward_input_packing_geometry(g), &keeper);
         kernel(from_image(grad_input.mutable_data_ptr(), run.first_image, g.input, dtype),
                from_image(grad_output.const_data_ptr(), run.first_image, g.output, dtype), ordered,

@@ -56,6 +56,15 @@ inline Conv2dGeometry backward_input_packing_geometry(const Conv2dGeometry& g) {
   return packing;
 }
 
+// Whether it costs less to transform a weight of so many numbers for each part of the images, in
+// the cache, than to write it transformed to memory and to read it from there: where few pixels, of
+// all images, would pay for that, or where it would be larger than the caches.
+inline bool conv2d_transforms_in_cache(int64_t pixels, int64_t weights) {
+  constexpr int64_t kFewPixels = 2048;
+  constexpr int64_t kManyWeights = int64_t{1} << 17;  // times 9
+  return pixels <= kFewPixels || weights >= kManyWeights;
+}
+
 // Hears how a run shares its work among its threads, phase by phase: the threads wait for each
 // other at the end of each. `begin` opens a phase, and `task` follows once for each iteration of
 // its loop, in order. Work is counted in products (terms of the sums, those with padding included)
@@ -100,8 +109,9 @@ struct Conv2dAlgorithm {
   // a byte for each image, which `run` sets where the image is to be computed by another algorithm.
   // In backward_weight, which adds the images up, a single byte stands for the whole result.
   bool flags_images = false;
-  // What `pack` costs, in units of what it costs to put a weight into another order.
-  int64_t packing_cost = 1;
+  // As `run`, but of the weight itself, for calls for which conv2d_transforms_in_cache. Null: the
+  // weight is always packed.
+  PerDType<Function> run_unpacked{};
 };
 
 // bias: (oc,) contiguous, or null

@@ -2,6 +2,7 @@
 // and the weight in the order that an algorithm wants.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <type_traits>
@@ -52,21 +53,35 @@ Pointer* from_image(Pointer* data, int64_t n, const Strides4& strides, DType dty
   return static_cast<Byte*>(data) + n * strides.n * element_size(dtype);
 }
 
-// The weight in the order that the algorithm wants; alive as long as `keeper`.
+// Whether the algorithm gets the weight itself in this call, though it could have it packed.
+template <typename Function>
+bool runs_unpacked(const Conv2dAlgorithm<Function>& algorithm, const Conv2dGeometry& g,
+                   DType dtype) {
+  return algorithm.run_unpacked.entries[static_cast<int>(dtype)] != nullptr &&
+         conv2d_transforms_in_cache(g.n * std::max(g.h * g.w, g.oh * g.ow),
+                                    g.oc * (g.c / g.groups));
+}
+template <typename Function>
+const PerDType<Function>& run_of(const Conv2dAlgorithm<Function>& algorithm,
+                                 const Conv2dGeometry& g, DType dtype) {
+  return runs_unpacked(algorithm, g, dtype) ? algorithm.run_unpacked : algorithm.run;
+}
+
+// The weight in the order that run_of wants; alive as long as `keeper`.
 template <typename Algorithm>
 const void* weight_for(const Algorithm& algorithm, const Tensor& weight, DType dtype,
                        const Conv2dGeometry& g, const Conv2dGeometry& packing,
                        std::shared_ptr<const Workspace>* keeper) {
   const void* data = weight.const_data_ptr();
   const auto pack = algorithm.pack.entries[static_cast<int>(dtype)];
-  if (pack == nullptr) return data;
+  if (pack == nullptr || runs_unpacked(algorithm, g, dtype)) return data;
   PackingRequest request{};
   request.pack = pack;
   request.packed_bytes = algorithm.packed_bytes.entries[static_cast<int>(dtype)](packing);
   request.weight = data;
   request.weight_bytes = is_dense(weight) ? weight.numel() * element_size(dtype) : 0;
   request.packing = packing;
-  request.pixels = g.n * g.oh * g.ow / algorithm.packing_cost;
+  request.pixels = g.n * g.oh * g.ow;
   *keeper = packed_weights(request);
   return (*keeper)->data();
 }

@@ -42,8 +42,7 @@ constexpr double kTransformCost = 9;
 constexpr double kLargestShare = 0.9;
 // The same where direct sums are dot products of bfloat16, which cost half as much. Forms of four
 // points are never faster than these.
-constexpr double kLargestShareOfDots = 0.7;
-constexpr double kLargestShareOfWeightDots = 0.5;
+constexpr double kLargestShareOfDots = 0.5;
 
 double tiles_of(const WinogradForm& form, int64_t height, int64_t width) {
   const auto tiles = [&](int64_t size) { return (size + form.outputs - 1) / form.outputs; };
@@ -53,29 +52,38 @@ double places_of(const WinogradForm& form) {
   return static_cast<double>(form.points() * form.points());
 }
 double padded(int64_t channels) { return static_cast<double>(whole_vectors(channels)); }
-std::string costs_less(const WinogradForm& form, double winograd, double direct, bool has_dots,
-                       double share_of_dots) {
+std::string costs_less(const WinogradForm& form, double winograd, double direct, bool has_dots) {
   if (has_dots && form.points() < 6) return "dot products of bfloat16 cost less";
-  return winograd < (has_dots ? share_of_dots : kLargestShare) * direct ? ""
-                                                                        : "a direct sum costs less";
+  return winograd < (has_dots ? kLargestShareOfDots : kLargestShare) * direct
+             ? ""
+             : "a direct sum costs less";
 }
 
 // Costs of one image, in multiply-adds. Direct sums pad few channels to nothing, as their vectors
 // can run along pixels; Winograd's run along channels. A tile costs its products and its
-// transforms; weights are transformed, and n^2 numbers for r^2 fetched from memory, once for the
-// tiles of a call, which may be a single image.
-std::string form_pays(const WinogradForm& form, const WinogradProblem& problem, bool has_dots) {
-  constexpr double kWeightTiles = 16;
+// transforms; weights are put in order or transformed for the images of a call, of which there may
+// be one or many, as if for so many tiles or pixels.
+constexpr double kWeightTiles = 3;
+double direct_cost(const WinogradForm& form, const WinogradProblem& problem) {
+  const auto [outer, written, height, width] = problem;
+  const double pixels = static_cast<double>(height) * static_cast<double>(width);
+  return static_cast<double>(outer) * static_cast<double>(written) *
+         static_cast<double>(form.taps * form.taps) * (pixels + kWeightTiles);
+}
+double form_cost(const WinogradForm& form, const WinogradProblem& problem) {
   const auto [outer, written, height, width] = problem;
   const double products = static_cast<double>(outer) * padded(written);
-  const double pixels = static_cast<double>(height) * static_cast<double>(width);
   const double transforms = kTransformCost * (padded(outer) + padded(written));
-  const double direct = static_cast<double>(outer) * static_cast<double>(written) *
-                        static_cast<double>(form.taps * form.taps) * (pixels + kWeightTiles);
-  const double winograd =
-      places_of(form) *
-      ((products + transforms) * tiles_of(form, height, width) + products * kWeightTiles);
-  return costs_less(form, winograd, direct, has_dots, kLargestShareOfDots);
+  return places_of(form) *
+         ((products + transforms) * tiles_of(form, height, width) + products * kWeightTiles);
+}
+
+std::string form_pays(const WinogradForm& form, const WinogradProblem& problem, bool has_dots) {
+  const double cost = form_cost(form, problem);
+  if (form.taps == 3 && form.outputs > 2 && form_cost(k2x2Of3x3, problem) <= cost) {
+    return "winograd_2x2_3x3 costs less";
+  }
+  return costs_less(form, cost, direct_cost(form, problem), has_dots);
 }
 
 }  // namespace
@@ -128,8 +136,7 @@ std::string winograd_backward_weight_pays(const WinogradForm& form, const Conv2d
   const double winograd =
       places_of(form) *
       ((products + transforms) * images * tiles_of(form, g.oh, g.ow) + products * kSumTiles);
-  return costs_less(form, winograd, direct, bfloat16_dots(g, dtype).empty(),
-                    kLargestShareOfWeightDots);
+  return costs_less(form, winograd, direct, bfloat16_dots(g, dtype).empty());
 }
 
 }  // namespace nnops

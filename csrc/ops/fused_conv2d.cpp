@@ -44,10 +44,11 @@ void set_convolution(FusedConv2dCall& call, const Conv2dCandidate<Conv2dForward>
   const Conv2dForward& algorithm = active_kernels(kConv2dTable, isa).*choice.entry;
   const Conv2dGeometry& g = call.g.conv;
   const Conv2dGeometry packing = forward_packing_geometry(g);
-  call.conv = kernel_for("conv2d", choice.name, algorithm.run, dtype, isa);
+  call.conv = kernel_for("conv2d", choice.name, run_of(algorithm, g, dtype), dtype, isa);
   call.conv_workspace = algorithm.workspace_bytes.entries[static_cast<int>(dtype)];
   const auto packed_bytes = algorithm.packed_bytes.entries[static_cast<int>(dtype)];
   call.packed_bytes = packed_bytes != nullptr ? packed_bytes(packing) : 0;
+  call.unpacked = runs_unpacked(algorithm, g, dtype);
   call.weight = weight_for(algorithm, weight, dtype, g, packing, keeper);
 }
 

@@ -34,9 +34,6 @@ NNOPS_BEGIN_KERNELS
   {NNOPS_BFLOAT16(name##_workspace), NNOPS_BFLOAT16(name), NNOPS_BFLOAT16(name##_packed), \
    NNOPS_BFLOAT16(name##_pack), NNOPS_BFLOAT16(name##_partition)}
 
-// Transforming a weight, in units of Conv2dAlgorithm::packing_cost.
-constexpr int64_t kWinogradPackingCost = 16;
-
 // Not of double, whose sums are always direct.
 #define NNOPS_WINOGRAD_DTYPES(function)                               \
   {                                                                   \
@@ -44,14 +41,11 @@ constexpr int64_t kWinogradPackingCost = 16;
       function<float>, nullptr, function<bfloat16>, function<float16> \
     }                                                                 \
   }
-#define NNOPS_CONV2D_WINOGRAD(name)         \
-  {NNOPS_WINOGRAD_DTYPES(name##_workspace), \
-   NNOPS_WINOGRAD_DTYPES(name),             \
-   NNOPS_WINOGRAD_DTYPES(name##_packed),    \
-   NNOPS_WINOGRAD_DTYPES(name##_pack),      \
-   NNOPS_WINOGRAD_DTYPES(name##_partition), \
-   true,                                    \
-   kWinogradPackingCost}
+#define NNOPS_CONV2D_WINOGRAD(name)                                             \
+  {NNOPS_WINOGRAD_DTYPES(name##_workspace), NNOPS_WINOGRAD_DTYPES(name),        \
+   NNOPS_WINOGRAD_DTYPES(name##_packed),    NNOPS_WINOGRAD_DTYPES(name##_pack), \
+   NNOPS_WINOGRAD_DTYPES(name##_partition), true,                               \
+   NNOPS_WINOGRAD_DTYPES(name##_unpacked)}
 #define NNOPS_CONV2D_WINOGRAD_WEIGHT(name)  \
   {NNOPS_WINOGRAD_DTYPES(name##_workspace), \
    NNOPS_WINOGRAD_DTYPES(name),             \

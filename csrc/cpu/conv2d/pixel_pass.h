@@ -142,22 +142,21 @@ NNOPS_INLINE StripTask strip_task(const Plan& plan, const PixelPass& pass, int64
 }
 
 // One strip, and what it is computed of and to.
-// `weights` are of the type that the algorithm packs.
 template <typename T, typename F = acc_t<T>>
 struct PassStrip : StripTask {
   T* written;  // of the first image and channel of the group
   const T* read;
   const T* bias;     // of the first channel of the group, or null
-  const F* weights;  // packed, of the group
+  const F* weights;  // of the group, packed or not
 };
 template <typename T, typename F>
 NNOPS_INLINE PassStrip<T, F> pass_strip(const StripTask& task, T* written, const T* read,
-                                        const F* packed, int64_t packed_group, const T* bias,
+                                        const F* weights, int64_t weight_group, const T* bias,
                                         const PixelPass& pass) {
   const int64_t first_row = task.group * pass.rows;
   return {task, written + task.image0 * pass.written.n + first_row * pass.written.c,
           read + task.image0 * pass.read.n + task.group * pass.outer * pass.read.c,
-          bias != nullptr ? bias + first_row : nullptr, packed + task.group * packed_group};
+          bias != nullptr ? bias + first_row : nullptr, weights + task.group * weight_group};
 }
 
 // How a pass is cut: images and rows of a strip, and parts of the written channels.
@@ -286,6 +285,7 @@ void write_channel(T* channel, const acc_t<T>* sums, acc_t<T> bias, int64_t y0, 
 //   visit<T>(pass, threads, visitor)                 how run shares its work
 //   packed_bytes<T>(pass)                            0 if it reads the weight itself
 //   pack<T>(packed, weight, pass, threads)           if it does not
+//   run_unpacked<T>(...)                             perhaps, as run, of the weight itself
 // The packed weights of backward_input's passes stand one behind the other.
 template <typename Algorithm>
 struct ByPasses {
@@ -294,6 +294,14 @@ struct ByPasses {
                       const Conv2dGeometry& g, void* workspace, int threads) {
     Algorithm::template run<T>(static_cast<T*>(output), static_cast<const T*>(input), weights,
                                static_cast<const T*>(bias), forward_pass(g), workspace, threads);
+  }
+  template <typename T>
+  static void forward_unpacked(void* output, const void* input, const void* weight,
+                               const void* bias, const Conv2dGeometry& g, void* workspace,
+                               int threads) {
+    Algorithm::template run_unpacked<T>(static_cast<T*>(output), static_cast<const T*>(input),
+                                        weight, static_cast<const T*>(bias), forward_pass(g),
+                                        workspace, threads);
   }
   template <typename T>
   static int64_t forward_workspace(const Conv2dGeometry& g, int threads) {
@@ -324,6 +332,16 @@ struct ByPasses {
       Algorithm::template run<T>(gx, static_cast<const T*>(grad_output), place, nullptr, pass,
                                  workspace, threads);
       place += Algorithm::template packed_bytes<T>(pass);
+    });
+  }
+  template <typename T>
+  static void backward_input_unpacked(void* grad_input, const void* grad_output, const void* weight,
+                                      const Conv2dGeometry& g, void* workspace, int threads) {
+    T* gx = static_cast<T*>(grad_input);
+    write_zeros_where_no_tap_reaches(gx, g, threads);
+    for_each_backward_pass(g, [&](const PixelPass& pass) {
+      Algorithm::template run_unpacked<T>(gx, static_cast<const T*>(grad_output), weight, nullptr,
+                                          pass, workspace, threads);
     });
   }
   template <typename T>

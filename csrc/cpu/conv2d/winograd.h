@@ -15,7 +15,9 @@
 // stays in the cache, with M of some panels of the written channels and, a row of tiles at a time,
 // the pixels that come of it. The sums over c are cut into chains of at most kWinogradChain terms.
 //
-// Weights are packed as U[group][q][panel of channels][c][channel], transformed in double.
+// Weights are transformed to U[group][q][panel of channels][c][channel] beforehand or, where few
+// pixels would have to pay for that, when a strip comes to a panel's chain of channels, two rows of
+// places at a time, which stay in the cache. The bits are the same.
 //
 // A number that is not finite, or too large to be transformed, spreads over its tile, where a sum
 // of products would keep it to the pixels that read it. Such a tile has an output that is not
@@ -36,8 +38,10 @@ NNOPS_BEGIN_KERNELS
 constexpr int64_t kWinogradChain = 128;
 constexpr int64_t kStagedChannels = 32;                  // a multiple of all vectors
 constexpr int64_t kTransformedBytes = int64_t{4} << 20;  // of V, about
-constexpr int64_t kLeastTiles = 32, kMostTiles = 96;     // of a strip
-constexpr int64_t kProductBytes = int64_t{320} << 10;    // of M, about
+constexpr int64_t kTransformedBytesInCache = int64_t{6} << 20;
+constexpr int64_t kLeastTiles = 32, kMostTiles = 96;   // of a strip
+constexpr int64_t kProductBytes = int64_t{320} << 10;  // of M, about
+constexpr int64_t kTapChannels = 8;                    // whose taps are put in order together
 
 template <int kOutputSize, int kKernelSize>
 struct WinogradForm {
@@ -71,6 +75,8 @@ struct WinogradPlan : PackedWinograd<A, Form> {
   int64_t transformed_tile, transformed_place;  // of V
   int64_t transformed_size, product_tile, product_place, product_size;  // and M
   int64_t pixels_size;
+  // Of a chain of a panel's weights: in order, and transformed, two rows of places.
+  int64_t taps_size, weights_place, weights_size;
 
   WinogradPlan(const PixelPass& pass, int threads) : PackedWinograd<A, Form>(pass) {
     constexpr int64_t kLine = kLanes<A>;
@@ -84,7 +90,10 @@ struct WinogradPlan : PackedWinograd<A, Form> {
       axis->taps = Form::kPoints;
     }
     transformed_tile = odd_lines<A>(pass.outer);
-    const int64_t fitting = kTransformedBytes / (Form::kPlaces * transformed_tile * kSize);
+    const bool transforms_in_cache = conv2d_transforms_in_cache(
+        pass.images * pass.y.grid * pass.x.grid, pass.groups * pass.rows * pass.outer);
+    const int64_t bytes = transforms_in_cache ? kTransformedBytesInCache : kTransformedBytes;
+    const int64_t fitting = bytes / (Form::kPlaces * transformed_tile * kSize);
     const int64_t most = smaller(kMostTiles, larger(kLeastTiles, fitting));
     width = smaller(tiles.x.grid, most);
     width = divide_up(tiles.x.grid, divide_up(tiles.x.grid, width));
@@ -114,6 +123,11 @@ struct WinogradPlan : PackedWinograd<A, Form> {
     product_place = odd_lines<A>(strip_tiles * product_tile);
     product_size = Form::kPlaces * product_place;
     pixels_size = kM * width * kM * product_tile;
+
+    const int64_t panel_width = transforms_in_cache ? kTileVectors * kLine : 0;
+    taps_size = Form::kTaps * Form::kTaps * round_up(chain, kTapChannels) * panel_width;
+    weights_place = odd_lines<A>(chain * panel_width);
+    weights_size = transforms_in_cache ? 2 * Form::kPoints * weights_place : 0;
   }
 
   int64_t first_panel(int64_t split) const { return split * panels / panel_splits; }
@@ -121,7 +135,7 @@ struct WinogradPlan : PackedWinograd<A, Form> {
   // 0, 1, 2, ..: where the channels of a chain stand.
   int64_t offsets_size() const { return round_up(chain, 8); }
   int64_t thread_size() const {
-    return staged_size + transformed_size + product_size + pixels_size;
+    return staged_size + transformed_size + product_size + pixels_size + taps_size + weights_size;
   }
   int64_t workspace_bytes(int threads) const {
     return flags_bytes() + offsets_size() * 8 +
@@ -131,63 +145,105 @@ struct WinogradPlan : PackedWinograd<A, Form> {
 
 // --- weights ------------------------------------------------------------------------------------
 
-template <typename A>
-NNOPS_INLINE auto widen(Register<A> value) {
-  typedef double Wider __attribute__((vector_size(2 * kRegisterBytes)));
-  return __builtin_convertvector(value, Wider);
+// As many numbers as a register holds in double.
+constexpr int kDoubles = kRegisterBytes / int{sizeof(double)};
+using Doubles = Lanes<double, kDoubles>;
+
+// By intrinsics for the ISA's registers: GCC 12 would convert halves of them one by one.
+NNOPS_INLINE Doubles load_doubles(const float* numbers) {
+#if defined(__AVX512F__)
+  return Doubles(_mm512_cvtps_pd(_mm256_loadu_ps(numbers)));
+#elif defined(__AVX2__)
+  return Doubles(_mm256_cvtps_pd(_mm_loadu_ps(numbers)));
+#else
+  return __builtin_convertvector(load_lanes<kDoubles>(numbers), Doubles);
+#endif
+}
+NNOPS_INLINE void store_doubles(float* numbers, Doubles values) {
+#if defined(__AVX512F__)
+  _mm256_storeu_ps(numbers, _mm512_cvtpd_ps(__m512d(values)));
+#elif defined(__AVX2__)
+  _mm_storeu_ps(numbers, _mm256_cvtpd_ps(__m256d(values)));
+#else
+  store_lanes<kDoubles>(numbers, __builtin_convertvector(values, Lanes<float, kDoubles>));
+#endif
 }
 
-// U of one vector of channels, of the taps [kh][kw] that stand tap_strides apart.
+// What weights are transformed in: in double, and rounded once, where the form is to be as exact as
+// a direct sum.
 template <typename Form, typename A>
-NNOPS_INLINE void transform_weights(A* packed, int64_t place_stride, const A* taps,
-                                    int64_t stride_h, int64_t stride_w) {
+using WeightVector = std::conditional_t<Form::kPoints == 4, Doubles, Register<A>>;
+template <typename V, typename A>
+NNOPS_INLINE V load_weights(const A* weights) {
+  if constexpr (std::is_same_v<V, Doubles>) {
+    return load_doubles(weights);
+  } else {
+    return load_register(weights);
+  }
+}
+NNOPS_INLINE void store_weights(float* weights, Doubles values) { store_doubles(weights, values); }
+NNOPS_INLINE void store_weights(float* weights, Register<float> values) {
+  store_register(weights, values);
+}
+
+// Of channels [c0, c0 + channels) of a panel whose first written channel is `first`, from the
+// weights of a group: [kh][channel][kw][written channel].
+template <typename T>
+void order_taps(acc_t<T>* taps, const T* weight, int64_t first, int64_t width, int64_t c0,
+                int64_t channels, const PixelPass& pass) {
+  PixelPass block = pass;
+  block.outer = channels;
+  pack_weight_panel(taps, weight + first * pass.weight_row + c0 * pass.weight_outer,
+                    smaller(width, pass.rows - first), width, channels, block);
+}
+
+// U of `channels` channels of a panel, whose taps are as order_taps leaves them, at the listed rows
+// of places: [row][place of a row][channel][written channel].
+template <typename Form, typename A, typename Rows>
+NNOPS_INLINE void transform_weights(A* transformed, int64_t place_stride, const A* taps,
+                                    int64_t channels, int64_t width, Rows rows) {
   constexpr int kN = Form::kPoints;
-  using Wider = decltype(widen<A>(Register<A>{}));
-  transform_both_axes<Wider, Form::kTaps, kN>(
-      [=](int r, int s) NNOPS_INLINE_LAMBDA {
-        return widen<A>(load_register(taps + r * stride_h + s * stride_w));
-      },
-      NNOPS_TRANSFORM(transform_weight),
-      [=](int i, int j, Wider u) NNOPS_INLINE_LAMBDA {
-        store_register(packed + (i * kN + j) * place_stride,
-                       __builtin_convertvector(u, Register<A>));
-      });
+  using V = WeightVector<Form, A>;
+  const int64_t channel_stride = Form::kTaps * width;
+  const int64_t row_stride = channels * channel_stride;
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t k = 0; k < width; k += int64_t{sizeof(V) / sizeof(V{}[0])}) {
+      const A* corner = taps + c * channel_stride + k;
+      A* target = transformed + c * width + k;
+      transform_rows<V, Form::kTaps, kN>(
+          [=](int r, int s)
+              NNOPS_INLINE_LAMBDA { return load_weights<V>(corner + r * row_stride + s * width); },
+          NNOPS_TRANSFORM(transform_weight),
+          [=](int r, int j, V u)
+              NNOPS_INLINE_LAMBDA { store_weights(target + (r * kN + j) * place_stride, u); },
+          rows);
+    }
+  }
 }
 
 template <typename Form, typename T>
 void pack_winograd_panels(acc_t<T>* packed, const T* weight, const PixelPass& pass, int threads) {
   using A = acc_t<T>;
   constexpr int64_t kLine = kLanes<A>;
-  constexpr int64_t kChannels = 8;  // at a time
-  constexpr int64_t kTaps = int64_t{Form::kTaps} * Form::kTaps;
-  // [kh][channel][kw][written channel]. GCC 12 gives up at such an array type in a lambda.
-  using Taps = A[kTaps * kChannels * kTileVectors * kLine];
+  // GCC 12 gives up at such an array type in a lambda.
+  using Taps = A[Form::kTaps * Form::kTaps * kTapChannels * kTileVectors * kLine];
   const PackedWinograd<A, Form> plan(pass);
-  const int64_t blocks = divide_up(pass.outer, kChannels);
+  const int64_t blocks = divide_up(pass.outer, kTapChannels);
   const int64_t panels = pass.groups * plan.panels;
   in_parallel(threads, [&] {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < panels * blocks; ++i) {
       const int64_t panel = i / blocks % plan.panels;
       const int64_t group = i / blocks / plan.panels;
-      const int64_t c0 = i % blocks * kChannels;
+      const int64_t c0 = i % blocks * kTapChannels;
+      const int64_t channels = smaller(kTapChannels, pass.outer - c0);
       const int64_t first = plan.first_vector(panel) * kLine;
       const int64_t width = plan.first_vector(panel + 1) * kLine - first;
-      PixelPass block = pass;
-      block.outer = smaller(kChannels, pass.outer - c0);
       Taps taps;
-      pack_weight_panel(
-          taps,
-          weight + group * pass.weight_group + first * pass.weight_row + c0 * pass.weight_outer,
-          smaller(width, pass.rows - first), width, block.outer, block);
-      A* target = packed + group * plan.packed_group + first * pass.outer + c0 * width;
-      for (int64_t c = 0; c < block.outer; ++c) {
-        for (int64_t k = 0; k < width; k += kRegisterLanes<A>) {
-          transform_weights<Form>(target + c * width + k, plan.packed_place,
-                                  taps + c * Form::kTaps * width + k,
-                                  block.outer * Form::kTaps * width, width);
-        }
-      }
+      order_taps(taps, weight + group * pass.weight_group, first, width, c0, channels, pass);
+      transform_weights<Form>(packed + group * plan.packed_group + first * pass.outer + c0 * width,
+                              plan.packed_place, taps, channels, width,
+                              std::make_integer_sequence<int, Form::kPoints>{});
     }
   });
 }
@@ -224,8 +280,8 @@ NNOPS_INLINE void transform_tile(A* transformed, int64_t place_stride, const A* 
 }
 
 // V of a strip.
-template <typename Form, typename T>
-void transform_strip(acc_t<T>* transformed, acc_t<T>* staged, const PassStrip<T>& strip,
+template <typename Form, typename T, typename Weight>
+void transform_strip(acc_t<T>* transformed, acc_t<T>* staged, const PassStrip<T, Weight>& strip,
                      const PixelPass& pass, const WinogradPlan<acc_t<T>, Form>& plan) {
   using A = acc_t<T>;
   constexpr int64_t kM = Form::kOutputs;
@@ -280,6 +336,70 @@ void multiply_strip(A* products, const A* transformed, const A* weights, const i
   }
 }
 
+// body(rows) for pairs of rows of places whose weights have sums in common.
+template <typename Form, typename Body>
+NNOPS_INLINE void for_each_pair_of_rows(Body body) {
+  constexpr int kN = Form::kPoints;
+  body(std::integer_sequence<int, 0, kN - 1>{});
+  body(std::integer_sequence<int, 1, 2>{});
+  if constexpr (kN == 6) body(std::integer_sequence<int, 3, 4>{});
+}
+
+// Where a thread has the weights that it is about to need: in order, and transformed.
+template <typename A>
+struct WeightsInCache {
+  A* taps;
+  A* transformed;
+
+  WeightsInCache(A* memory, int64_t taps_size) : taps(memory), transformed(memory + taps_size) {}
+};
+
+// As multiply_strip, of the group's weights as the caller has them.
+template <typename Form, typename T>
+void multiply_strip_in_cache(acc_t<T>* products, const acc_t<T>* transformed, const T* weight,
+                             const WeightsInCache<acc_t<T>>& in_cache, const int64_t* offsets,
+                             int64_t tiles, int64_t panel0, int64_t panel1, const PixelPass& pass,
+                             const WinogradPlan<acc_t<T>, Form>& plan) {
+  using A = acc_t<T>;
+  constexpr int64_t kLine = kLanes<A>;
+  constexpr int64_t kTaps = int64_t{Form::kTaps} * Form::kTaps;
+  ChannelTile<A> tile{};
+  tile.sum_stride = plan.product_tile;
+  tile.offsets = offsets;
+  for (int64_t panel = panel0; panel < panel1; ++panel) {
+    const int64_t first = plan.first_vector(panel) * kLine;
+    const int64_t width = plan.first_vector(panel + 1) * kLine - first;
+    A* sums = products + first - plan.first_vector(panel0) * kLine;
+    for (int64_t c0 = 0; c0 < pass.outer; c0 += plan.chain) {
+      tile.depth = smaller(plan.chain, pass.outer - c0);
+      tile.first = c0 == 0;
+      const auto for_each_block = [&](auto body) NNOPS_INLINE_LAMBDA {
+        for (int64_t c = 0; c < tile.depth; c += kTapChannels) {
+          body(c, smaller(kTapChannels, tile.depth - c), in_cache.taps + c * kTaps * width);
+        }
+      };
+      for_each_block([&](int64_t c, int64_t channels, A* taps) {
+        order_taps(taps, weight, first, width, c0 + c, channels, pass);
+      });
+      for_each_pair_of_rows<Form>([&]<int... kRows>(std::integer_sequence<int, kRows...> rows) {
+        for_each_block([&](int64_t c, int64_t channels, const A* taps) NNOPS_INLINE_LAMBDA {
+          transform_weights<Form>(in_cache.transformed + c * width, plan.weights_place, taps,
+                                  channels, width, rows);
+        });
+        tile.weights = in_cache.transformed;
+        for (const int64_t row : {kRows...}) {
+          for (int64_t place = row * Form::kPoints; place < (row + 1) * Form::kPoints; ++place) {
+            tile.sums = sums + place * plan.product_place;
+            multiply_pixels(tile, transformed + place * plan.transformed_place + c0,
+                            plan.transformed_tile, tiles, width / kLine);
+            tile.weights += plan.weights_place;
+          }
+        }
+      });
+    }
+  }
+}
+
 // --- output -------------------------------------------------------------------------------------
 
 // The pixels of one tile and one register of channels. `spread` becomes NaN where one of them is
@@ -330,8 +450,8 @@ void write_winograd_rows(T* corner, const acc_t<T>* pixels, int64_t row_stride,
 }
 
 // The output of a strip for the panels [panel0, panel1); `flags` are those of the strip's images.
-template <typename Form, typename T>
-void write_strip(const PassStrip<T>& strip, const acc_t<T>* products, acc_t<T>* pixels,
+template <typename Form, typename T, typename Weight>
+void write_strip(const PassStrip<T, Weight>& strip, const acc_t<T>* products, acc_t<T>* pixels,
                  int64_t panel0, int64_t panel1, uint8_t* flags, const PixelPass& pass,
                  const WinogradPlan<acc_t<T>, Form>& plan) {
   using A = acc_t<T>;
@@ -366,11 +486,14 @@ void write_strip(const PassStrip<T>& strip, const acc_t<T>* products, acc_t<T>* 
 
 // --- the pass -----------------------------------------------------------------------------------
 
-template <typename Form, typename T>
-void run_winograd(T* written, const T* read, const acc_t<T>* packed, const T* bias,
+// Of packed weights, or of the weight itself.
+template <typename Form, bool kPacked, typename T>
+void run_winograd(T* written, const T* read, const void* weights, const T* bias,
                   const PixelPass& pass, void* workspace, int threads) {
   using A = acc_t<T>;
+  using Weight = std::conditional_t<kPacked, A, T>;
   const WinogradPlan<A, Form> plan(pass, threads);
+  const int64_t weight_group = kPacked ? plan.packed_group : pass.weight_group;
   uint8_t* flags = static_cast<uint8_t*>(workspace);
   int64_t* offsets = reinterpret_cast<int64_t*>(flags + plan.flags_bytes());
   A* per_thread = reinterpret_cast<A*>(offsets + plan.offsets_size());
@@ -382,17 +505,23 @@ void run_winograd(T* written, const T* read, const acc_t<T>* packed, const T* bi
     A* transformed = staged + plan.staged_size;
     A* products = transformed + plan.transformed_size;
     A* pixels = products + plan.product_size;
+    const WeightsInCache<A> in_cache(pixels + plan.pixels_size, plan.taps_size);
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < strip_tasks(plan, plan.tiles, plan.panel_splits); ++i) {
       const StripTask task = strip_task(plan, plan.tiles, plan.panel_splits, i);
-      const PassStrip<T> strip =
-          pass_strip(task, written, read, packed, plan.packed_group, bias, pass);
+      const auto strip = pass_strip(task, written, read, static_cast<const Weight*>(weights),
+                                    weight_group, bias, pass);
       transform_strip<Form>(transformed, staged, strip, pass, plan);
       const int64_t last = plan.first_panel(task.split + 1);
       for (int64_t panel = plan.first_panel(task.split); panel < last;) {
         const int64_t next = smaller(panel + plan.resident_panels, last);
-        multiply_strip<Form>(products, transformed, strip.weights, offsets, task.pixels(), panel,
-                             next, pass, plan);
+        if constexpr (kPacked) {
+          multiply_strip<Form>(products, transformed, strip.weights, offsets, task.pixels(), panel,
+                               next, pass, plan);
+        } else {
+          multiply_strip_in_cache<Form>(products, transformed, strip.weights, in_cache, offsets,
+                                        task.pixels(), panel, next, pass, plan);
+        }
         write_strip<Form>(strip, products, pixels, panel, next, flags + task.image0, pass, plan);
         panel = next;
       }
@@ -405,8 +534,12 @@ struct Winograd {
   template <typename T>
   static void run(T* written, const T* read, const void* weights, const T* bias,
                   const PixelPass& pass, void* workspace, int threads) {
-    run_winograd<Form>(written, read, static_cast<const acc_t<T>*>(weights), bias, pass, workspace,
-                       threads);
+    run_winograd<Form, true>(written, read, weights, bias, pass, workspace, threads);
+  }
+  template <typename T>
+  static void run_unpacked(T* written, const T* read, const void* weight, const T* bias,
+                           const PixelPass& pass, void* workspace, int threads) {
+    run_winograd<Form, false>(written, read, weight, bias, pass, workspace, threads);
   }
   template <typename T>
   static int64_t workspace_bytes(const PixelPass& pass, int threads) {

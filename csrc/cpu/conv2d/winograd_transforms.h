@@ -14,10 +14,12 @@
 // outputs.
 //
 // with a = 5/8, b = 3/2: errors are about a quarter of those of the textbook's 1 and 2 (the powers
-// stay nearer to 1), at the same number of operations, and every constant of B^T and A^T is exact
-// in float. Two axes apply one after the other. The number of points, taps and outputs is that of
-// the arrays.
+// stay nearer to 1), at the same number of operations, and every constant of B^T and of the powers
+// is exact in float. Two axes apply one after the other. The number of points, taps and outputs is
+// that of the arrays.
 #pragma once
+
+#include <utility>
 
 #include "cpu/wide.h"
 
@@ -49,15 +51,40 @@ NNOPS_INLINE void transform_input(const V (&d)[6], V (&t)[6]) {
   t[5] = (d[5] - (kSquareA + kSquareB) * d[3]) + kSquareA * kSquareB * d[1];
 }
 
-// In double, and rounded once at the end: weights are transformed once for many tiles.
 template <typename V>
 NNOPS_INLINE void transform_weight(const V (&w)[3], V (&u)[4]) {
-  const V even = 0.5 * (w[0] + w[2]);
-  const V odd = 0.5 * w[1];
+  const V even = 0.5f * (w[0] + w[2]);
   u[0] = w[0];
-  u[1] = even + odd;
-  u[2] = even - odd;
+  u[1] = even + 0.5f * w[1];
+  u[2] = even - 0.5f * w[1];
   u[3] = w[2];
+}
+
+// Of six points without the scale 1 / M_p(p), which transform_output has instead: so every constant
+// is exact here, and there are few roundings where there are many weights.
+template <typename V>
+NNOPS_INLINE void transform_weight(const V (&w)[3], V (&u)[6]) {
+  const V even_a = w[0] + kSquareA * w[2];
+  const V even_b = w[0] + kSquareB * w[2];
+  u[0] = w[0];
+  u[1] = even_a + kPointA * w[1];
+  u[2] = even_a - kPointA * w[1];
+  u[3] = even_b + kPointB * w[1];
+  u[4] = even_b - kPointB * w[1];
+  u[5] = w[2];
+}
+template <typename V>
+NNOPS_INLINE void transform_weight(const V (&w)[5], V (&u)[6]) {
+  const V even_a = w[0] + kSquareA * (w[2] + kSquareA * w[4]);
+  const V even_b = w[0] + kSquareB * (w[2] + kSquareB * w[4]);
+  const V odd_a = w[1] + kSquareA * w[3];
+  const V odd_b = w[1] + kSquareB * w[3];
+  u[0] = w[0];
+  u[1] = even_a + kPointA * odd_a;
+  u[2] = even_a - kPointA * odd_a;
+  u[3] = even_b + kPointB * odd_b;
+  u[4] = even_b - kPointB * odd_b;
+  u[5] = w[4];
 }
 
 // 1 / M_p(p) of 0, of +-a and of +-b.
@@ -66,54 +93,36 @@ constexpr double kScaleA = 0.5 / (double{kSquareA} * (double{kSquareA} - double{
 constexpr double kScaleB = 0.5 / (double{kSquareB} * (double{kSquareB} - double{kSquareA}));
 
 template <typename V>
-NNOPS_INLINE void transform_weight_by_parity(V first, V last, V even_a, V odd_a, V even_b, V odd_b,
-                                             V (&u)[6]) {
-  u[0] = kScale0 * first;
-  u[1] = kScaleA * (even_a + odd_a);
-  u[2] = kScaleA * (even_a - odd_a);
-  u[3] = kScaleB * (even_b + odd_b);
-  u[4] = kScaleB * (even_b - odd_b);
-  u[5] = last;
-}
-template <typename V>
-NNOPS_INLINE void transform_weight(const V (&w)[3], V (&u)[6]) {
-  constexpr double kA = kPointA;
-  constexpr double kB = kPointB;
-  transform_weight_by_parity<V>(w[0], w[2], w[0] + kA * kA * w[2], kA * w[1], w[0] + kB * kB * w[2],
-                                kB * w[1], u);
-}
-template <typename V>
-NNOPS_INLINE void transform_weight(const V (&w)[5], V (&u)[6]) {
-  constexpr double kA = kPointA;
-  constexpr double kB = kPointB;
-  transform_weight_by_parity<V>(
-      w[0], w[4], w[0] + kA * kA * (w[2] + kA * kA * w[4]), kA * (w[1] + kA * kA * w[3]),
-      w[0] + kB * kB * (w[2] + kB * kB * w[4]), kB * (w[1] + kB * kB * w[3]), u);
-}
-
-template <typename V>
 NNOPS_INLINE void transform_output(const V (&m)[4], V (&y)[2]) {
   y[0] = m[0] + (m[1] + m[2]);
   y[1] = m[3] + (m[1] - m[2]);
 }
+// Scale times power `power` of the points.
+template <int power>
+constexpr float kOutputA = float(kScaleA * (power > 0 ? kPointA : 1) * (power > 1 ? kPointA : 1) *
+                                 (power > 2 ? kPointA : 1));
+template <int power>
+constexpr float kOutputB = float(kScaleB * (power > 0 ? kPointB : 1) * (power > 1 ? kPointB : 1) *
+                                 (power > 2 ? kPointB : 1));
 template <typename V>
 NNOPS_INLINE void transform_output(const V (&m)[6], V (&y)[2]) {
-  y[0] = m[0] + ((m[1] + m[2]) + (m[3] + m[4]));
-  y[1] = (m[5] + kPointA * (m[1] - m[2])) + kPointB * (m[3] - m[4]);
+  y[0] = (float(kScale0) * m[0] + kOutputA<0> * (m[1] + m[2])) + kOutputB<0> * (m[3] + m[4]);
+  y[1] = (m[5] + kOutputA<1> * (m[1] - m[2])) + kOutputB<1> * (m[3] - m[4]);
 }
 template <typename V>
 NNOPS_INLINE void transform_output(const V (&m)[6], V (&y)[4]) {
   const V even_a = m[1] + m[2];
   const V even_b = m[3] + m[4];
-  const V odd_a = kPointA * (m[1] - m[2]);
+  const V odd_a = m[1] - m[2];
   const V odd_b = m[3] - m[4];
-  y[0] = m[0] + (even_a + even_b);
-  y[1] = odd_a + kPointB * odd_b;
-  y[2] = kSquareA * even_a + (kSquareB * even_b);
-  y[3] = (m[5] + kSquareA * odd_a) + kSquareB * kPointB * odd_b;
+  y[0] = (float(kScale0) * m[0] + kOutputA<0> * even_a) + kOutputB<0> * even_b;
+  y[1] = kOutputA<1> * odd_a + kOutputB<1> * odd_b;
+  y[2] = kOutputA<2> * even_a + kOutputB<2> * even_b;
+  y[3] = (m[5] + kOutputA<3> * odd_a) + kOutputB<3> * odd_b;
 }
 
-// The transposes of transform_output and of transform_weight.
+// The transposes of A^T and G, the scale with the latter, in double there: what a weight's gradient
+// is made of is transformed once for many tiles.
 template <typename V>
 NNOPS_INLINE void transform_gradient(const V (&g)[2], V (&t)[4]) {
   t[0] = g[0];
@@ -173,23 +182,33 @@ NNOPS_INLINE void transform_back_to_weight(const V (&u)[6], V (&w)[kTaps]) {
   w[kTaps - 1] += u[5];
 }
 
-// store(i, j, T x T^T) for x[i][j] = load(i, j), kIn a side, and kOut after the transform T, which
-// is transform(in, out) along one axis: first along i, then along j.
-template <typename V, int kIn, int kOut, typename Load, typename Transform, typename Store>
-NNOPS_INLINE void transform_both_axes(Load load, Transform transform, Store store) {
-  V between[kOut][kIn];
+// store(r, j, T x T^T) for x[i][j] = load(i, j), kIn a side, and kOut after the transform T, which
+// is transform(in, out) along one axis: first along i, then along j. Of the rows of the result
+// those listed, of which r counts.
+template <typename V, int kIn, int kOut, typename Load, typename Transform, typename Store,
+          int... kRows>
+NNOPS_INLINE void transform_rows(Load load, Transform transform, Store store,
+                                 std::integer_sequence<int, kRows...>) {
+  constexpr int kCount = sizeof...(kRows);
+  V between[kCount][kIn];
   for (int j = 0; j < kIn; ++j) {
     V in[kIn];
     V out[kOut];
     for (int i = 0; i < kIn; ++i) in[i] = load(i, j);
     transform(in, out);
-    for (int i = 0; i < kOut; ++i) between[i][j] = out[i];
+    int r = 0;
+    ((between[r++][j] = out[kRows]), ...);
   }
-  for (int i = 0; i < kOut; ++i) {
+  for (int r = 0; r < kCount; ++r) {
     V out[kOut];
-    transform(between[i], out);
-    for (int j = 0; j < kOut; ++j) store(i, j, out[j]);
+    transform(between[r], out);
+    for (int j = 0; j < kOut; ++j) store(r, j, out[j]);
   }
+}
+// All rows.
+template <typename V, int kIn, int kOut, typename Load, typename Transform, typename Store>
+NNOPS_INLINE void transform_both_axes(Load load, Transform transform, Store store) {
+  transform_rows<V, kIn, kOut>(load, transform, store, std::make_integer_sequence<int, kOut>{});
 }
 
 // One of the transforms above, for transform_both_axes.

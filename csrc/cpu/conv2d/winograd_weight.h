@@ -219,26 +219,23 @@ void add_weight_products(A* sums, const A* inputs, const A* gradients, const int
   }
 }
 
-// The gradients of a row of weights, of one register of input channels: [kh][kw][channel]. `sums`
-// are those of the first part.
+// The gradients of a row of weights, of kDoubles input channels: [kh][kw][channel]. `sums` are
+// those of the first part.
 template <typename Form, typename A>
 NNOPS_INLINE void transform_sums(A* taps, const A* sums, const WinogradWeightPlan<A, Form>& plan) {
   constexpr int kR = Form::kTaps;
-  using Wider = decltype(widen<A>(Register<A>{}));
-  transform_both_axes<Wider, Form::kPoints, kR>(
+  transform_both_axes<Doubles, Form::kPoints, kR>(
       [&](int i, int j) NNOPS_INLINE_LAMBDA {
         const A* place = sums + (i * Form::kPoints + j) * plan.sum_place;
-        Wider u = widen<A>(load_register(place));
+        Doubles u = load_doubles(place);
         for (int64_t part = 1; part < plan.parts; ++part) {
-          u += widen<A>(load_register(place + part * plan.blocks * plan.sum_size));
+          u += load_doubles(place + part * plan.blocks * plan.sum_size);
         }
         return u;
       },
       NNOPS_TRANSFORM(transform_back_to_weight),
-      [=](int r, int s, Wider w) NNOPS_INLINE_LAMBDA {
-        store_register(taps + (r * kR + s) * kRegisterLanes<A>,
-                       __builtin_convertvector(w, Register<A>));
-      });
+      [=](int r, int s, Doubles w)
+          NNOPS_INLINE_LAMBDA { store_doubles(taps + (r * kR + s) * kDoubles, w); });
 }
 
 // Row `k` of a block of weights; returns whether all its gradients are finite.
@@ -248,15 +245,15 @@ bool write_weight_row(T* grad_weight, const acc_t<T>* sums, int64_t k,
                       const WinogradWeightPlan<acc_t<T>, Form>& plan) {
   using A = acc_t<T>;
   constexpr int64_t kR = Form::kTaps;
-  A taps[kR * kR * kRegisterLanes<A>];
+  A taps[kR * kR * kDoubles];
   A spread = 0;
   T* row = grad_weight + (block.group * plan.rows + block.row0 + k) * g.weight.n;
-  for (int64_t c = 0; c < block.channels; c += kRegisterLanes<A>) {
+  for (int64_t c = 0; c < block.channels; c += kDoubles) {
     transform_sums<Form>(taps, sums + k * plan.sum_row + c, plan);
-    for (int64_t i = 0; i < smaller(kRegisterLanes<A>, block.channels - c); ++i) {
+    for (int64_t i = 0; i < smaller(kDoubles, block.channels - c); ++i) {
       T* weight = row + (block.channel0 + c + i) * g.weight.c;
       for (int64_t tap = 0; tap < kR * kR; ++tap) {
-        const A value = taps[tap * kRegisterLanes<A> + i];
+        const A value = taps[tap * kDoubles + i];
         spread += value * 0;
         weight[tap / kR * g.weight.h + tap % kR * g.weight.w] = from_acc<T>(value);
       }
