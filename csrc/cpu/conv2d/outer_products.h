@@ -185,8 +185,17 @@ void pack_rows(acc_t<T>* rows, const T* image, int64_t channels, int64_t padded_
   };
   if (!plan.filters_in_lanes && plan.layout == ColumnLayout::kUnfolded) {
     for (int64_t y = 0; y < plan.height; ++y, rows += plan.row_size) {
+      const int64_t h0 = (y0 + y) * g.stride_h - g.pad_top;
+      const int64_t step = g.dilation_h;
+      if (h0 >= 0 && h0 + (g.kh - 1) * step < g.h) {  // the kernel's rows, together
+        for (int64_t c = 0; c < channels; ++c) {
+          pack_row(rows + c * g.kh, row_of(h0) + c * g.input.c, step * g.input.h, g.kh, g.kh, x0,
+                   plan);
+        }
+        continue;
+      }
       for (int64_t kh = 0; kh < g.kh; ++kh) {
-        const T* source = row_of((y0 + y) * g.stride_h - g.pad_top + kh * g.dilation_h);
+        const T* source = row_of(h0 + kh * step);
         for (int64_t c = 0; c < channels; ++c) {
           pack_row(rows + c * g.kh + kh, source == nullptr ? nullptr : source + c * g.input.c,
                    g.input.c, 1, 1, x0, plan);
