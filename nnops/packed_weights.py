@@ -14,8 +14,8 @@ step, keeps none, and frozen layers need no announcement.
 
 Where there are so many pixels that packing does not count (more than 2048 in the whole batch), for
 the smallest weights, and for Winograd's forms, which transform a weight for few pixels, or a large
-one, in the cache, nothing is asked and nothing is kept. The least recently used weights go first; the environment variable
-NNOPS_PACKED_WEIGHTS sets the limit at the start, in bytes.
+one, in the cache, nothing is asked and nothing is kept. The least recently used weights go first;
+the environment variable NNOPS_PACKED_WEIGHTS sets the limit at the start, in bytes.
 """
 
 from __future__ import annotations

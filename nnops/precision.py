@@ -13,10 +13,10 @@ On CUDA "high" also lets float32 run in TF32 where torch.backends.cudnn.conv.fp3
 The bound of "high", against float64: for inputs and weights without preferred sign, 1.5e-6 of the
 output's standard deviation in the mean square and 1e-5 at an element, which one in a million may
 exceed by a quarter, for sums over up to 2048 channels (longer ones are computed directly). A direct
-sum has about 3e-7 and 2e-6 there. The error goes with the largest numbers of a tile of 6x6 pixels, not with those that an output reads: a
-pixel a million times as large as its neighbours costs these six digits, where a direct sum keeps
-them. An image with numbers that are not finite, or so large that a transform is not, is computed
-directly: what is NaN or infinite is so where torch has it.
+sum has about 3e-7 and 2e-6 there. The error goes with the largest numbers of a tile of 6x6 pixels,
+not with those that an output reads: a pixel a million times as large as its neighbours costs these
+six digits, where a direct sum keeps them. An image with numbers that are not finite, or so large
+that a transform is not, is computed directly: what is NaN or infinite is so where torch has it.
 
 A call can say otherwise than the process, and its gradients then go with it:
 `F.conv2d(..., precision="highest")`, or the attribute `precision` of a module.
