@@ -38,6 +38,7 @@ NNOPS_BEGIN_KERNELS
 constexpr int64_t kWinogradChain = 128;
 constexpr int64_t kStagedChannels = 32;                  // a multiple of all vectors
 constexpr int64_t kTransformedBytes = int64_t{4} << 20;  // of V, about
+// The same where each strip transforms the weights: the fewer strips, the better.
 constexpr int64_t kTransformedBytesInCache = int64_t{6} << 20;
 constexpr int64_t kLeastTiles = 32, kMostTiles = 96;   // of a strip
 constexpr int64_t kProductBytes = int64_t{320} << 10;  // of M, about
