@@ -27,7 +27,7 @@ from nnops.testing.compare import assert_same_call
 from nnops.testing.samples import Sample
 from nnops.tuning import Problem
 
-RULES = "pixel_rows"  # what the rules choose for `images` and `weights`
+RULES = "winograd_4x4_3x3"  # what the rules choose for `images` and `weights`
 OTHERS = {
     "conv2d": "expanded_planes",
     "conv2d_backward_input": "winograd_2x2_3x3",
@@ -195,7 +195,7 @@ def test_autotune_takes_stores_and_reports_the_fastest(
 ) -> None:
     x, w = images(), weights()
     before = chosen(train, x, w)
-    second = {("conv2d", "winograd_4x4_3x3"): [1.9] * 5}
+    second = {("conv2d", "winograd_2x2_3x3"): [1.9] * 5}
     wins({**dict.fromkeys(OTHERS.items(), TWICE), **second})
     limit = nnops.packed_weight_cache().limit
     tuned = nnops.autotune(train, x, w)
