@@ -19,7 +19,7 @@ import nnops.nn.functional as F
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 SHARDED = """
-import torch, torch.distributed as dist
+import os, torch, torch.distributed as dist
 import nnops.nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.device_mesh import init_device_mesh
@@ -46,6 +46,8 @@ def losses(nn):
 for ours, theirs in zip([*losses(nnops.nn)], [*losses(torch.nn)], strict=True):
     assert abs(ours - theirs) < 1e-5, (ours, theirs)
 dist.destroy_process_group()
+# torch 2.13, on its own too, now and then ends in std::terminate after fully_shard.
+os._exit(0)
 """
 
 
