@@ -41,11 +41,14 @@ NNOPS_BEGIN_KERNELS
       function<float>, nullptr, function<bfloat16>, function<float16> \
     }                                                                 \
   }
-#define NNOPS_CONV2D_WINOGRAD(name)                                             \
-  {NNOPS_WINOGRAD_DTYPES(name##_workspace), NNOPS_WINOGRAD_DTYPES(name),        \
-   NNOPS_WINOGRAD_DTYPES(name##_packed),    NNOPS_WINOGRAD_DTYPES(name##_pack), \
-   NNOPS_WINOGRAD_DTYPES(name##_partition), true,                               \
-   NNOPS_WINOGRAD_DTYPES(name##_unpacked)}
+#define NNOPS_CONV2D_WINOGRAD(Form, pass)                             \
+  {NNOPS_WINOGRAD_DTYPES(ByPasses<Winograd<Form>>::pass##_workspace), \
+   NNOPS_WINOGRAD_DTYPES(ByPasses<Winograd<Form>>::pass),             \
+   NNOPS_WINOGRAD_DTYPES(ByPasses<Winograd<Form>>::pass##_packed),    \
+   NNOPS_WINOGRAD_DTYPES(ByPasses<Winograd<Form>>::pass##_pack),      \
+   NNOPS_WINOGRAD_DTYPES(ByPasses<Winograd<Form>>::pass##_partition), \
+   true,                                                              \
+   NNOPS_WINOGRAD_DTYPES(ByPasses<WinogradInCache<Form>>::pass)}
 #define NNOPS_CONV2D_WINOGRAD_WEIGHT(name)  \
   {NNOPS_WINOGRAD_DTYPES(name##_workspace), \
    NNOPS_WINOGRAD_DTYPES(name),             \
@@ -79,9 +82,9 @@ extern const Conv2dKernels conv2d_kernels = {
     .forward_pixel_rows = NNOPS_CONV2D_PACKING_ALGORITHM(ByPasses<PixelRows>::forward),
     .forward_reference = NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_forward,
                                                 reference_workspace, reference_forward_partition),
-    .forward_winograd_2x2_3x3 = NNOPS_CONV2D_WINOGRAD(ByPasses<Winograd<Form2x2Of3x3>>::forward),
-    .forward_winograd_2x2_5x5 = NNOPS_CONV2D_WINOGRAD(ByPasses<Winograd<Form2x2Of5x5>>::forward),
-    .forward_winograd_4x4_3x3 = NNOPS_CONV2D_WINOGRAD(ByPasses<Winograd<Form4x4Of3x3>>::forward),
+    .forward_winograd_2x2_3x3 = NNOPS_CONV2D_WINOGRAD(Form2x2Of3x3, forward),
+    .forward_winograd_2x2_5x5 = NNOPS_CONV2D_WINOGRAD(Form2x2Of5x5, forward),
+    .forward_winograd_4x4_3x3 = NNOPS_CONV2D_WINOGRAD(Form4x4Of3x3, forward),
     .backward_input_depthwise_channels = NNOPS_CONV2D_ALGORITHM(
         NNOPS_FLOAT_DTYPES, depthwise_channels_backward_input, depthwise_channels_workspace,
         depthwise_channels_backward_input_partition),
@@ -105,12 +108,9 @@ extern const Conv2dKernels conv2d_kernels = {
     .backward_input_reference =
         NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_backward_input, reference_workspace,
                                reference_backward_input_partition),
-    .backward_input_winograd_2x2_3x3 =
-        NNOPS_CONV2D_WINOGRAD(ByPasses<Winograd<Form2x2Of3x3>>::backward_input),
-    .backward_input_winograd_2x2_5x5 =
-        NNOPS_CONV2D_WINOGRAD(ByPasses<Winograd<Form2x2Of5x5>>::backward_input),
-    .backward_input_winograd_4x4_3x3 =
-        NNOPS_CONV2D_WINOGRAD(ByPasses<Winograd<Form4x4Of3x3>>::backward_input),
+    .backward_input_winograd_2x2_3x3 = NNOPS_CONV2D_WINOGRAD(Form2x2Of3x3, backward_input),
+    .backward_input_winograd_2x2_5x5 = NNOPS_CONV2D_WINOGRAD(Form2x2Of5x5, backward_input),
+    .backward_input_winograd_4x4_3x3 = NNOPS_CONV2D_WINOGRAD(Form4x4Of3x3, backward_input),
     .backward_weight_depthwise_channel_dots =
         NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, depthwise_channel_dots_backward_weight,
                                depthwise_channel_dots_workspace, depthwise_channel_dots_partition),

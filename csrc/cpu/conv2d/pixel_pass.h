@@ -285,7 +285,6 @@ void write_channel(T* channel, const acc_t<T>* sums, acc_t<T> bias, int64_t y0, 
 //   visit<T>(pass, threads, visitor)                 how run shares its work
 //   packed_bytes<T>(pass)                            0 if it reads the weight itself
 //   pack<T>(packed, weight, pass, threads)           if it does not
-//   run_unpacked<T>(...)                             perhaps, as run, of the weight itself
 // The packed weights of backward_input's passes stand one behind the other.
 template <typename Algorithm>
 struct ByPasses {
@@ -294,14 +293,6 @@ struct ByPasses {
                       const Conv2dGeometry& g, void* workspace, int threads) {
     Algorithm::template run<T>(static_cast<T*>(output), static_cast<const T*>(input), weights,
                                static_cast<const T*>(bias), forward_pass(g), workspace, threads);
-  }
-  template <typename T>
-  static void forward_unpacked(void* output, const void* input, const void* weight,
-                               const void* bias, const Conv2dGeometry& g, void* workspace,
-                               int threads) {
-    Algorithm::template run_unpacked<T>(static_cast<T*>(output), static_cast<const T*>(input),
-                                        weight, static_cast<const T*>(bias), forward_pass(g),
-                                        workspace, threads);
   }
   template <typename T>
   static int64_t forward_workspace(const Conv2dGeometry& g, int threads) {
@@ -332,16 +323,6 @@ struct ByPasses {
       Algorithm::template run<T>(gx, static_cast<const T*>(grad_output), place, nullptr, pass,
                                  workspace, threads);
       place += Algorithm::template packed_bytes<T>(pass);
-    });
-  }
-  template <typename T>
-  static void backward_input_unpacked(void* grad_input, const void* grad_output, const void* weight,
-                                      const Conv2dGeometry& g, void* workspace, int threads) {
-    T* gx = static_cast<T*>(grad_input);
-    write_zeros_where_no_tap_reaches(gx, g, threads);
-    for_each_backward_pass(g, [&](const PixelPass& pass) {
-      Algorithm::template run_unpacked<T>(gx, static_cast<const T*>(grad_output), weight, nullptr,
-                                          pass, workspace, threads);
     });
   }
   template <typename T>

@@ -538,11 +538,6 @@ struct Winograd {
     run_winograd<Form, true>(written, read, weights, bias, pass, workspace, threads);
   }
   template <typename T>
-  static void run_unpacked(T* written, const T* read, const void* weight, const T* bias,
-                           const PixelPass& pass, void* workspace, int threads) {
-    run_winograd<Form, false>(written, read, weight, bias, pass, workspace, threads);
-  }
-  template <typename T>
   static int64_t workspace_bytes(const PixelPass& pass, int threads) {
     return WinogradPlan<acc_t<T>, Form>(pass, threads).workspace_bytes(threads);
   }
@@ -567,6 +562,20 @@ struct Winograd {
       return task.pixels() * Form::kPlaces * pass.outer *
              (channels(task.split + 1) - channels(task.split));
     });
+  }
+};
+
+// The same of the weight itself; shares its work and has its workspace alike.
+template <typename Form>
+struct WinogradInCache {
+  template <typename T>
+  static void run(T* written, const T* read, const void* weight, const T* bias,
+                  const PixelPass& pass, void* workspace, int threads) {
+    run_winograd<Form, false>(written, read, weight, bias, pass, workspace, threads);
+  }
+  template <typename T>
+  static int64_t packed_bytes(const PixelPass&) {
+    return 0;
   }
 };
 

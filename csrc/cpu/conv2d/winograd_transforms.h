@@ -30,6 +30,18 @@ constexpr float kPointB = 1.5f;
 constexpr float kSquareA = kPointA * kPointA;
 constexpr float kSquareB = kPointB * kPointB;
 
+// At the points 0, a, -a, b, -b and infinity, of the parts with even and with odd powers.
+template <typename V>
+NNOPS_INLINE void set_points(V at_0, V even_a, V odd_a, V even_b, V odd_b, V at_infinity,
+                             V (&t)[6]) {
+  t[0] = at_0;
+  t[1] = even_a + kPointA * odd_a;
+  t[2] = even_a - kPointA * odd_a;
+  t[3] = even_b + kPointB * odd_b;
+  t[4] = even_b - kPointB * odd_b;
+  t[5] = at_infinity;
+}
+
 template <typename V>
 NNOPS_INLINE void transform_input(const V (&d)[4], V (&t)[4]) {
   t[0] = d[0] - d[2];
@@ -43,12 +55,9 @@ NNOPS_INLINE void transform_input(const V (&d)[6], V (&t)[6]) {
   const V even_b = d[4] - kSquareA * d[2];
   const V odd_a = d[3] - kSquareB * d[1];
   const V odd_b = d[3] - kSquareA * d[1];
-  t[0] = (d[4] - (kSquareA + kSquareB) * d[2]) + kSquareA * kSquareB * d[0];
-  t[1] = even_a + kPointA * odd_a;
-  t[2] = even_a - kPointA * odd_a;
-  t[3] = even_b + kPointB * odd_b;
-  t[4] = even_b - kPointB * odd_b;
-  t[5] = (d[5] - (kSquareA + kSquareB) * d[3]) + kSquareA * kSquareB * d[1];
+  set_points<V>((d[4] - (kSquareA + kSquareB) * d[2]) + kSquareA * kSquareB * d[0], even_a, odd_a,
+                even_b, odd_b, (d[5] - (kSquareA + kSquareB) * d[3]) + kSquareA * kSquareB * d[1],
+                t);
 }
 
 template <typename V>
@@ -64,14 +73,7 @@ NNOPS_INLINE void transform_weight(const V (&w)[3], V (&u)[4]) {
 // is exact here, and there are few roundings where there are many weights.
 template <typename V>
 NNOPS_INLINE void transform_weight(const V (&w)[3], V (&u)[6]) {
-  const V even_a = w[0] + kSquareA * w[2];
-  const V even_b = w[0] + kSquareB * w[2];
-  u[0] = w[0];
-  u[1] = even_a + kPointA * w[1];
-  u[2] = even_a - kPointA * w[1];
-  u[3] = even_b + kPointB * w[1];
-  u[4] = even_b - kPointB * w[1];
-  u[5] = w[2];
+  set_points<V>(w[0], w[0] + kSquareA * w[2], w[1], w[0] + kSquareB * w[2], w[1], w[2], u);
 }
 template <typename V>
 NNOPS_INLINE void transform_weight(const V (&w)[5], V (&u)[6]) {
@@ -79,12 +81,7 @@ NNOPS_INLINE void transform_weight(const V (&w)[5], V (&u)[6]) {
   const V even_b = w[0] + kSquareB * (w[2] + kSquareB * w[4]);
   const V odd_a = w[1] + kSquareA * w[3];
   const V odd_b = w[1] + kSquareB * w[3];
-  u[0] = w[0];
-  u[1] = even_a + kPointA * odd_a;
-  u[2] = even_a - kPointA * odd_a;
-  u[3] = even_b + kPointB * odd_b;
-  u[4] = even_b - kPointB * odd_b;
-  u[5] = w[4];
+  set_points<V>(w[0], even_a, odd_a, even_b, odd_b, w[4], u);
 }
 
 // 1 / M_p(p) of 0, of +-a and of +-b.
@@ -97,16 +94,18 @@ NNOPS_INLINE void transform_output(const V (&m)[4], V (&y)[2]) {
   y[0] = m[0] + (m[1] + m[2]);
   y[1] = m[3] + (m[1] - m[2]);
 }
-// Scale times power `power` of the points.
-template <int power>
-constexpr float kOutputA = float(kScaleA * (power > 0 ? kPointA : 1) * (power > 1 ? kPointA : 1) *
-                                 (power > 2 ? kPointA : 1));
-template <int power>
-constexpr float kOutputB = float(kScaleB * (power > 0 ? kPointB : 1) * (power > 1 ? kPointB : 1) *
-                                 (power > 2 ? kPointB : 1));
+constexpr float scaled_power(double scale, double point, int power) {
+  for (; power > 0; --power) scale *= point;
+  return static_cast<float>(scale);
+}
+template <int kPower>
+constexpr float kOutputA = scaled_power(kScaleA, kPointA, kPower);
+template <int kPower>
+constexpr float kOutputB = scaled_power(kScaleB, kPointB, kPower);
+constexpr float kOutput0 = scaled_power(kScale0, 0, 0);
 template <typename V>
 NNOPS_INLINE void transform_output(const V (&m)[6], V (&y)[2]) {
-  y[0] = (float(kScale0) * m[0] + kOutputA<0> * (m[1] + m[2])) + kOutputB<0> * (m[3] + m[4]);
+  y[0] = (kOutput0 * m[0] + kOutputA<0> * (m[1] + m[2])) + kOutputB<0> * (m[3] + m[4]);
   y[1] = (m[5] + kOutputA<1> * (m[1] - m[2])) + kOutputB<1> * (m[3] - m[4]);
 }
 template <typename V>
@@ -115,7 +114,7 @@ NNOPS_INLINE void transform_output(const V (&m)[6], V (&y)[4]) {
   const V even_b = m[3] + m[4];
   const V odd_a = m[1] - m[2];
   const V odd_b = m[3] - m[4];
-  y[0] = (float(kScale0) * m[0] + kOutputA<0> * even_a) + kOutputB<0> * even_b;
+  y[0] = (kOutput0 * m[0] + kOutputA<0> * even_a) + kOutputB<0> * even_b;
   y[1] = kOutputA<1> * odd_a + kOutputB<1> * odd_b;
   y[2] = kOutputA<2> * even_a + kOutputB<2> * even_b;
   y[3] = (m[5] + kOutputA<3> * odd_a) + kOutputB<3> * odd_b;
@@ -132,12 +131,7 @@ NNOPS_INLINE void transform_gradient(const V (&g)[2], V (&t)[4]) {
 }
 template <typename V>
 NNOPS_INLINE void transform_gradient(const V (&g)[2], V (&t)[6]) {
-  t[0] = g[0];
-  t[1] = g[0] + kPointA * g[1];
-  t[2] = g[0] - kPointA * g[1];
-  t[3] = g[0] + kPointB * g[1];
-  t[4] = g[0] - kPointB * g[1];
-  t[5] = g[1];
+  set_points<V>(g[0], g[0], g[1], g[0], g[1], g[1], t);
 }
 template <typename V>
 NNOPS_INLINE void transform_gradient(const V (&g)[4], V (&t)[6]) {
@@ -145,12 +139,7 @@ NNOPS_INLINE void transform_gradient(const V (&g)[4], V (&t)[6]) {
   const V even_b = g[0] + kSquareB * g[2];
   const V odd_a = g[1] + kSquareA * g[3];
   const V odd_b = g[1] + kSquareB * g[3];
-  t[0] = g[0];
-  t[1] = even_a + kPointA * odd_a;
-  t[2] = even_a - kPointA * odd_a;
-  t[3] = even_b + kPointB * odd_b;
-  t[4] = even_b - kPointB * odd_b;
-  t[5] = g[3];
+  set_points<V>(g[0], even_a, odd_a, even_b, odd_b, g[3], t);
 }
 
 template <typename V>
