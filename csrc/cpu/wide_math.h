@@ -1,7 +1,9 @@
 // exp, expm1, log and log1p of a Wide.
 //
 // float: stated errors are the largest seen over a dense sweep (tests/test_simd_math.py). The
-// polynomials are minimax fits. double: the C library's functions, lane by lane.
+// polynomials are minimax fits. double: the C library's functions, lane by lane. AVX-512 has
+// instructions that scale by 2^n, split a float and mend special cases, half of a logarithm's
+// instructions otherwise; they give the same bits.
 //
 // NNOPS_WIDE_FUNCTION(name, on_floats, on_double) defines name(V): on_floats takes raw vectors.
 #pragma once
@@ -31,6 +33,24 @@ NNOPS_INLINE V lane_by_lane(V x) {
     }                                                        \
   }
 
+// x, or the bound where x is beyond it; a NaN stays one.
+template <typename V>
+NNOPS_INLINE V at_least(float bound, V x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<V>(_mm512_max_ps(_mm512_set1_ps(bound), reinterpret_cast<__m512>(x)));
+#else
+  return x < bound ? splat<V>(bound) : x;
+#endif
+}
+template <typename V>
+NNOPS_INLINE V at_most(float bound, V x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<V>(_mm512_min_ps(_mm512_set1_ps(bound), reinterpret_cast<__m512>(x)));
+#else
+  return x > bound ? splat<V>(bound) : x;
+#endif
+}
+
 // exp(x) = 2^n exp(r), x = n ln2 + r, |r| <= ln2 / 2. `shift` is 1.5 2^23 + 127 + k: adding it to
 // x / ln2 rounds to an integer and leaves n + 127 + k, the exponent bits of 2^(n + k), in the low
 // bits of `sum`. k keeps them in range.
@@ -55,33 +75,41 @@ NNOPS_INLINE ExpParts<V> exp_parts(V x, V shift) {
   return {sum, n, r, p * r};
 }
 
-// 2^n (exp(r)) as (2^(n + k) exp(r)) 2^-k, which rounds a subnormal result once. A NaN stays one.
+// 2^n exp(r), rounded once where it is subnormal: as (2^(n + k) exp(r)) 2^-k where no instruction
+// does it. A NaN stays one.
 template <typename V>
 NNOPS_INLINE V scaled_exp(ExpParts<V> parts, V unshift) {
-  const V scale = reinterpret_cast<V>(reinterpret_cast<MaskOf<V>>(parts.sum) << 23);
-  return ((parts.tail * parts.r + parts.r + 1.0f) * scale) * unshift;
+  const V exponential = parts.tail * parts.r + parts.r + 1.0f;
+#if defined(__AVX512F__)
+  return reinterpret_cast<V>(
+      _mm512_scalef_ps(reinterpret_cast<__m512>(exponential), reinterpret_cast<__m512>(parts.n)));
+#else
+  const V scale = reinterpret_cast<V>(reinterpret_cast<MaskOf<V> >(parts.sum) << 23);
+  return (exponential * scale) * unshift;
+#endif
 }
 
 constexpr float kExpShift = 12582912.0f + 127.0f;
 
+// Below -104 the result rounds to 0, above 89 it is infinite.
 template <typename V>
 NNOPS_INLINE V exp_of_floats(V x) {
-  // Below -104 the result rounds to 0, above 89 it is infinite; a NaN passes both selections.
-  x = x < -104.0f ? splat<V>(-104.0f) : x;
-  x = x > 89.0f ? splat<V>(89.0f) : x;
+  x = at_most(89.0f, at_least(-104.0f, x));
+#if defined(__AVX512F__)
+  return scaled_exp(exp_parts(x, splat<V>(kExpShift)), V{});
+#else
   const auto negative = x < 0.0f;
   return scaled_exp(exp_parts(x, negative ? splat<V>(kExpShift + 64) : splat<V>(kExpShift - 64)),
                     negative ? splat<V>(0x1p-64f) : splat<V>(0x1p64f));
+#endif
 }
 template <typename V>
 NNOPS_INLINE V exp_of_nonpositive_floats(V x) {
-  x = x < -104.0f ? splat<V>(-104.0f) : x;
-  return scaled_exp(exp_parts(x, splat<V>(kExpShift + 64)), splat<V>(0x1p-64f));
+  return scaled_exp(exp_parts(at_least(-104.0f, x), splat<V>(kExpShift + 64)), splat<V>(0x1p-64f));
 }
 template <typename V>
 NNOPS_INLINE V expm1_of_nonpositive_floats(V x) {
-  x = x < -104.0f ? splat<V>(-104.0f) : x;
-  const ExpParts<V> parts = exp_parts(x, splat<V>(kExpShift + 64));
+  const ExpParts<V> parts = exp_parts(at_least(-104.0f, x), splat<V>(kExpShift + 64));
   const V exponential = scaled_exp(parts, splat<V>(0x1p-64f));
   return parts.n == 0.0f ? parts.tail * parts.r + parts.r : exponential - 1.0f;
 }
@@ -93,7 +121,8 @@ NNOPS_WIDE_FUNCTION(vexp_nonpositive, exp_of_nonpositive_floats, std::exp)
 // exp(x) - 1 for x <= 0 or NaN.
 NNOPS_WIDE_FUNCTION(vexpm1_nonpositive, expm1_of_nonpositive_floats, std::expm1)
 
-// 2^e (1 + f) = x for a positive normal x, with 1 + f in [sqrt(1/2), sqrt(2)).
+// 2^e (1 + f) = x for a finite x >= 0, with 1 + f in [3/4, 3/2). At 0 e is some number below -149,
+// at infinity one above 127.
 template <typename V>
 struct LogParts {
   V e;
@@ -101,11 +130,24 @@ struct LogParts {
 };
 template <typename V>
 NNOPS_INLINE LogParts<V> log_parts(V x) {
+#if defined(__AVX512F__)
+  const auto value = reinterpret_cast<__m512>(x);
+  const __m512 significand = _mm512_getmant_ps(value, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_zero);
+  const __m512 e = _mm512_sub_ps(_mm512_getexp_ps(value), _mm512_getexp_ps(significand));
+  // Four bits for each kind of x: at 0 the lowest float, at infinity the largest, else e.
+  const __m512i by_kind = _mm512_set1_epi32(0x00e00f00);
+  return {reinterpret_cast<V>(_mm512_fixupimm_ps(e, value, by_kind, 0)),
+          reinterpret_cast<V>(significand) - 1.0f};
+#else
   using Bits = MaskOf<V>;
-  const Bits bits = reinterpret_cast<Bits>(x);
-  // Relative to sqrt(1/2) = 0x3f3504f3, so that 1 + f lies around 1.
-  const Bits e = (bits - 0x3f3504f3) >> 23;
-  return {__builtin_convertvector(e, V), reinterpret_cast<V>(bits - (e << 23)) - 1.0f};
+  const auto subnormal = x < std::numeric_limits<float>::min();
+  // Adding 0 makes 0 of -0.
+  const Bits bits = reinterpret_cast<Bits>(subnormal ? x * 8388608.0f + 0.0f : x);
+  // Relative to 3/4 = 0x3f400000, so that 1 + f lies around 1.
+  const Bits e = (bits - 0x3f400000) >> 23;
+  const V exponent = __builtin_convertvector(e, V);
+  return {subnormal ? exponent - 23.0f : exponent, reinterpret_cast<V>(bits - (e << 23)) - 1.0f};
+#endif
 }
 
 // log(1 + f) - f = s (z p(z) - f) with s = f / (2 + f), z = s^2: log(1 + f) is 2 atanh(s), written
@@ -129,18 +171,22 @@ NNOPS_INLINE V add_exponent(V f, V rest, V e) {
 
 template <typename V>
 NNOPS_INLINE V log_of_finite_floats(V x) {
-  const auto subnormal = x < std::numeric_limits<float>::min();
-  // Adding 0 makes 0 of -0.
-  const LogParts<V> parts = log_parts(subnormal ? x * 8388608.0f + 0.0f : x);
-  const V e = subnormal ? parts.e - 23.0f : parts.e;
-  return add_exponent(parts.f, log1p_rest(parts.f), e);
+  const LogParts<V> parts = log_parts(x);
+  return add_exponent(parts.f, log1p_rest(parts.f), parts.e);
 }
 template <typename V>
 NNOPS_INLINE V log_of_floats(V x) {
+  const V result = log_of_finite_floats(x);
+#if defined(__AVX512F__)
+  // As above: NaN, -infinity at 0, NaN below, infinity, else the result.
+  const __m512i by_kind = _mm512_set1_epi32(0x03530422);
+  return reinterpret_cast<V>(_mm512_fixupimm_ps(reinterpret_cast<__m512>(result),
+                                                reinterpret_cast<__m512>(x), by_kind, 0));
+#else
   const float infinity = std::numeric_limits<float>::infinity();
-  const V result = x < infinity ? log_of_finite_floats(x) : x;  // a NaN is kept
   const V nan = splat<V>(std::numeric_limits<float>::quiet_NaN());
-  return x > 0.0f ? result : (x == 0.0f ? splat<V>(-infinity) : nan);
+  return x > 0.0f ? (x < infinity ? result : x) : (x == 0.0f ? splat<V>(-infinity) : nan);
+#endif
 }
 template <typename V>
 NNOPS_INLINE V log1m_of_unit_floats(V x) {
@@ -148,7 +194,7 @@ NNOPS_INLINE V log1m_of_unit_floats(V x) {
   const V others = 1.0f - x;  // exact where not near
   const LogParts<V> parts = log_parts(near ? splat<V>(1.0f) : others);
   const V f = near ? -x : parts.f;
-  return add_exponent(f, log1p_rest(f), others == 0.0f ? splat<V>(-150.0f) : parts.e);
+  return add_exponent(f, log1p_rest(f), parts.e);
 }
 template <typename V>
 NNOPS_INLINE V log1p_near_of_floats(V f) {
@@ -167,7 +213,7 @@ static inline double log1m_of_double(double x) { return std::log1p(-x); }
 
 // log(x), at most 1 ulp off, -inf at 0, NaN below.
 NNOPS_WIDE_FUNCTION(vlog, log_of_floats, std::log)
-// The same for a finite x >= 0, for less; at 0 some number below -100.
+// The same for a finite x >= 0, for less; at 0 some number below -100, at infinity one above 88.
 NNOPS_WIDE_FUNCTION(vlog_finite, log_of_finite_floats, std::log)
 // log(1 + x) for x >= -1, at most 1.5 ulp off.
 NNOPS_WIDE_FUNCTION(vlog1p, log1p_of_floats, std::log1p)

@@ -6,7 +6,7 @@
 // constant(double), select(mask, a, b), abs, exp, log, log1p and, cheaper for a part of the
 // numbers,
 //   exp_nonpositive(x)  x <= 0 or NaN
-//   log_finite(x)       finite x >= 0; at 0 any number below -100
+//   log_finite(x)       finite x >= 0; at 0 any number below -100, at infinity one above 0
 //   log1m_unit(x)       log(1 - x) for x in [0, 1]; at 1 any number below -100
 //   log1p_unit(x)       log(1 + x) for x in [0, 1] or NaN
 // No torch headers. The CPU's A lives in the unnamed namespace of the file that includes this one,

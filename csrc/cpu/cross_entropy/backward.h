@@ -21,49 +21,68 @@ struct Backward {
   Smoothing<A> smoothing;
   A weight_sum;  // of all classes
 
-  // The factors of a row with a class: grad_i = gradient (p_i mass - share w_i), and for its class
+  NNOPS_INLINE_MEMBER V row_gradients(int64_t n, int64_t s, int64_t count) const {
+    if (g.reduction != Reduction::kNone) {
+      return splat<V>(row_gradient(grad_output, total_weight, g, n, s));
+    }
+    A gradients[kRows<A>] = {};
+    for (int64_t i = 0; i < count; ++i) {
+      gradients[i] = row_gradient(grad_output, total_weight, g, n, s + i);
+    }
+    return read<V>(static_cast<const A*>(gradients));
+  }
+
+  // The factors of rows with a class: grad_i = gradient (p_i mass - share w_i), and for its class
   // less gradient keep w_t. An ignored row has all three 0, so that its gradient is 0, or NaN
   // where p is, as torch's.
-  struct ClassRow {
-    A gradient;
-    A mass;
-    A share;
-    int64_t t;  // -1: none
+  struct ClassRows {
+    RowClasses<A> classes;
+    V weight;
+    V gradient;
+    V mass;
+    V share;
   };
 
-  NNOPS_INLINE_MEMBER ClassRow class_row(int64_t n, int64_t s, ClassSums& sums) const {
-    const int64_t t = class_index(target, g, n, s);
-    if (classify(t, n * g.spatial + s, g, sums) != RowKind::kCounts) return {0, 0, 0, -1};
-    const A mass = smoothing.keep * weight_at(weight, t) + smoothing.share * weight_sum;
-    A gradient = row_gradient(grad_output, total_weight, g, n, s);
-    if (smoothing.on && g.reduction == Reduction::kMean && *total_weight == 0) {
-      gradient = std::numeric_limits<A>::quiet_NaN();  // the loss is NaN
-    }
-    return {gradient, mass, smoothing.share, t};
+  NNOPS_INLINE_MEMBER ClassRows class_rows(int64_t n, int64_t s, int64_t count,
+                                           ClassSums& sums) const {
+    ClassRows rows;
+    rows.classes = read_classes<A>(target, g, n, s, count, sums);
+    const auto counts = rows.classes.count;
+    rows.weight = weights_of(weight, rows.classes, count);
+    rows.mass = select(counts, rows.weight * smoothing.keep + smoothing.share * weight_sum, V{});
+    const bool loss_is_nan = smoothing.on && g.reduction == Reduction::kMean && *total_weight == 0;
+    rows.gradient = select(
+        counts,
+        loss_is_nan ? splat<V>(std::numeric_limits<A>::quiet_NaN()) : row_gradients(n, s, count),
+        V{});
+    rows.share = select(counts, splat<V>(smoothing.share), V{});
+    return rows;
   }
 
   // The entries of the rows' own classes: p Q - q with q = (1 - e) w_t + share w_t, in the form
   // that does not cancel where p is near 1.
   NNOPS_INLINE_MEMBER void own_classes(int64_t n, int64_t s, int64_t count,
-                                       const ClassRow* rows) const {
+                                       const ClassRows& rows) const {
     const int64_t r = n * g.spatial + s;
-    A log_p[kRows<A>] = {};
+    const T* x = input + n * g.input.n + s * g.input.s;
+    T* gx = grad_input + n * g.grad_input.n + s * g.grad_input.s;
+    const V own = at_classes(x, g.input, rows.classes, count);
+    const V log_p =
+        (own - read_first<V>(row_max + r, count)) - read_first<V>(row_log_sum + r, count);
+    const V less_one = vexpm1_nonpositive(select(rows.classes.count, log_p, V{}));
+    A values[kRows<A>];
+    write(values, rows.gradient * (less_one * rows.mass + rows.share * (weight_sum - rows.weight)));
     for (int64_t i = 0; i < count; ++i) {
-      if (rows[i].t < 0) continue;
-      const T* x = input + n * g.input.n + (s + i) * g.input.s;
-      log_p[i] = (to_acc(x[rows[i].t * g.input.c]) - row_max[r + i]) - row_log_sum[r + i];
-    }
-    A less_one[kRows<A>];
-    write(less_one, vexpm1_nonpositive(read<V>(static_cast<const A*>(log_p))));
-    for (int64_t i = 0; i < count; ++i) {
-      const ClassRow row = rows[i];
-      if (row.t < 0) continue;
-      const A others = row.share * (weight_sum - weight_at(weight, row.t));
-      grad_input[n * g.grad_input.n + (s + i) * g.grad_input.s + row.t * g.grad_input.c] =
-          from_acc<T>(row.gradient * (less_one[i] * row.mass + others));
+      const int64_t c = rows.classes.of[i];
+      if (c >= 0) gx[i * g.grad_input.s + c * g.grad_input.c] = from_acc<T>(values[i]);
     }
   }
 
+  struct ClassRow {
+    A gradient;
+    A mass;
+    A share;
+  };
   NNOPS_INLINE_MEMBER void class_row_vectors(int64_t n, int64_t s, ClassRow row) const {
     const int64_t r = n * g.spatial + s;
     const T* x = input + n * g.input.n + s * g.input.s;
@@ -116,73 +135,88 @@ struct Backward {
     }
   }
 
-  // `count` rows, one a lane.
-  NNOPS_INLINE_MEMBER void lanes(int64_t n, int64_t s, int64_t count, const ClassRow* rows) const {
+  // `count` rows, one a lane; logit(c) are their logits, put(c, V) takes their gradients.
+  template <typename Logit, typename Put>
+  NNOPS_INLINE_MEMBER void lanes(int64_t n, int64_t s, int64_t count, const ClassRows& rows,
+                                 Logit logit, Put put) const {
     const int64_t r = n * g.spatial + s;
-    const T* x = input + n * g.input.n + s * g.input.s;
-    T* gx = grad_input + n * g.grad_input.n + s * g.grad_input.s;
     const V max = read_lanes(row_max + r, 1, count);
     const V log_sum = read_lanes(row_log_sum + r, 1, count);
     const auto probability = [&](int64_t c) NNOPS_INLINE_LAMBDA {
-      prefetch_lanes(x + c * g.input.c, g.input.s);
-      return vexp_nonpositive((read_lanes(x + c * g.input.c, g.input.s, count) - max) - log_sum);
+      return vexp_nonpositive((logit(c) - max) - log_sum);
     };
-    const auto put = [&](int64_t c, V value) NNOPS_INLINE_LAMBDA {
-      prefetch_lanes_to_write(gx + c * g.grad_input.c, g.grad_input.s);
-      write_lanes(gx + c * g.grad_input.c, value, g.grad_input.s, count);
-    };
-    A gradient_of[kRows<A>] = {};
     if constexpr (kProbabilities) {
       const T* q = static_cast<const T*>(target) + n * g.target.n + s * g.target.s;
       const auto effective = [&](int64_t c) NNOPS_INLINE_LAMBDA {
         return smoothed(read_lanes(q + c * g.target.c, g.target.s, count),
                         splat<V>(weight_at(weight, c)), smoothing);
       };
-      for (int64_t i = 0; i < count; ++i) {
-        gradient_of[i] = row_gradient(grad_output, total_weight, g, n, s + i);
-      }
-      const V gradient = read<V>(static_cast<const A*>(gradient_of));
+      const V gradient = row_gradients(n, s, count);
       const V mass = blocked_sum<V>(g.classes, effective);
       for (int64_t c = 0; c < g.classes; ++c) {
         put(c, gradient * (probability(c) * mass - effective(c)));
       }
     } else {
-      A mass_of[kRows<A>] = {};
-      A share_of[kRows<A>] = {};
-      for (int64_t i = 0; i < count; ++i) {
-        gradient_of[i] = rows[i].gradient;
-        mass_of[i] = rows[i].mass;
-        share_of[i] = rows[i].share;
-      }
-      const V gradient = read<V>(static_cast<const A*>(gradient_of));
-      const V mass = read<V>(static_cast<const A*>(mass_of));
-      const V share = read<V>(static_cast<const A*>(share_of));
       if (!smoothing.on) {
-        const V scale = gradient * mass;
+        const V scale = rows.gradient * rows.mass;
         for (int64_t c = 0; c < g.classes; ++c) put(c, probability(c) * scale);
       } else {
         for (int64_t c = 0; c < g.classes; ++c) {
-          put(c, gradient * (probability(c) * mass - share * weight_at(weight, c)));
+          put(c, rows.gradient * (probability(c) * rows.mass - rows.share * weight_at(weight, c)));
         }
       }
     }
   }
 
-  NNOPS_INLINE_MEMBER void block(int64_t n, int64_t s, int64_t count, ClassSums& sums) const {
-    ClassRow rows[kRows<A>];
-    if constexpr (!kProbabilities) {
-      for (int64_t i = 0; i < count; ++i) rows[i] = class_row(n, s + i, sums);
+  NNOPS_INLINE_MEMBER void lanes_block(int64_t n, int64_t s, int64_t count,
+                                       const ClassRows& rows) const {
+    const T* x = input + n * g.input.n + s * g.input.s;
+    T* gx = grad_input + n * g.grad_input.n + s * g.grad_input.s;
+    if (is_transposed(g.input, g.classes) || is_transposed(g.grad_input, g.classes)) {
+      LaneBuffer<A> buffer;
+      read_block(buffer, x, g.input, count, g.classes);
+      lanes(
+          n, s, count, rows, [&](int64_t c) NNOPS_INLINE_LAMBDA { return buffer[c]; },
+          [&](int64_t c, V value) NNOPS_INLINE_LAMBDA { write(buffer.at(c), value); });
+      write_block(gx, buffer, g.grad_input, count, g.classes);
+      return;
     }
-    if (!g.class_vectors) {
-      lanes(n, s, count, rows);
+    lanes(
+        n, s, count, rows,
+        [=, this](int64_t c) NNOPS_INLINE_LAMBDA {
+          prefetch_lanes(x + c * g.input.c, g.input.s);
+          return read_lanes(x + c * g.input.c, g.input.s, count);
+        },
+        [=, this](int64_t c, V value) NNOPS_INLINE_LAMBDA {
+          prefetch_lanes_to_write(gx + c * g.grad_input.c, g.grad_input.s);
+          write_lanes(gx + c * g.grad_input.c, value, g.grad_input.s, count);
+        });
+  }
+
+  NNOPS_INLINE_MEMBER void class_vectors_block(int64_t n, int64_t s, int64_t count,
+                                               const ClassRows& rows) const {
+    if constexpr (kProbabilities) {
+      for (int64_t i = 0; i < count; ++i) probability_row_vectors(n, s + i);
     } else {
+      A gradient_of[kRows<A>];
+      A mass_of[kRows<A>];
+      A share_of[kRows<A>];
+      write(gradient_of, rows.gradient);
+      write(mass_of, rows.mass);
+      write(share_of, rows.share);
       for (int64_t i = 0; i < count; ++i) {
-        if constexpr (kProbabilities) {
-          probability_row_vectors(n, s + i);
-        } else {
-          class_row_vectors(n, s + i, rows[i]);
-        }
+        class_row_vectors(n, s + i, {gradient_of[i], mass_of[i], share_of[i]});
       }
+    }
+  }
+
+  NNOPS_INLINE_MEMBER void block(int64_t n, int64_t s, int64_t count, ClassSums& sums) const {
+    ClassRows rows;
+    if constexpr (!kProbabilities) rows = class_rows(n, s, count, sums);
+    if (g.class_vectors) {
+      class_vectors_block(n, s, count, rows);
+    } else {
+      lanes_block(n, s, count, rows);
     }
     if constexpr (!kProbabilities) own_classes(n, s, count, rows);
   }

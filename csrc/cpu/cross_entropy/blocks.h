@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/class_rows.h"
+#include "cpu/conv2d/transpose.h"
 #include "cpu/wide_math.h"
 
 NNOPS_BEGIN_KERNELS
@@ -37,6 +38,52 @@ NNOPS_INLINE void write_lanes(T* pointer, Wide<acc_t<T>> value, int64_t stride, 
   acc_t<T> buffer[kLaneCount<V>];
   write(buffer, value);
   for (int64_t i = 0; i < count; ++i) pointer[i * stride] = from_acc<T>(buffer[i]);
+}
+
+// The values of a block with its rows as lanes, class after class: what is read twice, or has its
+// classes side by side in memory, where lanes one by one would wait for each other's narrow stores.
+constexpr int64_t kMostBufferedClasses = 64;
+template <typename A>
+struct LaneBuffer {
+  alignas(64) A values[kMostBufferedClasses * kRows<A>];
+
+  NNOPS_INLINE_MEMBER A* at(int64_t c) { return values + c * kRows<A>; }
+  NNOPS_INLINE_MEMBER Wide<A> operator[](int64_t c) const {
+    return read<Wide<A>>(values + c * kRows<A>);
+  }
+};
+
+NNOPS_INLINE bool is_transposed(ClassStrides strides, int64_t classes) {
+  return strides.s != 1 && classes <= kMostBufferedClasses;
+}
+
+// x[i * s + c * c_stride] for `count` rows i; the lanes of rows that are missing are 0.
+template <typename T>
+NNOPS_INLINE void read_block(LaneBuffer<acc_t<T>>& buffer, const T* x, ClassStrides strides,
+                             int64_t count, int64_t classes) {
+  constexpr int64_t kCount = kRows<acc_t<T>>;
+  if (strides.s == 1) {
+    for (int64_t c = 0; c < classes; ++c) {
+      write(buffer.at(c), read_lanes(x + c * strides.c, 1, count));
+    }
+    return;
+  }
+  if (count < kCount) std::memset(buffer.at(0), 0, classes * kCount * sizeof(acc_t<T>));
+  transpose(buffer.at(0), kCount, x, strides.s, strides.c, count, classes);
+}
+
+// And back.
+template <typename T>
+NNOPS_INLINE void write_block(T* x, LaneBuffer<acc_t<T>>& buffer, ClassStrides strides,
+                              int64_t count, int64_t classes) {
+  constexpr int64_t kCount = kRows<acc_t<T>>;
+  if (strides.c == 1 && classes >= kPiece<acc_t<T>>) {
+    write_planes<T>(x, strides.s, buffer.at(0), kCount, classes, nullptr, count);
+    return;
+  }
+  for (int64_t c = 0; c < classes; ++c) {
+    write_lanes(x + c * strides.c, buffer[c], strides.s, count);
+  }
 }
 
 // Where the rows of a block touch each other in memory and the classes lie far apart, every class
@@ -94,6 +141,67 @@ NNOPS_INLINE RestSum<V>& operator+=(RestSum<V>& a, const RestSum<V>& b) {
   a.ties += b.ties;
   return a;
 }
+
+// --- the classes of a block's rows --------------------------------------------------------------
+
+template <typename A>
+struct RowClasses {
+  int64_t of[kRows<A>];
+  WideMask<A> count;  // the lanes of rows that count: their class is one, and not ignored
+};
+
+// A bad row is noted in `sums`.
+template <typename A>
+NNOPS_INLINE RowClasses<A> read_classes(const void* target, const ClassGeometry& g, int64_t n,
+                                        int64_t s, int64_t count, ClassSums& sums) {
+  using V = Wide<A>;
+  RowClasses<A> classes;
+  bool all_count = true;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t t = class_index(target, g, n, s + i);
+    classes.of[i] = t;
+    all_count &= static_cast<uint64_t>(t) < static_cast<uint64_t>(g.classes);
+    all_count &= t != g.ignore_index;
+  }
+  classes.count = first_lanes<V>(count);
+  if (!all_count) {
+    A counts[kRows<A>] = {};
+    for (int64_t i = 0; i < count; ++i) {
+      if (classify(classes.of[i], n * g.spatial + s + i, g, sums) == RowKind::kCounts) {
+        counts[i] = 1;
+      } else {
+        classes.of[i] = -1;
+      }
+    }
+    classes.count = read<V>(static_cast<const A*>(counts)) != A{0};
+  }
+  return classes;
+}
+
+// x[i * s + c_i * c_stride] for the rows i that count and their classes c_i; 0 for the others.
+template <typename T>
+NNOPS_INLINE Wide<acc_t<T>> at_classes(const T* x, ClassStrides strides,
+                                       const RowClasses<acc_t<T>>& classes, int64_t count) {
+  acc_t<T> values[kRows<acc_t<T>>] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t c = classes.of[i];
+    if (c >= 0) values[i] = to_acc(x[i * strides.s + c * strides.c]);
+  }
+  return read<Wide<acc_t<T>>>(static_cast<const acc_t<T>*>(values));
+}
+
+// The weights of the rows' classes, 1 where there are none; 0 for rows that do not count.
+template <typename T>
+NNOPS_INLINE Wide<acc_t<T>> weights_of(const T* weight, const RowClasses<acc_t<T>>& classes,
+                                       int64_t count) {
+  using V = Wide<acc_t<T>>;
+  if (weight == nullptr) return select(classes.count, splat<V>(1), V{});
+  return at_classes(weight, ClassStrides{0, 1, 0}, classes, count);
+}
+
+// In double, the lanes in a fixed order.
+NNOPS_INLINE double sum_of_rows(Wide<float> rows) { return lane_sum(to_double(rows)); }
+NNOPS_INLINE double sum_of_rows(Wide<double> rows) { return lane_sum(rows); }
 
 // --- the effective target -----------------------------------------------------------------------
 

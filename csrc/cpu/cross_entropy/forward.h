@@ -5,14 +5,6 @@
 
 NNOPS_BEGIN_KERNELS
 
-// What a row's loss is made of, whichever way the row was read.
-template <typename A>
-struct RowTerms {
-  A max;
-  A log_sum;
-  A dot;  // sum of q_i log p_i for probabilities, of w_i log p_i for classes
-};
-
 template <typename T, bool kProbabilities>
 struct Forward {
   using A = acc_t<T>;
@@ -31,39 +23,49 @@ struct Forward {
     return static_cast<const T*>(target) + n * g.target.n + s * g.target.s;
   }
 
-  NNOPS_INLINE_MEMBER void finish_row(int64_t n, int64_t s, RowTerms<A> row,
-                                      ClassSums& sums) const {
+  // From the maxima m and the logarithms l of `count` rows to their losses. dot is the sum of
+  // q_i log p_i for probabilities; where there is smoothing, of w_i log p_i for classes.
+  NNOPS_INLINE_MEMBER void finish_rows(int64_t n, int64_t s, int64_t count, V max, V log_sum, V dot,
+                                       ClassSums& sums) const {
     const int64_t r = n * g.spatial + s;
-    row_max[r] = row.max;
-    row_log_sum[r] = row.log_sum;
-    A value{};
+    write_first(row_max + r, max, count);
+    write_first(row_log_sum + r, log_sum, count);
+    const auto rows = first_lanes<V>(count);
+    V value;
     if constexpr (kProbabilities) {
-      value = -row.dot;
-      sums.loss += value;
-      sums.weight += g.classes > 0 ? 1 : 0;
+      value = -dot;
+      // Lanes without a row must not make 0 of a sum that is -0.
+      sums.loss += sum_of_rows(select(rows, value, splat<V>(A{-0.0f})));
+      if (g.classes > 0) sums.weight += static_cast<double>(count);
     } else {
-      const int64_t t = class_index(target, g, n, s);
-      // Without classes an ignored row is NaN, as in torch: 0 times an infinite share.
-      A smoothed_part = A{0} * smoothing.share;
-      if (classify(t, r, g, sums) == RowKind::kCounts) {
-        const A factor = weight_at(weight, t);
-        value = -factor * ((to_acc(logits(n, s)[t * g.input.c]) - row.max) - row.log_sum);
-        if (smoothing.on) {
-          value *= smoothing.keep;
-          smoothed_part = -smoothing.share * row.dot;
-        }
-        sums.loss += value;
-        sums.weight += factor;
-      }
+      const RowClasses<A> classes = read_classes<A>(target, g, n, s, count, sums);
+      const V factor = weights_of(weight, classes, count);
+      const V own = at_classes(logits(n, s), g.input, classes, count);
+      value = -factor * ((own - max) - log_sum);
+      if (smoothing.on) value = value * smoothing.keep;
+      value = select(classes.count, value, V{});
+      sums.loss += sum_of_rows(value);
+      sums.weight += sum_of_rows(factor);
       if (smoothing.on) {
-        sums.smoothed += smoothed_part;
+        // Without classes an ignored row is NaN, as in torch: 0 times an infinite share.
+        const V smoothed_part = select(classes.count, dot * -smoothing.share,
+                                       select(rows, splat<V>(A{0} * smoothing.share), V{}));
+        sums.smoothed += sum_of_rows(smoothed_part);
         value += smoothed_part;
       }
     }
-    if (g.reduction == Reduction::kNone) loss[r] = from_acc<T>(value);
+    if (g.reduction == Reduction::kNone) write_first(loss + r, value, count);
   }
 
-  // RowTerms::dot of one row, vectors along the classes.
+  // Of each row of a block: its maximum m, and the sum of exp(x - m) without one maximum.
+  struct RowSums {
+    V max;
+    V rest;
+  };
+  // NaN where a logit is NaN or the maximum infinite.
+  NNOPS_INLINE V log_of(RowSums rows) { return vlog1p(rows.rest) + (rows.max - rows.max); }
+
+  // finish_rows' dot of one row, vectors along the classes.
   NNOPS_INLINE_MEMBER A row_dot(int64_t n, int64_t s, A max, A log_sum) const {
     const T* x = logits(n, s);
     const T* w = weight;
@@ -97,52 +99,75 @@ struct Forward {
     });
   }
 
-  NNOPS_INLINE_MEMBER void block(int64_t n, int64_t s, int64_t count, ClassSums& sums) const {
+  // The maximum of each of `count` rows, one a lane, and the rest of its sum; logit(c) as above.
+  template <typename Logit>
+  NNOPS_INLINE_MEMBER RowSums lane_sums(Logit logit) const {
+    V max = splat<V>(-std::numeric_limits<A>::infinity());
+    for (int64_t c = 0; c < g.classes; ++c) {
+      const V v = logit(c);
+      max = select(v > max, v, max);
+    }
+    const RestSum<V> sum = blocked_sum<RestSum<V>>(g.classes, [&](int64_t c) NNOPS_INLINE_LAMBDA {
+      RestSum<V> term;
+      add_exponential(term, logit(c), max);
+      return term;
+    });
+    return {max, sum.rest + (sum.ties - A{1})};
+  }
+
+  // The same of rows whose vectors run along the classes.
+  NNOPS_INLINE_MEMBER RowSums class_sums(int64_t n, int64_t s, int64_t count) const {
     A max_of[kRows<A>] = {};
-    A log_sum_of[kRows<A>];
-    A dot_of[kRows<A>] = {};
-    V max;
-    V rest;
-    const auto logit = [&](int64_t c) NNOPS_INLINE_LAMBDA {
-      return read_lanes(logits(n, s) + c * g.input.c, g.input.s, count);
-    };
-    if (g.class_vectors) {
-      A rest_of[kRows<A>] = {};
-      for (int64_t i = 0; i < count; ++i) {
-        max_of[i] = max_over_classes(logits(n, s + i), g.classes);
-        rest_of[i] = rest_over_classes(logits(n, s + i), g.classes, max_of[i]);
-      }
-      max = read<V>(static_cast<const A*>(max_of));
-      rest = read<V>(static_cast<const A*>(rest_of));
-    } else {
-      max = splat<V>(-std::numeric_limits<A>::infinity());
-      for (int64_t c = 0; c < g.classes; ++c) {
-        prefetch_lanes(logits(n, s) + c * g.input.c, g.input.s);
-        const V v = logit(c);
-        max = select(v > max, v, max);
-      }
-      const RestSum<V> sum = blocked_sum<RestSum<V>>(g.classes, [&](int64_t c) NNOPS_INLINE_LAMBDA {
-        RestSum<V> term;
-        add_exponential(term, logit(c), max);
-        return term;
-      });
-      rest = sum.rest + (sum.ties - A{1});
-      write(max_of, max);
-    }
-    // NaN where a logit is NaN or the maximum infinite.
-    const V log_sum = vlog1p(rest) + (max - max);
-    write(log_sum_of, log_sum);
-    if (kProbabilities || smoothing.on) {
-      if (g.class_vectors) {
-        for (int64_t i = 0; i < count; ++i) {
-          dot_of[i] = row_dot(n, s + i, max_of[i], log_sum_of[i]);
-        }
-      } else {
-        write(dot_of, lane_dots(n, s, count, max, log_sum, logit));
-      }
-    }
+    A rest_of[kRows<A>] = {};
     for (int64_t i = 0; i < count; ++i) {
-      finish_row(n, s + i, {max_of[i], log_sum_of[i], dot_of[i]}, sums);
+      max_of[i] = max_over_classes(logits(n, s + i), g.classes);
+      rest_of[i] = rest_over_classes(logits(n, s + i), g.classes, max_of[i]);
+    }
+    return {read<V>(static_cast<const A*>(max_of)), read<V>(static_cast<const A*>(rest_of))};
+  }
+
+  template <typename Logit>
+  NNOPS_INLINE_MEMBER void lanes_block(int64_t n, int64_t s, int64_t count, ClassSums& sums,
+                                       Logit logit) const {
+    const RowSums rows = lane_sums(logit);
+    const V log_sum = log_of(rows);
+    V dot{};
+    if (kProbabilities || smoothing.on) {
+      dot = lane_dots(n, s, count, rows.max, log_sum, logit);
+    }
+    finish_rows(n, s, count, rows.max, log_sum, dot, sums);
+  }
+
+  NNOPS_INLINE_MEMBER void class_vectors_block(int64_t n, int64_t s, int64_t count,
+                                               ClassSums& sums) const {
+    const RowSums rows = class_sums(n, s, count);
+    const V log_sum = log_of(rows);
+    A dot_of[kRows<A>] = {};
+    if (kProbabilities || smoothing.on) {
+      A max_of[kRows<A>];
+      A log_sum_of[kRows<A>];
+      write(max_of, rows.max);
+      write(log_sum_of, log_sum);
+      for (int64_t i = 0; i < count; ++i) {
+        dot_of[i] = row_dot(n, s + i, max_of[i], log_sum_of[i]);
+      }
+    }
+    finish_rows(n, s, count, rows.max, log_sum, read<V>(static_cast<const A*>(dot_of)), sums);
+  }
+
+  NNOPS_INLINE_MEMBER void block(int64_t n, int64_t s, int64_t count, ClassSums& sums) const {
+    const T* x = logits(n, s);
+    if (g.class_vectors) {
+      class_vectors_block(n, s, count, sums);
+    } else if (is_transposed(g.input, g.classes)) {
+      LaneBuffer<A> buffer;
+      read_block(buffer, x, g.input, count, g.classes);
+      lanes_block(n, s, count, sums, [&](int64_t c) NNOPS_INLINE_LAMBDA { return buffer[c]; });
+    } else {
+      lanes_block(n, s, count, sums, [=, this](int64_t c) NNOPS_INLINE_LAMBDA {
+        prefetch_lanes(x + c * g.input.c, g.input.s);
+        return read_lanes(x + c * g.input.c, g.input.s, count);
+      });
     }
   }
 };
