@@ -179,16 +179,23 @@ NNOPS_INLINE void double_pixels(DoubledWindows<acc_t<T>>& doubled, const T* gy,
   }
 }
 
-// target[i] = gradients[i] where codes[i] is `code`, else 0. Behind the first vector the stores of
-// a long run are aligned: one that crosses cache lines costs two.
+// target[i] = gradients[i] where codes[i] is `code`, else 0, for kN of them.
+template <int kN, typename T>
+NNOPS_INLINE void select_vector(T* target, const acc_t<T>* gradients, const uint8_t* codes,
+                                uint8_t code) {
+  using A = acc_t<T>;
+  store_lanes<kN>(target, keep_where<A, kN>(load_lanes<kN>(gradients), codes, code));
+}
+
+// The same for a run of any length. Behind the first vector the stores of a long run are aligned:
+// one that crosses cache lines costs two.
 template <typename T>
 NNOPS_INLINE void select_run(T* target, const acc_t<T>* gradients, const uint8_t* codes,
                              uint8_t code, int64_t count) {
   using A = acc_t<T>;
   constexpr int kMost = kMostLanes<A>;
   const auto select = [&](auto lanes, int64_t i) __attribute__((always_inline)) {
-    constexpr int kN = decltype(lanes)::kCount;
-    store_lanes<kN>(target + i, keep_where<A, kN>(load_lanes<kN>(gradients + i), codes + i, code));
+    select_vector<lanes.kCount>(target + i, gradients + i, codes + i, code);
   };
   int64_t begin = 0;
   if (count >= 4 * kMost) {
@@ -224,13 +231,29 @@ __attribute__((noinline)) void spread_doubled(T* gx, const T* gy, const uint8_t*
       }
       const int64_t run = 2 * columns * channels;
       T* target = gx + 2 * oh * row_elements + 2 * ow * channels;
-      for (int64_t row = 0; row < rows; ++row) {
-        const acc_t<T>* gradients = doubled.gradients + row * run;
-        const uint8_t* codes = doubled.codes + row * run;
-        select_run(target, gradients, codes, Doubled::kUpper, run);
-        select_run(target + row_elements, gradients, codes, Doubled::kLower, run);
-        target += 2 * row_elements;
+      const acc_t<T>* gradients = doubled.gradients;
+      const uint8_t* codes = doubled.codes;
+      const auto select_rows = [&](int64_t count, auto select) __attribute__((always_inline)) {
+        for (int64_t row = 0; row < count; ++row) {
+          select(target, gradients, codes, Doubled::kUpper);
+          select(target + row_elements, gradients, codes, Doubled::kLower);
+          target += 2 * row_elements;
+          gradients += run;
+          codes += run;
+        }
+      };
+      const bool one = is_one_vector<acc_t<T>>(run);
+      if (one) {
+        // What stands in lanes behind a run is written again by the next one.
+        one_vector<acc_t<T>>(run, [&](auto lanes) __attribute__((always_inline)) {
+          select_rows(rows - 1, [](auto... operands) __attribute__((always_inline)) {
+            select_vector<decltype(lanes)::kCount>(operands...);
+          });
+        });
       }
+      select_rows(one ? 1 : rows, [run](auto... operands) __attribute__((always_inline)) {
+        select_run(operands..., run);
+      });
     }
     // The last column of an odd width belongs to no window.
     for (int64_t ih = 2 * oh; ih < 2 * (oh + rows); ++ih) {
