@@ -98,18 +98,23 @@ NNOPS_INLINE void prefetch_lanes_to_write(const T* pointer, int64_t stride) {
   if (stride == 1) __builtin_prefetch(pointer + 2 * kRows<acc_t<T>>, 1, 2);
 }
 
-// The sum of term(i) for i in [0, count), a block at a time: its rounding error grows with the root
-// of the number of terms.
-template <typename V, typename Term>
-NNOPS_INLINE V blocked_sum(int64_t count, Term term) {
+// add(sum, i) for i in [0, count), into sums of kBlock terms whose sum is returned: the rounding
+// error grows with the root of the number of terms.
+template <typename Sum, typename Add>
+NNOPS_INLINE Sum blocked_sums(int64_t count, Add add) {
   constexpr int64_t kBlock = 32;
-  V total{};
+  Sum total{};
   for (int64_t begin = 0; begin < count; begin += kBlock) {
-    V block{};
-    for (int64_t i = begin; i < smaller(count, begin + kBlock); ++i) block += term(i);
+    Sum block{};
+    for (int64_t i = begin; i < smaller(count, begin + kBlock); ++i) add(block, i);
     total += block;
   }
   return total;
+}
+// The same of term(i).
+template <typename V, typename Term>
+NNOPS_INLINE V blocked_sum(int64_t count, Term term) {
+  return blocked_sums<V>(count, [&](V& sum, int64_t i) NNOPS_INLINE_LAMBDA { sum += term(i); });
 }
 
 // pass.block(n, s, count, state) for all rows of [s_begin, s_end).

@@ -73,19 +73,14 @@ NNOPS_INLINE acc_t<T> rest_over_classes(const T* x, int64_t classes, acc_t<T> ma
   const V highest = splat<V>(max);
   const int64_t vectors = classes / kLaneCount<V>;
   const int64_t done = vectors * kLaneCount<V>;
-  RestSum<V> total;
-  constexpr int64_t kBlock = 32;
   // The rows after this one come into the cache while this one is computed on.
   const bool ahead = classes >= kPrefetchClasses;
-  for (int64_t begin = 0; begin < vectors; begin += kBlock) {
-    RestSum<V> block;
-    for (int64_t i = begin; i < smaller(vectors, begin + kBlock); ++i) {
-      const T* p = x + i * kLaneCount<V>;
-      if (ahead) __builtin_prefetch(p + classes, 0, 2);
-      add_exponential(block, read<V>(p), highest);
-    }
-    total += block;
-  }
+  auto total =
+      blocked_sums<RestSum<V>>(vectors, [=](RestSum<V>& rest, int64_t i) NNOPS_INLINE_LAMBDA {
+        const T* p = x + i * kLaneCount<V>;
+        if (ahead) __builtin_prefetch(p + classes, 0, 2);
+        add_exponential(rest, read<V>(p), highest);
+      });
   if (done == classes) return lane_sum(total.rest) + (lane_sum(total.ties) - 1);
   // The missing lanes are ties too: the exponential of -infinity would be a slow underflow.
   const int64_t count = classes - done;

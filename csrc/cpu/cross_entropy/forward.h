@@ -107,11 +107,10 @@ struct Forward {
       const V v = logit(c);
       max = select(v > max, v, max);
     }
-    const RestSum<V> sum = blocked_sum<RestSum<V>>(g.classes, [&](int64_t c) NNOPS_INLINE_LAMBDA {
-      RestSum<V> term;
-      add_exponential(term, logit(c), max);
-      return term;
-    });
+    const auto sum =
+        blocked_sums<RestSum<V>>(g.classes, [&](RestSum<V>& rest, int64_t c) NNOPS_INLINE_LAMBDA {
+          add_exponential(rest, logit(c), max);
+        });
     return {max, sum.rest + (sum.ties - A{1})};
   }
 
