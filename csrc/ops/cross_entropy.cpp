@@ -107,15 +107,22 @@ void view_gradients(Problem& problem, const Tensor& grad_output, const Tensor& g
   problem.g.grad_input = problem.grad_input.strides;
 }
 
-// With fewer classes a vector along them is short of work, and its lanes are better rows; on CUDA,
-// the same of the threads that share a row.
-constexpr int64_t kLeastClassVector = 32;
+// With fewer classes what a row needs once costs more than to turn rows into lanes, which is done
+// for logits and their gradients alone; with probabilities, fewer vectors along the classes pay. On
+// CUDA, the same of the threads that share a row.
+constexpr int64_t kLeastClassVector = 129;
+constexpr int64_t kLeastProbabilityVector = 32;
 constexpr int64_t kLeastClassesOfThreads = 5;
 
+int64_t least_classes(bool probabilities) {
+  return probabilities ? kLeastProbabilityVector : kLeastClassVector;
+}
+
 // Which way the vectors run; the last thing before the call.
-void choose_vectors(Problem& problem, const DeviceScope& scope, bool probabilities, bool gradient) {
+void choose_vectors(Problem& problem, const DeviceScope& scope, int64_t least_classes,
+                    bool probabilities, bool gradient) {
   ClassGeometry& g = problem.g;
-  g.class_vectors = g.classes >= (scope.on_cuda() ? kLeastClassesOfThreads : kLeastClassVector) &&
+  g.class_vectors = g.classes >= (scope.on_cuda() ? kLeastClassesOfThreads : least_classes) &&
                     g.input.c == 1 && (!probabilities || g.target.c == 1) &&
                     (!gradient || g.grad_input.c == 1);
   if (!g.class_vectors) batch_as_spatial(g);
@@ -141,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& input, const Tens
   Problem problem = view_input(kOp, input, reduce, label_smoothing);
   const std::optional<Tensor> w = check_weight(kOp, weight, problem.g.classes, "input", input);
   view_target(problem, target, probabilities, single, ignore_index);
-  choose_vectors(problem, scope, probabilities, false);
+  choose_vectors(problem, scope, least_classes(probabilities), probabilities, false);
   const ClassGeometry& g = problem.g;
   const CrossEntropyKernels& kernels = active_kernels(kTable, scope.isa());
   const auto kernel = kernel_for(
@@ -187,7 +194,7 @@ Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& input, co
   view_target(problem, target, probabilities, single, ignore_index);
   Tensor grad_input = empty_dense_like(input);
   view_gradients(problem, grad_output, grad_input, single);
-  choose_vectors(problem, scope, probabilities, true);
+  choose_vectors(problem, scope, least_classes(probabilities), probabilities, true);
   const ClassGeometry& g = problem.g;
   const CrossEntropyKernels& kernels = active_kernels(kTable, scope.isa());
   const auto kernel =
@@ -227,7 +234,7 @@ Tensor cross_entropy_backward_target(const Tensor& grad_output, const Tensor& in
   const std::optional<Tensor> w = check_weight(kOp, weight, problem.g.classes, "input", input);
   Tensor grad_target = empty_dense_like(input);
   view_gradients(problem, grad_output, grad_target, single);
-  choose_vectors(problem, scope, false, true);
+  choose_vectors(problem, scope, kLeastProbabilityVector, false, true);
   const ClassGeometry& g = problem.g;
   const auto kernel =
       kernel_for(kOp, problem.algorithm, active_kernels(kTable, scope.isa()).backward_target, dtype,

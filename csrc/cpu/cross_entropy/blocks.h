@@ -42,7 +42,7 @@ NNOPS_INLINE void write_lanes(T* pointer, Wide<acc_t<T>> value, int64_t stride, 
 
 // The values of a block with its rows as lanes, class after class: what is read twice, or has its
 // classes side by side in memory, where lanes one by one would wait for each other's narrow stores.
-constexpr int64_t kMostBufferedClasses = 64;
+constexpr int64_t kMostBufferedClasses = 128;
 template <typename A>
 struct LaneBuffer {
   alignas(64) A values[kMostBufferedClasses * kRows<A>];

@@ -13,9 +13,10 @@
 //
 // Two ways over the same rows, in blocks of as many rows as a vector has lanes: where the classes
 // of a row lie side by side a vector runs along them (lane-wise partial results, then the lanes in
-// a fixed order); else its lanes are rows, which also serves strides of any kind. What a row needs
-// once (log1p, expm1) is done for all rows of a block at a time. Parallel over fixed chunks of
-// rows; sums of rows in double.
+// a fixed order); else, or where classes are few, its lanes are rows, which also serves strides of
+// any kind: logits that lie side by side are transposed, block by block. What a row needs once
+// (log1p, expm1) is done for all rows of a block at a time. Parallel over fixed chunks of rows;
+// sums of rows in double.
 #include "ops/cross_entropy.h"
 
 #include "cpu/cross_entropy/backward.h"
