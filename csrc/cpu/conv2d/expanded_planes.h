@@ -285,7 +285,7 @@ void compute_strip(const PassStrip<T>& strip, const PixelPass& pass,
         // Panels differ by at most one vector: 2 + 2 rather than 3 + 1.
         const int64_t first = panel * vectors / panels;
         const int64_t count = (panel + 1) * vectors / panels - first;
-        const PixelTileFunction<A> multiply = pixel_tile_function<A>(plan.tile_rows, count);
+        const auto multiply = tile_function<PixelTiles<A>>(plan.tile_rows, count);
         PixelTile<A> tile{};
         tile.sum_stride = direct ? pass.written.c : plan.sum_stride;
         int64_t targets[kMostPixelVectors];

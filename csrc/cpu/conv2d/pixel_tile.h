@@ -126,52 +126,57 @@ void multiply_pixel_tile(const PixelTile<A>& tile) {
   }
 }
 
-template <typename A>
-using PixelTileFunction = void (*)(const PixelTile<A>& tile);
-
-template <typename A, int kRows>
-NNOPS_INLINE PixelTileFunction<A> pixel_tile_of_rows(int64_t vectors) {
+// The function of Tiles (PixelTiles, for one) for a tile of kRows rows.
+template <typename Tiles, int kRows>
+NNOPS_INLINE typename Tiles::Function tile_of_rows(int64_t vectors) {
   if constexpr (most_pixel_vectors(kRows) >= 6) {
-    if (vectors == 6) return multiply_pixel_tile<A, kRows, 6>;
-    if (vectors == 5) return multiply_pixel_tile<A, kRows, 5>;
+    if (vectors == 6) return Tiles::template kFunction<kRows, 6>;
+    if (vectors == 5) return Tiles::template kFunction<kRows, 5>;
   }
   if constexpr (most_pixel_vectors(kRows) >= 4) {
-    if (vectors == 4) return multiply_pixel_tile<A, kRows, 4>;
+    if (vectors == 4) return Tiles::template kFunction<kRows, 4>;
   }
   if constexpr (most_pixel_vectors(kRows) >= 3) {
-    if (vectors == 3) return multiply_pixel_tile<A, kRows, 3>;
+    if (vectors == 3) return Tiles::template kFunction<kRows, 3>;
   }
   if constexpr (most_pixel_vectors(kRows) >= 2) {
-    if (vectors == 2) return multiply_pixel_tile<A, kRows, 2>;
+    if (vectors == 2) return Tiles::template kFunction<kRows, 2>;
   }
-  return multiply_pixel_tile<A, kRows, 1>;
+  return Tiles::template kFunction<kRows, 1>;
 }
 
-// The instance for a tile of `rows` <= kTileRows and `vectors` <= most_pixel_vectors(rows).
-template <typename A>
-NNOPS_INLINE PixelTileFunction<A> pixel_tile_function(int64_t rows, int64_t vectors) {
+// The same for `rows` <= kTileRows and `vectors` <= most_pixel_vectors(rows).
+template <typename Tiles>
+NNOPS_INLINE typename Tiles::Function tile_function(int64_t rows, int64_t vectors) {
   switch (rows) {
 #if defined(__AVX512F__)
     case 8:
-      return pixel_tile_of_rows<A, 8>(vectors);
+      return tile_of_rows<Tiles, 8>(vectors);
     case 7:
-      return pixel_tile_of_rows<A, 7>(vectors);
+      return tile_of_rows<Tiles, 7>(vectors);
 #endif
 #if defined(__AVX2__)
     case 6:
-      return pixel_tile_of_rows<A, 6>(vectors);
+      return tile_of_rows<Tiles, 6>(vectors);
     case 5:
-      return pixel_tile_of_rows<A, 5>(vectors);
+      return tile_of_rows<Tiles, 5>(vectors);
     case 4:
-      return pixel_tile_of_rows<A, 4>(vectors);
+      return tile_of_rows<Tiles, 4>(vectors);
     case 3:
-      return pixel_tile_of_rows<A, 3>(vectors);
+      return tile_of_rows<Tiles, 3>(vectors);
 #endif
     case 2:
-      return pixel_tile_of_rows<A, 2>(vectors);
+      return tile_of_rows<Tiles, 2>(vectors);
     default:
-      return pixel_tile_of_rows<A, 1>(vectors);
+      return tile_of_rows<Tiles, 1>(vectors);
   }
 }
+
+template <typename A>
+struct PixelTiles {
+  using Function = void (*)(const PixelTile<A>& tile);
+  template <int kRows, int kVectors>
+  static constexpr Function kFunction = multiply_pixel_tile<A, kRows, kVectors>;
+};
 
 NNOPS_END_KERNELS
