@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -119,6 +120,7 @@ AWKWARD = (
     ("more tiles than a strip", (1, 70, 45, 61), (35, 70, 3, 3), {"padding": (1, 0)}),
     ("more tiles than a strip, 5x5", (2, 18, 29, 37), (130, 18, 5, 5), {"padding": (1, 4)}),
     ("many images of few tiles", (19, 17, 6, 5), (33, 17, 3, 3), {"padding": 1}),
+    ("images of two strips", (19, 5, 10, 7), (11, 5, 3, 3), {"padding": 1}),
     ("groups", (2, 54, 9, 9), (51, 18, 3, 3), {"groups": 3, "padding": 1}),
     ("small groups", (2, 24, 11, 37), (36, 4, 3, 3), {"groups": 6, "padding": 1}),
     (
@@ -279,6 +281,63 @@ def test_the_algorithms_of_a_pass_give_the_same_bits(operator: str, channels_las
         for algorithm, actual in results.items():
             for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
                 assert torch.equal(a, b), f"{name} {algorithm} {index}"
+
+
+# input without the batch, weight, parameters
+OF_LANES = (
+    ("few channels", (6, 14, 14), (16, 6, 5, 5), {}),
+    ("one pixel", (3, 2, 3), (2, 3, 2, 3), {}),
+    ("much padding", (7, 9, 5), (11, 7, 3, 3), {"padding": (4, 3)}),
+    ("strided", (3, 11, 12), (5, 3, 4, 3), {"stride": (2, 3), "padding": 1}),
+    ("dilated", (4, 12, 10), (9, 4, 3, 2), {"dilation": (2, 3), "padding": 3}),
+    ("dilation beyond the map", (2, 5, 5), (3, 2, 3, 3), {"padding": 7, "dilation": 7}),
+    ("groups", (6, 7, 7), (10, 3, 3, 3), {"groups": 2, "padding": 1}),
+    ("chains", (40, 5, 4), (17, 40, 3, 3), {"padding": 1}),
+    ("bands", (20, 40, 41), (9, 20, 3, 3), {"padding": 1}),
+)
+
+
+def pair(value: object) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+@pytest.mark.skipif("cuda" in _C.available_isas(), reason="an algorithm of the CPU")
+@pytest.mark.parametrize("problem", OF_LANES, ids=lambda problem: problem[0])
+def test_images_as_lanes_change_no_bit(problem, isa: str, threads: int) -> None:
+    """Strips with and without images missing; weights that make padding matter."""
+    _, input, weight, parameters = problem
+    once = all(each == 1 for each in pair(parameters.get("stride", 1)))
+    passes = ("conv2d", "conv2d_backward_input") if once else ("conv2d",)
+    for batch, odd in ((1, None), (15, None), (16, None), (33, None), (17, "inf"), (3, "nan")):
+        args = [torch.randn(batch, *input), torch.randn(weight), torch.randn(weight[0])]
+        if odd is not None:
+            args[1][-1, -1, 0, 0] = float(odd)
+        results = {}
+        for algorithm in ("image_lanes", "expanded_planes"):
+            with ExitStack() as stack:
+                for each in passes:
+                    stack.enter_context(forced_algorithm(each, algorithm))
+                results[algorithm] = forward_and_gradients(F.conv2d, args, parameters)
+        for a, b in zip(*results.values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.skipif("cuda" in _C.available_isas(), reason="an algorithm of the CPU")
+def test_images_are_lanes_where_there_are_enough() -> None:
+    """The one choice of a direct algorithm that sees the batch: it changes no bit."""
+    w, b = torch.randn(16, 6, 5, 5), torch.randn(16)
+    x = torch.randn(64, 6, 14, 14)
+
+    def chosen(batch: int) -> dict[str, str]:
+        args = [x[:batch], w, b]
+        calls = nnops.explain(forward_and_gradients, F.conv2d, args, {})
+        return {call.op: call.algorithm for call in calls}
+
+    for op in ("conv2d", "conv2d_backward_input"):
+        assert chosen(64)[op] == "image_lanes"
+        assert chosen(1)[op] != "image_lanes"
+    whole = forward_and_gradients(F.conv2d, [x, w, b], {})[0]
+    assert torch.equal(F.conv2d(x[:1], w, b), whole[:1])
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32], ids=str)

@@ -124,6 +124,8 @@ def test_every_algorithm_tells_all_its_work(
             pytest.skip("it computes bfloat16 only")
         if level != "avx512" or not _C.cpu_has_bfloat16_dots():
             pytest.skip("this level has no dot products of bfloat16")
+    if name == "image_lanes" and dtype != torch.float32:
+        pytest.skip("it computes float32 only")
     told = 0
     for _, input_size, weight_size, _, parameters in GEOMETRIES:
         if len(input_size) < 4 or isinstance(parameters.get("padding"), str) or not input_size[0]:

@@ -39,6 +39,7 @@ CASES: tuple[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], dict[str, A
     ((2, 24, 64, 50), (48, 4, 3, 3), {"groups": 6}, {"pool_kernel_size": 2, "pool_dilation": 2}),
     ((2, 64, 57, 56), (96, 64, 1, 1), {}, {"pool_kernel_size": 2}),
     ((1, 2, 4, 90), (90, 2, 3, 3), {"padding": (7, 1)}, {"pool_kernel_size": 2}),
+    ((65, 6, 14, 14), (16, 6, 5, 5), {}, {"pool_kernel_size": 2}),
 )
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last)
 
@@ -123,6 +124,9 @@ ALGORITHMS = (
     ("winograd_2x2_5x5", CASES[2]),
     ("pixel_rows", CASES[4]),
     ("expanded_planes", CASES[4]),
+    ("image_lanes", CASES[1]),
+    ("image_lanes", CASES[7]),
+    ("image_lanes", CASES[12]),
     ("depthwise_rows", CASES[8]),
     ("depthwise_transposed", CASES[8]),
     ("reference", CASES[6]),

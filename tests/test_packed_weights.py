@@ -98,11 +98,13 @@ def test_kept_weights_give_the_same_bits(isa: str, dtype: torch.dtype, channels_
                 found += [output, *torch.autograd.grad(output, leaf, torch.ones_like(output))]
         return found
 
-    algorithms = ["pixel_rows", "expanded_planes"]
+    choices = [{"algorithm": "pixel_rows"}, {"algorithm": "expanded_planes"}]
     if dtype == torch.bfloat16 and isa == "avx512" and _C.cpu_has_bfloat16_dots():
-        algorithms.append("pair_rows")
-    for algorithm in algorithms:
-        with nnops.conv_algorithm(algorithm):
+        choices.append({"algorithm": "pair_rows"})
+    if dtype == torch.float32 and not channels_last:
+        choices.append({"forward": "image_lanes"})
+    for choice in choices:
+        with nnops.conv_algorithm(**choice):
             before = nnops.packed_weight_cache().reused
             kept = results()
             assert nnops.packed_weight_cache().reused > before + len(kept) // 2

@@ -54,14 +54,14 @@ struct PiecePlan {
     const int64_t least = g.pools ? kPooledPieceBytes : kPieceBytes;
     const int64_t bytes = larger(least, smaller(kMostPieceBytes, weighted));
     if (call.unpacked) {
-      cut(g, element_bytes, kMostUnpackedBytes, 1);
+      cut(call, element_bytes, kMostUnpackedBytes, 1);
       return;
     }
-    cut(g, element_bytes, bytes, threads);
+    cut(call, element_bytes, bytes, threads);
     // Too few pieces, or one thread would have too many more than another.
     if (apart && (pieces < threads || round_up(pieces, threads) * 8 > pieces * 9)) {
       apart = false;
-      cut(g, element_bytes, bytes * threads, 1);
+      cut(call, element_bytes, bytes * threads, 1);
     }
   }
 
@@ -70,11 +70,14 @@ struct PiecePlan {
   }
 
  private:
-  void cut(const FusedConv2dGeometry& g, int64_t element_bytes, int64_t bytes, int64_t sharers) {
+  void cut(const FusedConv2dCall& call, int64_t element_bytes, int64_t bytes, int64_t sharers) {
+    const FusedConv2dGeometry& g = call.g;
     const Conv2dGeometry& conv = g.conv;
     const int64_t row_bytes = conv.oc * conv.ow * element_bytes;
     const int64_t all_rows = written_rows(g);
     images = larger(1, smaller(bytes / (row_bytes * conv.oh), (conv.n + sharers - 1) / sharers));
+    const int64_t nearest = (images + call.together / 2) / call.together * call.together;
+    if (nearest > 0) images = smaller(nearest, conv.n);
     rows = all_rows;
     const int64_t fitting = bytes / row_bytes;  // rows of the convolution
     if (images == 1 && fitting < conv.oh && can_be_cut(g)) {

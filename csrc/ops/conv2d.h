@@ -112,6 +112,8 @@ struct Conv2dAlgorithm {
   // As `run`, but of the weight itself, for calls for which conv2d_transforms_in_cache. Null: the
   // weight is always packed.
   PerDType<Function> run_unpacked{};
+  // How many images `run` computes as fast as one: a batch had best be cut into multiples of it.
+  int64_t images_together = 1;
 };
 
 // bias: (oc,) contiguous, or null
@@ -131,6 +133,7 @@ struct Conv2dKernels {
   Conv2dForward forward_depthwise_transposed{};
   Conv2dForward forward_expanded_planes{};
   Conv2dForward forward_grouped_channels{};
+  Conv2dForward forward_image_lanes{};
   Conv2dForward forward_pair_rows{};
   Conv2dForward forward_pixel_rows{};
   Conv2dForward forward_reference{};
@@ -142,6 +145,7 @@ struct Conv2dKernels {
   Conv2dBackwardInput backward_input_depthwise_transposed{};
   Conv2dBackwardInput backward_input_expanded_planes{};
   Conv2dBackwardInput backward_input_grouped_channels{};
+  Conv2dBackwardInput backward_input_image_lanes{};
   Conv2dBackwardInput backward_input_pair_rows{};
   Conv2dBackwardInput backward_input_pixel_rows{};
   Conv2dBackwardInput backward_input_reference{};

@@ -97,6 +97,81 @@ std::string fits_transposed(const Conv2dGeometry& g) {
   return g.h * g.w + g.oh * g.ow <= kMostPixels ? "" : "rows are long enough to go along them";
 }
 
+// How the images of a batch are lanes: `outer` channels are read for rows of `width` pixels, each
+// `step` from the one before, and written with `strides`.
+std::string can_be_lanes(const Conv2dGeometry& g, DType dtype, int64_t outer, int64_t width,
+                         int64_t step, const Strides4& strides) {
+  // With more, a chain of whole channels may be too long.
+  constexpr int64_t kMostTaps = 64;
+  // What is read for one row of 16 images, in pixels of all channels: 2 MB.
+  constexpr double kMostRead = 1 << 15;
+  if (dtype != DType::kFloat32) return "it computes float32 only";
+  if (strides.w != 1 || strides.h != width) return "what it writes is not row-major";
+  if (g.kh > kMostTaps || g.kw > kMostTaps || g.kh * g.kw > kMostTaps) {
+    return "the kernel has more than 64 taps";
+  }
+  const auto span = [](int64_t count, int64_t distance) {
+    return static_cast<double>(count - 1) * static_cast<double>(distance) + 1;
+  };
+  const double columns = span(width, step) + span(g.kw, g.dilation_w) - 1;
+  return static_cast<double>(outer) * span(g.kh, g.dilation_h) * columns <= kMostRead
+             ? ""
+             : "what 16 images read for a row leaves the cache";
+}
+std::string image_lanes_forward_supports(const Conv2dGeometry& g, DType dtype) {
+  return can_be_lanes(g, dtype, g.c / g.groups, g.ow, g.stride_w, g.output);
+}
+std::string image_lanes_backward_input_supports(const Conv2dGeometry& g, DType dtype) {
+  if (g.stride_h != 1 || g.stride_w != 1) return "the stride is not 1";
+  return can_be_lanes(g, dtype, g.oc / g.groups, g.w, 1, g.input);
+}
+// Along one axis: pairs of an output position and a tap that meet inside of the input.
+int64_t pairs_inside(int64_t size, int64_t out_size, int64_t kernel, int64_t stride, int64_t pad,
+                     int64_t dilation) {
+  int64_t pairs = 0;
+  for (int64_t tap = 0; tap < kernel; ++tap) {
+    const int64_t to_zero = std::max<int64_t>(pad - tap * dilation, 0);
+    const int64_t to_limit = std::max<int64_t>(size + pad - tap * dilation, 0);
+    const int64_t first = (to_zero + stride - 1) / stride;
+    const int64_t last = std::min(out_size, (to_limit + stride - 1) / stride);
+    pairs += std::max<int64_t>(last - first, 0);
+  }
+  return pairs;
+}
+// Large maps fill vectors along their pixels, many channels those along channels, and both leave
+// the cache where 16 images come together. Lanes without an image cost what others do; padding
+// costs nothing, but in the other direct algorithms, which compute all of the `padded` pairs of a
+// pixel and a tap. As these give the same bits, the choice may look at the batch. A sum has
+// `terms`, a written row `width` pixels.
+std::string image_lanes_pay(const Conv2dGeometry& g, int64_t terms, int64_t width, double padded) {
+  constexpr int64_t kMostPixels = 400;
+  constexpr int64_t kMostNumbers = 1 << 14;  // of an image, read and written
+  constexpr int64_t kMostWeights = 1 << 18;
+  constexpr int64_t kFewTerms = 32;
+  const int64_t pixels = std::max(g.h * g.w, g.oh * g.ow);
+  if (pixels > kMostPixels) return "rows are long enough to go along them";
+  if (g.c * g.h * g.w + g.oc * g.oh * g.ow >= kMostNumbers ||
+      g.oc * (g.c / g.groups) * g.kh * g.kw > kMostWeights) {
+    return "16 images and the weights leave the cache";
+  }
+  if (terms < kFewTerms && width % kLanes == 0) return "short sums, and rows of whole vectors";
+  const auto inside =
+      static_cast<double>(pairs_inside(g.h, g.oh, g.kh, g.stride_h, g.pad_top, g.dilation_h) *
+                          pairs_inside(g.w, g.ow, g.kw, g.stride_w, g.pad_left, g.dilation_w));
+  return static_cast<double>(whole_vectors(g.n)) * inside * 7 <=
+                 static_cast<double>(g.n) * padded * 8
+             ? ""
+             : "too many lanes would have no image";
+}
+std::string image_lanes_pay_in_forward(const Conv2dGeometry& g, DType) {
+  return image_lanes_pay(g, g.c / g.groups * g.kh * g.kw, g.ow,
+                         static_cast<double>(g.oh * g.ow) * static_cast<double>(g.kh * g.kw));
+}
+std::string image_lanes_pay_in_backward_input(const Conv2dGeometry& g, DType) {
+  return image_lanes_pay(g, g.oc / g.groups * g.kh * g.kw, g.w,
+                         static_cast<double>(g.h * g.w) * static_cast<double>(g.kh * g.kw));
+}
+
 // A question of conv2d_winograd.h, asked for one form.
 template <const WinogradForm& kForm, auto kQuestion>
 std::string of_form(const Conv2dGeometry& g, DType dtype) {
@@ -134,6 +209,8 @@ constexpr Conv2dCandidate<Conv2dForward> kForwardCpu[] = {
      six_points_allowed},
     {"winograd_2x2_3x3", of_form<k2x2Of3x3, winograd_forward_supports>,
      &Conv2dKernels::forward_winograd_2x2_3x3, of_form<k2x2Of3x3, winograd_forward_pays>},
+    {"image_lanes", image_lanes_forward_supports, &Conv2dKernels::forward_image_lanes,
+     image_lanes_pay_in_forward},
     {"pair_rows", bfloat16_dots, &Conv2dKernels::forward_pair_rows,
      [](const Conv2dGeometry& g, DType) { return pair_rows_pay(g.oc / g.groups); }},
     {"pixel_rows", floating_only, &Conv2dKernels::forward_pixel_rows, rows_pay_in_forward},
@@ -175,6 +252,8 @@ constexpr Conv2dCandidate<Conv2dBackwardInput> kBackwardInputCpu[] = {
     {"winograd_2x2_3x3", of_form<k2x2Of3x3, winograd_backward_input_supports>,
      &Conv2dKernels::backward_input_winograd_2x2_3x3,
      of_form<k2x2Of3x3, winograd_backward_input_pays>},
+    {"image_lanes", image_lanes_backward_input_supports, &Conv2dKernels::backward_input_image_lanes,
+     image_lanes_pay_in_backward_input},
     {"pair_rows", bfloat16_dots, &Conv2dKernels::backward_input_pair_rows,
      [](const Conv2dGeometry& g, DType) { return pair_rows_pay(g.c / g.groups); }},
     {"pixel_rows", floating_only, &Conv2dKernels::backward_input_pixel_rows,

@@ -48,6 +48,7 @@ void set_convolution(FusedConv2dCall& call, const Conv2dCandidate<Conv2dForward>
   call.conv_workspace = algorithm.workspace_bytes.entries[static_cast<int>(dtype)];
   const auto packed_bytes = algorithm.packed_bytes.entries[static_cast<int>(dtype)];
   call.packed_bytes = packed_bytes != nullptr ? packed_bytes(packing) : 0;
+  call.together = algorithm.images_together;
   call.unpacked = runs_unpacked(algorithm, g, dtype);
   call.weight = weight_for(algorithm, weight, dtype, g, packing, keeper);
 }

@@ -31,6 +31,7 @@ struct FusedConv2dCall {
   ReluKernels::Forward relu;
   MaxPool2dKernels::Forward pool;
   int64_t packed_bytes;  // of the weight
+  int64_t together;      // images that `conv` computes as fast as one
   bool unpacked;         // the weight is packed anew each time that `conv` is called
   void* output;          // packed
   uint8_t* offsets;      // packed as the output, or null: not recorded. Of a dead ReLU kNoOffset

@@ -6,6 +6,7 @@
 #include "cpu/conv2d/depthwise_transposed.h"
 #include "cpu/conv2d/expanded_planes.h"
 #include "cpu/conv2d/grouped_channels.h"
+#include "cpu/conv2d/image_lanes.h"
 #include "cpu/conv2d/outer_products.h"
 #include "cpu/conv2d/pair_algorithms.h"
 #include "cpu/conv2d/pixel_rows.h"
@@ -33,6 +34,17 @@ NNOPS_BEGIN_KERNELS
 #define NNOPS_CONV2D_BFLOAT16_PACKING(name)                                               \
   {NNOPS_BFLOAT16(name##_workspace), NNOPS_BFLOAT16(name), NNOPS_BFLOAT16(name##_packed), \
    NNOPS_BFLOAT16(name##_pack), NNOPS_BFLOAT16(name##_partition)}
+
+// Of float alone.
+#define NNOPS_CONV2D_IMAGE_LANES(pass) \
+  {{{ImageLanes::pass##_workspace}},   \
+   {{ImageLanes::pass}},               \
+   {{ImageLanes::pass##_packed}},      \
+   {{ImageLanes::pass##_pack}},        \
+   {{ImageLanes::pass##_partition}},   \
+   false,                              \
+   {},                                 \
+   ImageLanes::kImages}
 
 // Not of double, whose sums are always direct.
 #define NNOPS_WINOGRAD_DTYPES(function)                               \
@@ -76,6 +88,7 @@ extern const Conv2dKernels conv2d_kernels = {
     .forward_grouped_channels = NNOPS_CONV2D_ALGORITHM(
         NNOPS_FLOAT_DTYPES, ByPasses<GroupedChannels>::forward,
         ByPasses<GroupedChannels>::forward_workspace, ByPasses<GroupedChannels>::forward_partition),
+    .forward_image_lanes = NNOPS_CONV2D_IMAGE_LANES(forward),
 #if defined(__AVX512F__)
     .forward_pair_rows = NNOPS_CONV2D_BFLOAT16_PACKING(PairRows::forward),
 #endif
@@ -100,6 +113,7 @@ extern const Conv2dKernels conv2d_kernels = {
         NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, ByPasses<GroupedChannels>::backward_input,
                                ByPasses<GroupedChannels>::backward_input_workspace,
                                ByPasses<GroupedChannels>::backward_input_partition),
+    .backward_input_image_lanes = NNOPS_CONV2D_IMAGE_LANES(backward_input),
 #if defined(__AVX512F__)
     .backward_input_pair_rows = NNOPS_CONV2D_BFLOAT16_PACKING(PairRows::backward_input),
 #endif

@@ -11,7 +11,8 @@
 // pair_algorithms.h): outer channels are cut into blocks of about kChain terms; each chain of terms
 // (kh, outer, kw) is added up by fused multiply-adds in this order, the chains' sums are added in
 // order, the bias comes last. An algorithm may leave out terms of a kernel row that lies in the
-// padding: they add zero (unless a weight is infinite or NaN).
+// padding: they add zero (unless a weight is infinite or NaN). image_lanes.h leaves out those of
+// kernel columns too, and looks for such weights, as it is chosen by the batch.
 #pragma once
 
 #include "cpu/conv2d/phases.h"
