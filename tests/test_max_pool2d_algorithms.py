@@ -139,12 +139,42 @@ def test_backward_of_a_plane_does_not_depend_on_its_neighbours(
                     assert same_bits(whole[plane], alone), (shape, arguments, n, c)
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["row-major", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_a_window_without_a_maximum_adds_nothing(
+    dtype: torch.dtype, channels_last: bool, isa: str
+) -> None:
+    """As a dead ReLU leaves it; infinite and NaN gradients of such a window count as little."""
+    for shape in SIZES:
+        image = torch.randint(-3, 4, (2, *shape)).to(dtype)
+        if channels_last:
+            image = image.to(memory_format=torch.channels_last)
+        for arguments in WINDOWS:
+            output, offsets = ops.max_pool2d_with_offsets(image, *arguments, False)
+            grad = torch.randn_like(output)
+            none = torch.rand(output.shape) < 0.3
+            size = list(shape[1:])
+            expected = ops.max_pool2d_backward(
+                grad.masked_fill(none, 0.0), offsets, size, *arguments
+            )
+            grad[none & (torch.rand(output.shape) < 0.3)] = float("nan")
+            grad[none & (torch.rand(output.shape) < 0.3)] = float("inf")
+            offsets[none] = 255
+            result = ops.max_pool2d_backward(grad, offsets, size, *arguments)
+            assert same_bits(result, expected), (shape, arguments)
+
+
 @about_the_cpu
+@pytest.mark.parametrize("others", ["taps", "none"])
 @pytest.mark.parametrize("plane", [0, 3, 5, 8])
 @pytest.mark.parametrize("pad", [0, 1])
-def test_a_wrong_offset_among_small_planes_is_found(pad: int, plane: int, isa: str) -> None:
+def test_a_wrong_offset_among_small_planes_is_found(
+    pad: int, plane: int, others: str, isa: str
+) -> None:
     arguments = window(3, 2, pad)
     output, offsets = ops.max_pool2d_with_offsets(torch.randn(3, 3, 13, 13), *arguments, False)
+    if others == "none":
+        offsets.fill_(255)
     position = plane * output[0, 0].numel() + 2
     # Beyond the window; or, with padding, above the input.
     offsets.view(-1)[position] = 0 if pad else 9

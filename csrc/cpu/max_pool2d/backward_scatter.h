@@ -1,8 +1,9 @@
 // max_pool2d backward, "scatter": every window and stride. grad_output is added at the maxima into
 // zeroed planes, in row-major order, which fixes the order of every sum. Parallel over channel
 // groups (n, c) or (n, block of c), small planes several at a time. Sums of bfloat16 and float16
-// are accumulated in float scratch planes. Where all offsets of a row-major plane are taps inside
-// the input, which is looked at first, no window is checked.
+// are accumulated in float scratch planes. Where all offsets of a row-major plane have places
+// inside the input, which is looked at first, no window is checked; windows without a maximum add
+// zero to their first element.
 #pragma once
 
 #include "cpu/max_pool2d/maxima.h"
@@ -22,7 +23,21 @@ struct WindowStarts {
   }
 };
 
-// kPlanes neighbouring small planes, whose offsets are taps inside the input; `sums` is zeroed
+// The gradient that a window adds at its offset's place: zero where it has no maximum, by the bits,
+// as nobody foresees which windows have one.
+template <typename T>
+NNOPS_INLINE acc_t<T> added(const T* gy, const uint8_t* offset) {
+  using A = acc_t<T>;
+  using Bits = std::conditional_t<sizeof(A) == 4, uint32_t, uint64_t>;
+  A value = to_acc(*gy);
+  Bits bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  bits &= Bits{0} - static_cast<Bits>(*offset != kNoOffset);
+  std::memcpy(&value, &bits, sizeof(bits));
+  return value;
+}
+
+// kPlanes neighbouring small planes, whose offsets have places inside the input; `sums` is zeroed
 // here. Windows side by side often share their maximum, and then wait for each other's sum: those
 // of several planes do not.
 template <int kPlanes, typename T>
@@ -35,8 +50,8 @@ NNOPS_INLINE void scatter_taps(acc_t<T>* sums, const T* gy, const uint8_t* offse
     acc_t<T>* window = sums + starts.places[i];
 #pragma GCC unroll 4
     for (int64_t plane = 0; plane < kPlanes; ++plane) {
-      window[plane * pixels + table.places[offsets[plane * count + i]]] +=
-          to_acc(gy[plane * count + i]);
+      const int64_t place = plane * count + i;
+      window[plane * pixels + table.places[offsets[place]]] += added(gy + place, offsets + place);
     }
   }
 }
@@ -51,14 +66,14 @@ __attribute__((noinline)) void scatter_plane(acc_t<T>* sums, const T* gy, const 
   const int64_t base = group.image * g.output_strides[0] + group.channel * g.output_strides[1];
   const int64_t pixels = g.h * g.w;
   const int64_t stride_w = g.stride_w;
-  const bool taps = check.all_are_taps(base, 1);
-  if (taps && starts.count > 0) {
+  const bool have_places = check.all_have_places(base, 1);
+  if (have_places && starts.count > 0) {
     scatter_taps<1>(sums, gy + base, offsets + base, table, pixels, starts);
     return;
   }
   std::memset(sums, 0, static_cast<size_t>(pixels) * sizeof(sums[0]));
   for (int64_t oh = 0; oh < g.oh; ++oh) {
-    if (!taps) {
+    if (!have_places) {
       for_each_maximum(
           offsets, table, g, group, oh, 0, g.ow, wrong,
           [&](int64_t, int64_t place, int64_t ih, int64_t iw) {
@@ -72,7 +87,7 @@ __attribute__((noinline)) void scatter_plane(acc_t<T>* sums, const T* gy, const 
     // Of the window's first element, which may lie before the plane: the maximum does not.
     int64_t start = (oh * g.stride_h - g.pad_h) * g.w - g.pad_w;
     for (int64_t ow = 0; ow < g.ow; ++ow) {
-      sums[start + table.places[row_offsets[ow]]] += to_acc(row[ow]);
+      sums[start + table.places[row_offsets[ow]]] += added(row + ow, row_offsets + ow);
       start += stride_w;
     }
   }
@@ -116,7 +131,7 @@ int64_t pool_backward_scatter(void* grad_input, const void* grad_output, const u
     parallel_chunks(g.n * g.c, kPlanes, threads, [&](int64_t begin, int64_t end) {
       const int64_t place = begin * starts.count;
       auto* sums = reinterpret_cast<acc_t<T>*>(gx) + begin * pixels;
-      if (end - begin == kPlanes && check.all_are_taps(place, kPlanes)) {
+      if (end - begin == kPlanes && check.all_have_places(place, kPlanes)) {
         scatter_taps<kPlanes>(sums, gy + place, offsets + place, table, pixels, starts);
         return;
       }

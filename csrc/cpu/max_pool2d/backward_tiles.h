@@ -282,7 +282,7 @@ int64_t pool_backward_tiles(void* grad_input, const void* grad_output, const uin
     const int64_t plane = g.channels_last ? image : image * g.c + channel;
     const int64_t place = plane * g.oh * g.ow * width;
     const int64_t row = g.ow * width;
-    if (any_from(4, offsets + place + begin * row, (end - begin) * row)) {
+    if (any_from<true>(4, offsets + place + begin * row, (end - begin) * row)) {
       check.rows_beginning_in(2 * begin, 2 * end, place, width);
     }
     const int64_t row_elements = g.w * width;

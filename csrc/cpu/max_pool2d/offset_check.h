@@ -40,23 +40,32 @@ NNOPS_INLINE bool any_byte(Bytes bytes) {
   return found != 0;
 }
 
-// Whether one of `count` offsets is `limit` or more.
+// Whether one of `count` offsets is `limit` or more; with kPassNone, and is not kNoOffset, which is
+// what a net's dead ReLUs leave in every call.
+template <bool kPassNone>
 NNOPS_INLINE bool any_from(uint8_t limit, const uint8_t* offsets, int64_t count) {
   typedef uint8_t Widest __attribute__((vector_size(kRegisterBytes)));
   typedef uint8_t Narrow __attribute__((vector_size(16)));
+  // One more makes 0 of kNoOffset.
+  constexpr uint8_t kShift = kPassNone ? 1 : 0;
+  static_assert(kNoOffset == 255);
   Widest wide = {};
   Narrow narrow = {};
   uint8_t most = 0;
   const auto visit = [&](auto bytes) __attribute__((always_inline)) {
+    bytes += kShift;
     if constexpr (sizeof(bytes) == sizeof(wide)) {
       wide = bytes > wide ? bytes : wide;
     } else {
       narrow = bytes > narrow ? bytes : narrow;
     }
   };
-  for_offset_vectors(offsets, count, visit,
-                     [&](uint8_t offset) { most = offset > most ? offset : most; });
-  return most >= limit || any_byte(wide >= limit) || any_byte(narrow >= limit);
+  for_offset_vectors(offsets, count, visit, [&](uint8_t offset) {
+    const auto shifted = static_cast<uint8_t>(offset + kShift);
+    most = shifted > most ? shifted : most;
+  });
+  const auto least = static_cast<uint8_t>(limit + kShift);
+  return most >= least || any_byte(wide >= least) || any_byte(narrow >= least);
 }
 
 // From an offset to its distance from the window's start. An offset beyond the window is sent far
@@ -65,11 +74,12 @@ struct OffsetTable {
   static constexpr int64_t kFarOutside = INT64_MIN / 2;
   int64_t rows[256];
   int64_t columns[256];
-  int64_t places[256];  // in a row-major plane; of taps alone
+  int64_t places[256];  // in a row-major plane; of taps, and of kNoOffset that of the first tap
 
   explicit OffsetTable(const Pool2dGeometry& g) {
     for (int64_t& row : rows) row = kFarOutside;
     for (int64_t& column : columns) column = kFarOutside;
+    places[kNoOffset] = 0;
     for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
       for (int64_t kw = 0; kw < g.kernel_w; ++kw) {
         rows[kh * g.kernel_w + kw] = kh * g.dilation_h;
@@ -94,10 +104,14 @@ class OffsetCheck {
 
   const OffsetTable& table() const { return table_; }
 
-  // Whether all offsets of `planes` row-major planes are taps that lie inside the input.
-  bool all_are_taps(int64_t place, int64_t planes) const {
+  // Whether all offsets of `planes` row-major planes are taps that lie inside the input, or none
+  // where that has a place inside as well.
+  bool all_have_places(int64_t place, int64_t planes) const {
     const int64_t count = g_.oh * g_.ow;
-    bool inside = !any_from(taps(), offsets_ + place, planes * count);
+    const uint8_t* offsets = offsets_ + place;
+    bool inside = g_.pad_h == 0 && g_.pad_w == 0
+                      ? !any_from<true>(taps(), offsets, planes * count)
+                      : !any_from<false>(taps(), offsets, planes * count);
     if (all_windows_inside_) return inside;
     for (int64_t plane = 0; inside && plane < planes; ++plane) {
       inside = edges_are_inside(0, g_.oh, place + plane * count, 1);
@@ -114,7 +128,7 @@ class OffsetCheck {
     if (first >= last) return;
     const int64_t row = g_.ow * width;
     const bool all_taps =
-        !any_from(taps(), offsets_ + plane_place + first * row, (last - first) * row);
+        !any_from<true>(taps(), offsets_ + plane_place + first * row, (last - first) * row);
     if (all_taps && (all_windows_inside_ || edges_are_inside(first, last, plane_place, width))) {
       return;
     }
@@ -129,7 +143,8 @@ class OffsetCheck {
     return smaller(g_.oh, (ih + g_.pad_h + g_.stride_h - 1) / g_.stride_h);
   }
 
-  // Whether the offsets of output rows [begin, end), which all are taps, lie inside the input.
+  // Whether the offsets of output rows [begin, end), which all are taps or none, lie inside the
+  // input.
   bool edges_are_inside(int64_t begin, int64_t end, int64_t plane_place, int64_t width) const {
     bool inside = true;
     for (int64_t oh = begin; oh < end; ++oh) {
@@ -163,7 +178,8 @@ class OffsetCheck {
     const uint8_t* column = offsets_ + plane_place + ow;
     bool inside = true;
     for (int64_t oh = begin; oh < end; ++oh) {
-      inside &= static_cast<uint64_t>(start + table_.columns[column[oh * g_.ow]]) < size;
+      const uint8_t offset = column[oh * g_.ow];
+      inside &= offset == kNoOffset || static_cast<uint64_t>(start + table_.columns[offset]) < size;
     }
     return inside;
   }
@@ -178,7 +194,7 @@ class OffsetCheck {
     bool inside = true;
     const auto visit = [&](auto bytes) __attribute__((always_inline)) {
       using Bytes = std::remove_reference_t<decltype(bytes)>;
-      Bytes found = {};
+      auto found = reinterpret_cast<Bytes>(bytes == kNoOffset);
       for (int64_t kh = rows.begin; kh < rows.end; ++kh) {
         for (int64_t kw = columns.begin; kw < columns.end; ++kw) {
           const auto code = static_cast<uint8_t>(kh * g_.kernel_w + kw);
@@ -187,8 +203,9 @@ class OffsetCheck {
       }
       inside &= !any_byte(~found);
     };
-    for_offset_vectors(offsets_ + place + begin * width, (end - begin) * width, visit,
-                       [&](uint8_t offset) { inside &= is_inside(offset, oh, begin); });
+    for_offset_vectors(
+        offsets_ + place + begin * width, (end - begin) * width, visit,
+        [&](uint8_t offset) { inside &= offset == kNoOffset || is_inside(offset, oh, begin); });
     return inside;
   }
 
