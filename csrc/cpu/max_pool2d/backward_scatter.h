@@ -3,7 +3,7 @@
 // groups (n, c) or (n, block of c), small planes several at a time. Sums of bfloat16 and float16
 // are accumulated in float scratch planes. Where all offsets of a row-major plane have places
 // inside the input, which is looked at first, no window is checked; windows without a maximum add
-// zero to their first element.
+// zero to an element of the input.
 #pragma once
 
 #include "cpu/max_pool2d/maxima.h"

@@ -74,12 +74,14 @@ struct OffsetTable {
   static constexpr int64_t kFarOutside = INT64_MIN / 2;
   int64_t rows[256];
   int64_t columns[256];
-  int64_t places[256];  // in a row-major plane; of taps, and of kNoOffset that of the first tap
+  // In a row-major plane; of taps, and of kNoOffset the place where a window would begin without
+  // padding.
+  int64_t places[256];
 
   explicit OffsetTable(const Pool2dGeometry& g) {
     for (int64_t& row : rows) row = kFarOutside;
     for (int64_t& column : columns) column = kFarOutside;
-    places[kNoOffset] = 0;
+    places[kNoOffset] = g.pad_h * g.w + g.pad_w;
     for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
       for (int64_t kw = 0; kw < g.kernel_w; ++kw) {
         rows[kh * g.kernel_w + kw] = kh * g.dilation_h;
@@ -109,9 +111,10 @@ class OffsetCheck {
   bool all_have_places(int64_t place, int64_t planes) const {
     const int64_t count = g_.oh * g_.ow;
     const uint8_t* offsets = offsets_ + place;
-    bool inside = g_.pad_h == 0 && g_.pad_w == 0
-                      ? !any_from<true>(taps(), offsets, planes * count)
-                      : !any_from<false>(taps(), offsets, planes * count);
+    const bool none_has_place =
+        (g_.oh - 1) * g_.stride_h < g_.h && (g_.ow - 1) * g_.stride_w < g_.w;
+    bool inside = none_has_place ? !any_from<true>(taps(), offsets, planes * count)
+                                 : !any_from<false>(taps(), offsets, planes * count);
     if (all_windows_inside_) return inside;
     for (int64_t plane = 0; inside && plane < planes; ++plane) {
       inside = edges_are_inside(0, g_.oh, place + plane * count, 1);
