@@ -23,13 +23,14 @@ struct WindowStarts {
   }
 };
 
-// The gradient that a window adds at its offset's place: zero where it has no maximum, by the bits,
-// as nobody foresees which windows have one.
-template <typename T>
+// The gradient that a window adds at its offset's place. With kNoneToo zero where it has no
+// maximum, by the bits, as nobody foresees which windows have one.
+template <bool kNoneToo, typename T>
 NNOPS_INLINE acc_t<T> added(const T* gy, const uint8_t* offset) {
   using A = acc_t<T>;
   using Bits = std::conditional_t<sizeof(A) == 4, uint32_t, uint64_t>;
   A value = to_acc(*gy);
+  if constexpr (!kNoneToo) return value;
   Bits bits;
   std::memcpy(&bits, &value, sizeof(bits));
   bits &= Bits{0} - static_cast<Bits>(*offset != kNoOffset);
@@ -40,7 +41,7 @@ NNOPS_INLINE acc_t<T> added(const T* gy, const uint8_t* offset) {
 // kPlanes neighbouring small planes, whose offsets have places inside the input; `sums` is zeroed
 // here. Windows side by side often share their maximum, and then wait for each other's sum: those
 // of several planes do not.
-template <int kPlanes, typename T>
+template <int kPlanes, bool kNoneToo, typename T>
 NNOPS_INLINE void scatter_taps(acc_t<T>* sums, const T* gy, const uint8_t* offsets,
                                const OffsetTable& table, int64_t pixels,
                                const WindowStarts& starts) {
@@ -51,7 +52,8 @@ NNOPS_INLINE void scatter_taps(acc_t<T>* sums, const T* gy, const uint8_t* offse
 #pragma GCC unroll 4
     for (int64_t plane = 0; plane < kPlanes; ++plane) {
       const int64_t place = plane * count + i;
-      window[plane * pixels + table.places[offsets[place]]] += added(gy + place, offsets + place);
+      window[plane * pixels + table.places[offsets[place]]] +=
+          added<kNoneToo>(gy + place, offsets + place);
     }
   }
 }
@@ -66,14 +68,14 @@ __attribute__((noinline)) void scatter_plane(acc_t<T>* sums, const T* gy, const 
   const int64_t base = group.image * g.output_strides[0] + group.channel * g.output_strides[1];
   const int64_t pixels = g.h * g.w;
   const int64_t stride_w = g.stride_w;
-  const bool have_places = check.all_have_places(base, 1);
-  if (have_places && starts.count > 0) {
-    scatter_taps<1>(sums, gy + base, offsets + base, table, pixels, starts);
+  const Places places = check.places_of(base, 1);
+  if (places != Places::kNot && starts.count > 0) {
+    scatter_taps<1, true>(sums, gy + base, offsets + base, table, pixels, starts);
     return;
   }
   std::memset(sums, 0, static_cast<size_t>(pixels) * sizeof(sums[0]));
   for (int64_t oh = 0; oh < g.oh; ++oh) {
-    if (!have_places) {
+    if (places == Places::kNot) {
       for_each_maximum(
           offsets, table, g, group, oh, 0, g.ow, wrong,
           [&](int64_t, int64_t place, int64_t ih, int64_t iw) {
@@ -86,9 +88,17 @@ __attribute__((noinline)) void scatter_plane(acc_t<T>* sums, const T* gy, const 
     const uint8_t* row_offsets = offsets + base + oh * g.ow;
     // Of the window's first element, which may lie before the plane: the maximum does not.
     int64_t start = (oh * g.stride_h - g.pad_h) * g.w - g.pad_w;
-    for (int64_t ow = 0; ow < g.ow; ++ow) {
-      sums[start + table.places[row_offsets[ow]]] += added(row + ow, row_offsets + ow);
-      start += stride_w;
+    const auto scatter_row = [&](auto none_too) __attribute__((always_inline)) {
+      for (int64_t ow = 0; ow < g.ow; ++ow) {
+        sums[start + table.places[row_offsets[ow]]] +=
+            added<decltype(none_too)::value>(row + ow, row_offsets + ow);
+        start += stride_w;
+      }
+    };
+    if (places == Places::kOfAll) {
+      scatter_row(std::false_type{});
+    } else {
+      scatter_row(std::true_type{});
     }
   }
 }
@@ -131,8 +141,13 @@ int64_t pool_backward_scatter(void* grad_input, const void* grad_output, const u
     parallel_chunks(g.n * g.c, kPlanes, threads, [&](int64_t begin, int64_t end) {
       const int64_t place = begin * starts.count;
       auto* sums = reinterpret_cast<acc_t<T>*>(gx) + begin * pixels;
-      if (end - begin == kPlanes && check.all_have_places(place, kPlanes)) {
-        scatter_taps<kPlanes>(sums, gy + place, offsets + place, table, pixels, starts);
+      const Places places = end - begin == kPlanes ? check.places_of(place, kPlanes) : Places::kNot;
+      if (places == Places::kOfAll) {
+        scatter_taps<kPlanes, false>(sums, gy + place, offsets + place, table, pixels, starts);
+        return;
+      }
+      if (places == Places::kOfNoneToo) {
+        scatter_taps<kPlanes, true>(sums, gy + place, offsets + place, table, pixels, starts);
         return;
       }
       for (int64_t plane = begin; plane < end; ++plane) {

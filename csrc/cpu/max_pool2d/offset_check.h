@@ -92,6 +92,10 @@ struct OffsetTable {
   }
 };
 
+// Whether an OffsetTable has places inside the input for some offsets: all are taps inside it, or
+// some are kNoOffset and the others are, or neither.
+enum class Places { kOfAll, kOfNoneToo, kNot };
+
 class OffsetCheck {
  public:
   OffsetCheck(const uint8_t* offsets, const Pool2dGeometry& geometry, LowestPosition* wrong)
@@ -106,20 +110,22 @@ class OffsetCheck {
 
   const OffsetTable& table() const { return table_; }
 
-  // Whether all offsets of `planes` row-major planes are taps that lie inside the input, or none
-  // where that has a place inside as well.
-  bool all_have_places(int64_t place, int64_t planes) const {
+  // What the offsets of `planes` row-major planes have places for.
+  Places places_of(int64_t place, int64_t planes) const {
     const int64_t count = g_.oh * g_.ow;
     const uint8_t* offsets = offsets_ + place;
     const bool none_has_place =
         (g_.oh - 1) * g_.stride_h < g_.h && (g_.ow - 1) * g_.stride_w < g_.w;
-    bool inside = none_has_place ? !any_from<true>(taps(), offsets, planes * count)
-                                 : !any_from<false>(taps(), offsets, planes * count);
-    if (all_windows_inside_) return inside;
-    for (int64_t plane = 0; inside && plane < planes; ++plane) {
-      inside = edges_are_inside(0, g_.oh, place + plane * count, 1);
+    Places places = Places::kOfAll;
+    if (any_from<false>(taps(), offsets, planes * count)) {
+      if (!none_has_place || any_from<true>(taps(), offsets, planes * count)) return Places::kNot;
+      places = Places::kOfNoneToo;
     }
-    return inside;
+    if (all_windows_inside_) return places;
+    for (int64_t plane = 0; plane < planes; ++plane) {
+      if (!edges_are_inside(0, g_.oh, place + plane * count, 1)) return Places::kNot;
+    }
+    return places;
   }
 
   // The output rows whose windows begin in input rows [begin, end); those that begin before the
