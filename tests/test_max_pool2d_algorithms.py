@@ -41,6 +41,11 @@ WINDOWS = (
 SIZES = ((1, 5, 6), (3, 8, 9), (4, 6, 18), (6, 7, 33), (20, 9, 36), (37, 6, 70))
 
 
+def image_of_ties(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    image = torch.randint(-3, 4, (2, *shape)).to(dtype)
+    return image.to(memory_format=torch.channels_last) if channels_last else image
+
+
 def awkward_image(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
     """Many ties, both zeros, infinities and NaN."""
     image = torch.randint(-3, 4, (2, *shape)).to(dtype)
@@ -100,9 +105,7 @@ def test_backward_is_the_same_by_every_algorithm(
 ) -> None:
     seen = set()
     for shape in SIZES:
-        image = torch.randint(-3, 4, (2, *shape)).to(dtype)
-        if channels_last:
-            image = image.to(memory_format=torch.channels_last)
+        image = image_of_ties(shape, dtype, channels_last)
         for arguments in WINDOWS:
             output, offsets = ops.max_pool2d_with_offsets(image, *arguments, False)
             grad = torch.randn_like(output)
@@ -122,9 +125,7 @@ def test_backward_of_a_plane_does_not_depend_on_its_neighbours(
     dtype: torch.dtype, channels_last: bool, isa: str
 ) -> None:
     for shape in ((6, 13, 13), (3, 8, 9), (7, 6, 5)):
-        image = torch.randint(-3, 4, (2, *shape)).to(dtype)
-        if channels_last:
-            image = image.to(memory_format=torch.channels_last)
+        image = image_of_ties(shape, dtype, channels_last)
         for arguments in WINDOWS:
             output, offsets = ops.max_pool2d_with_offsets(image, *arguments, False)
             grad = torch.randn_like(output)
@@ -146,9 +147,7 @@ def test_a_window_without_a_maximum_adds_nothing(
 ) -> None:
     """As a dead ReLU leaves it; infinite and NaN gradients of such a window count as little."""
     for shape in SIZES:
-        image = torch.randint(-3, 4, (2, *shape)).to(dtype)
-        if channels_last:
-            image = image.to(memory_format=torch.channels_last)
+        image = image_of_ties(shape, dtype, channels_last)
         for arguments in WINDOWS:
             output, offsets = ops.max_pool2d_with_offsets(image, *arguments, False)
             grad = torch.randn_like(output)
