@@ -119,10 +119,10 @@ int64_t least_classes(bool probabilities) {
 }
 
 // Which way the vectors run; the last thing before the call.
-void choose_vectors(Problem& problem, const DeviceScope& scope, int64_t least_classes,
-                    bool probabilities, bool gradient) {
+void choose_vectors(Problem& problem, const DeviceScope& scope, int64_t least, bool probabilities,
+                    bool gradient) {
   ClassGeometry& g = problem.g;
-  g.class_vectors = g.classes >= (scope.on_cuda() ? kLeastClassesOfThreads : least_classes) &&
+  g.class_vectors = g.classes >= (scope.on_cuda() ? kLeastClassesOfThreads : least) &&
                     g.input.c == 1 && (!probabilities || g.target.c == 1) &&
                     (!gradient || g.grad_input.c == 1);
   if (!g.class_vectors) batch_as_spatial(g);

@@ -21,17 +21,6 @@ struct Backward {
   Smoothing<A> smoothing;
   A weight_sum;  // of all classes
 
-  NNOPS_INLINE_MEMBER V row_gradients(int64_t n, int64_t s, int64_t count) const {
-    if (g.reduction != Reduction::kNone) {
-      return splat<V>(row_gradient(grad_output, total_weight, g, n, s));
-    }
-    A gradients[kRows<A>] = {};
-    for (int64_t i = 0; i < count; ++i) {
-      gradients[i] = row_gradient(grad_output, total_weight, g, n, s + i);
-    }
-    return read<V>(static_cast<const A*>(gradients));
-  }
-
   // The factors of rows with a class: grad_i = gradient (p_i mass - share w_i), and for its class
   // less gradient keep w_t. An ignored row has all three 0, so that its gradient is 0, or NaN
   // where p is, as torch's.
@@ -51,10 +40,10 @@ struct Backward {
     rows.weight = weights_of(weight, rows.classes, count);
     rows.mass = select(counts, rows.weight * smoothing.keep + smoothing.share * weight_sum, V{});
     const bool loss_is_nan = smoothing.on && g.reduction == Reduction::kMean && *total_weight == 0;
-    rows.gradient = select(
-        counts,
-        loss_is_nan ? splat<V>(std::numeric_limits<A>::quiet_NaN()) : row_gradients(n, s, count),
-        V{});
+    rows.gradient = select(counts,
+                           loss_is_nan ? splat<V>(std::numeric_limits<A>::quiet_NaN())
+                                       : row_gradients(grad_output, total_weight, g, n, s, count),
+                           V{});
     rows.share = select(counts, splat<V>(smoothing.share), V{});
     return rows;
   }
@@ -151,7 +140,7 @@ struct Backward {
         return smoothed(read_lanes(q + c * g.target.c, g.target.s, count),
                         splat<V>(weight_at(weight, c)), smoothing);
       };
-      const V gradient = row_gradients(n, s, count);
+      const V gradient = row_gradients(grad_output, total_weight, g, n, s, count);
       const V mass = blocked_sum<V>(g.classes, effective);
       for (int64_t c = 0; c < g.classes; ++c) {
         put(c, gradient * (probability(c) * mass - effective(c)));

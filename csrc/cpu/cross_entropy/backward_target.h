@@ -44,11 +44,7 @@ struct BackwardTarget {
     T* gt = grad_target + n * g.grad_input.n + s * g.grad_input.s;
     const V max = read_lanes(row_max + r, 1, count);
     const V log_sum = read_lanes(row_log_sum + r, 1, count);
-    A factor_of[kRows<A>] = {};
-    for (int64_t i = 0; i < count; ++i) {
-      factor_of[i] = -keep * row_gradient(grad_output, row_count, g, n, s + i);
-    }
-    const V factor = read<V>(static_cast<const A*>(factor_of));
+    const V factor = row_gradients(grad_output, row_count, g, n, s, count) * -keep;
     for (int64_t c = 0; c < g.classes; ++c) {
       const V log_p = (read_lanes(x + c * g.input.c, g.input.s, count) - max) - log_sum;
       write_lanes(gt + c * g.grad_input.c, log_p * (factor * weight_at(weight, c)), g.grad_input.s,

@@ -204,6 +204,22 @@ NNOPS_INLINE Wide<acc_t<T>> weights_of(const T* weight, const RowClasses<acc_t<T
   return at_classes(weight, ClassStrides{0, 1, 0}, classes, count);
 }
 
+// row_gradient of `count` rows; the lanes of rows that are missing may be anything.
+template <typename T>
+NNOPS_INLINE Wide<acc_t<T>> row_gradients(const T* grad_output, const acc_t<T>* total_weight,
+                                          const ClassGeometry& g, int64_t n, int64_t s,
+                                          int64_t count) {
+  using A = acc_t<T>;
+  if (g.reduction != Reduction::kNone) {
+    return splat<Wide<A>>(row_gradient(grad_output, total_weight, g, n, s));
+  }
+  A gradients[kRows<A>] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    gradients[i] = row_gradient(grad_output, total_weight, g, n, s + i);
+  }
+  return read<Wide<A>>(static_cast<const A*>(gradients));
+}
+
 // In double, the lanes in a fixed order.
 NNOPS_INLINE double sum_of_rows(Wide<float> rows) { return lane_sum(to_double(rows)); }
 NNOPS_INLINE double sum_of_rows(Wide<double> rows) { return lane_sum(rows); }
