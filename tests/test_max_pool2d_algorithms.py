@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -104,10 +105,11 @@ def test_backward_is_the_same_by_every_algorithm(
     dtype: torch.dtype, channels_last: bool, isa: str
 ) -> None:
     seen = set()
-    for shape in SIZES:
+    # Beside small maps one of which "phases" copies the offsets in parts, and one too wide for it.
+    for shape, ceil_mode in itertools.product((*SIZES, (4, 150, 130), (4, 5, 1035)), (False, True)):
         image = image_of_ties(shape, dtype, channels_last)
         for arguments in WINDOWS:
-            output, offsets = ops.max_pool2d_with_offsets(image, *arguments, False)
+            output, offsets = ops.max_pool2d_with_offsets(image, *arguments, ceil_mode)
             grad = torch.randn_like(output)
             grad[0, 0, 0, 0] = float("nan")
             size = list(image.shape[-2:])
@@ -115,8 +117,8 @@ def test_backward_is_the_same_by_every_algorithm(
             seen.add(_C.last_choice()[1])
             with forced_algorithm("max_pool2d_backward", "scatter"):
                 expected = ops.max_pool2d_backward(grad, offsets, size, *arguments)
-            assert same_bits(result, expected), (shape, arguments)
-    assert seen == {"tiles", "shifts", "scatter", *(("channels",) if channels_last else ())}
+            assert same_bits(result, expected), (shape, arguments, ceil_mode)
+    assert seen == {"tiles", "shifts", "scatter", "channels" if channels_last else "phases"}
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["row-major", "channels_last"])
@@ -164,21 +166,58 @@ def test_a_window_without_a_maximum_adds_nothing(
 
 
 @about_the_cpu
+@pytest.mark.parametrize("algorithm", ["phases", "scatter"])
 @pytest.mark.parametrize("others", ["taps", "none"])
 @pytest.mark.parametrize("plane", [0, 3, 5, 8])
 @pytest.mark.parametrize("pad", [0, 1])
 def test_a_wrong_offset_among_small_planes_is_found(
-    pad: int, plane: int, others: str, isa: str
+    pad: int, plane: int, others: str, algorithm: str, isa: str
 ) -> None:
     arguments = window(3, 2, pad)
-    output, offsets = ops.max_pool2d_with_offsets(torch.randn(3, 3, 13, 13), *arguments, False)
+    size = [18, 18]
+    output, offsets = ops.max_pool2d_with_offsets(torch.randn(3, 3, *size), *arguments, False)
     if others == "none":
         offsets.fill_(255)
     position = plane * output[0, 0].numel() + 2
     # Beyond the window; or, with padding, above the input.
     offsets.view(-1)[position] = 0 if pad else 9
-    with pytest.raises(RuntimeError, match=f"at position {position} of their memory"):
-        ops.max_pool2d_backward(torch.ones_like(output), offsets, [13, 13], *arguments)
+    with (
+        forced_algorithm("max_pool2d_backward", algorithm),
+        pytest.raises(RuntimeError, match=f"at position {position} of their memory"),
+    ):
+        ops.max_pool2d_backward(torch.ones_like(output), offsets, size, *arguments)
+
+
+@about_the_cpu
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("pad", [0, 1])
+@pytest.mark.parametrize("size", [(11, 18), (12, 17), (7, 36), (16, 33)])
+def test_phases_finds_what_scatter_finds(
+    size: tuple[int, int], pad: int, ceil_mode: bool, isa: str
+) -> None:
+    arguments = window(3, 2, pad)
+    output, offsets = ops.max_pool2d_with_offsets(torch.randn(3, 3, *size), *arguments, ceil_mode)
+    grad = torch.ones_like(output)
+
+    def complaint(algorithm: str) -> str:
+        with forced_algorithm("max_pool2d_backward", algorithm):
+            try:
+                ops.max_pool2d_backward(grad, offsets, list(size), *arguments)
+            except RuntimeError as error:
+                return str(error)
+        return ""
+
+    found = 0
+    for position in range(output[0, 0].numel()):
+        for code in (*range(9), 9, 128, 254, 255):
+            place = offsets[1, 1].view(-1)[position]
+            before = place.item()
+            place.fill_(code)
+            complaints = complaint("phases"), complaint("scatter")
+            assert complaints[0] == complaints[1], (position, code)
+            found += bool(complaints[0])
+            place.fill_(before)
+    assert found >= 3 * output[0, 0].numel()
 
 
 @about_the_cpu

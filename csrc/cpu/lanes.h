@@ -166,6 +166,13 @@ NNOPS_INLINE Lanes<T, N> add_where(Lanes<T, N> sum, Lanes<T, N> value, const uin
     return reinterpret_cast<Lanes<T, N>>(
         _mm512_mask_add_ps(before, match, before, reinterpret_cast<__m512>(value)));
   }
+  if constexpr (sizeof(T) == 4 && N == 8) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes));
+    const __mmask16 match = _mm_cmpeq_epi8_mask(bytes, _mm_set1_epi8(static_cast<char>(code)));
+    const __m256 before = reinterpret_cast<__m256>(sum);
+    return reinterpret_cast<Lanes<T, N>>(_mm256_mask_add_ps(
+        before, static_cast<__mmask8>(match), before, reinterpret_cast<__m256>(value)));
+  }
 #endif
   using Code = std::remove_reference_t<decltype(LaneMask<T, N>{}[0])>;
   const LaneMask<T, N> lanes = load_bytes<T, N>(codes);

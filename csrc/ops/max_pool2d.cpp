@@ -88,6 +88,20 @@ std::string supports_backward_shifts(const Pool2dGeometry& g, DType) {
   return g.kernel_h * g.kernel_w > kMostTaps ? "only for windows of at most 64 elements" : "";
 }
 
+std::string supports_backward_phases(const Pool2dGeometry& g, DType) {
+  if (g.channels_last) return "only for row-major gradients";
+  if (g.kernel_h != 3 || g.kernel_w != 3) return "only for kernel 3x3";
+  if (g.stride_h != 2 || g.stride_w != 2) return "only for stride 2";
+  if (g.dilation_h != 1 || g.dilation_w != 1) return "only for dilation 1";
+  // Two of them are scattered.
+  if (g.n * g.c < 8) return "only for 8 planes or more";
+  // Vectors of narrow rows are half empty; with padding scatter's checks cost more than that.
+  const bool padded = g.pad_h > 0 || g.pad_w > 0;
+  if (g.ow < 8 && !padded) return "only for rows of at least 8 windows, or with padding";
+  if (g.oh * g.ow < g.ow + kPhaseReach) return "only for planes of a row and 32 windows or more";
+  return g.ow > kMostPhaseColumns ? "only for rows of at most 512 windows" : "";
+}
+
 std::string supports_backward_channels(const Pool2dGeometry& g, DType) {
   if (!g.channels_last) return "only for channels_last gradients";
   return g.dilation_h != 1 || g.dilation_w != 1 ? "only for dilation 1" : "";
@@ -96,6 +110,7 @@ std::string supports_backward_channels(const Pool2dGeometry& g, DType) {
 constexpr BackwardChoice kBackwardCpu[] = {
     {"tiles", supports_whole_tiles, &MaxPool2dKernels::backward_tiles},
     {"shifts", supports_backward_shifts, &MaxPool2dKernels::backward_shifts},
+    {"phases", supports_backward_phases, &MaxPool2dKernels::backward_phases},
     {"channels", supports_backward_channels, &MaxPool2dKernels::backward_channels},
     {"scatter", supports_all, &MaxPool2dKernels::backward_scatter},
 };
@@ -273,14 +288,16 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets, con
   const Tensor gy = packed_image(grad_output, g.channels_last);
   set_strides(g.input_strides, grad_input);
   set_strides(g.output_strides, codes);
-  if (!scope.on_cuda()) stack_planes(g);
   const BackwardChoice& choice = choose_algorithm(kOp, kBackward.of(scope.isa()), g, dtype);
+  // The others split their work by planes.
+  if (choice.entry == &MaxPool2dKernels::backward_tiles) stack_planes(g);
   const auto kernel =
       kernel_for(kOp, choice.name, active_kernels(kMaxPool2dTable, scope.isa()).*choice.entry,
                  dtype, scope.isa());
   const int threads = thread_count(count, kGrainElements);
   std::optional<SumScratch> scratch;
-  if (choice.entry == &MaxPool2dKernels::backward_scatter) {
+  if (choice.entry == &MaxPool2dKernels::backward_scatter ||
+      choice.entry == &MaxPool2dKernels::backward_phases) {
     scratch.emplace(scope, dtype, threads, g.channels_last ? std::min(g.c, kChannelBlock) : 1, g.h,
                     g.w, offsets);
   }

@@ -48,6 +48,10 @@ inline constexpr int64_t kNoIndex = -1;
 // Channels that one thread handles at a time where channels are innermost in memory.
 inline constexpr int64_t kChannelBlock = 64;
 
+// Windows of one row that "phases" keeps three rows of, and how far beyond one row it may read.
+inline constexpr int64_t kMostPhaseColumns = 512;
+inline constexpr int64_t kPhaseReach = 32;
+
 struct MaxPool2dKernels {
   // output: (n, c, oh, ow). record: null, uint8 offsets or int64 indices, sized as the output.
   using Forward = void (*)(void* output, void* record, const void* input,
@@ -59,7 +63,7 @@ struct MaxPool2dKernels {
     PerDType<Forward> indices;
   };
   // grad_input (n, c, h, w) = sum of grad_output over the windows whose offset points there, in
-  // row-major order. scratch: for "scatter" of bfloat16 and float16, threads * min(c,
+  // row-major order. scratch: for "scatter" and "phases" of bfloat16 and float16, threads * min(c,
   // kChannelBlock) * h * w floats for channels_last and threads * h * w otherwise; else null.
   // Returns the lowest position in memory of an offset that points outside of the window or the
   // input, or -1.
@@ -74,6 +78,7 @@ struct MaxPool2dKernels {
   ForwardAlgorithm tiles = {};
   PerDType<Backward> backward_tiles = {};
   PerDType<Backward> backward_shifts = {};
+  PerDType<Backward> backward_phases = {};
   PerDType<Backward> backward_channels = {};
   PerDType<Backward> backward_scatter = {};
   PerDType<Gather> gather = {};

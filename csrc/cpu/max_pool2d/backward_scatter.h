@@ -60,12 +60,13 @@ NNOPS_INLINE void scatter_taps(acc_t<T>* sums, const T* gy, const uint8_t* offse
 
 // One plane, row-major; `sums` is zeroed here.
 template <typename T>
-__attribute__((noinline)) void scatter_plane(acc_t<T>* sums, const T* gy, const uint8_t* offsets,
-                                             const Pool2dGeometry& g, const ChannelGroup& group,
-                                             const OffsetCheck& check, const WindowStarts& starts,
-                                             LowestPosition* wrong) {
+__attribute__((noinline)) void add_plane(acc_t<T>* sums, const T* gy, const uint8_t* offsets,
+                                         const Pool2dGeometry& g, int64_t plane,
+                                         const OffsetCheck& check, const WindowStarts& starts,
+                                         LowestPosition* wrong) {
   const OffsetTable& table = check.table();
-  const int64_t base = group.image * g.output_strides[0] + group.channel * g.output_strides[1];
+  const ChannelGroup group = channel_group(plane, g.c, 1);
+  const int64_t base = plane * g.oh * g.ow;
   const int64_t pixels = g.h * g.w;
   const int64_t stride_w = g.stride_w;
   const Places places = check.places_of(base, 1);
@@ -103,6 +104,21 @@ __attribute__((noinline)) void scatter_plane(acc_t<T>* sums, const T* gy, const 
   }
 }
 
+// One plane of grad_input, row-major; of bfloat16 and float16 by way of `scratch`.
+template <typename T>
+NNOPS_INLINE void scatter_plane(T* gx, const T* gy, const uint8_t* offsets, float* scratch,
+                                const Pool2dGeometry& g, int64_t plane, const OffsetCheck& check,
+                                const WindowStarts& starts, LowestPosition* wrong) {
+  const int64_t pixels = g.h * g.w;
+  T* target = gx + plane * pixels;
+  if constexpr (sizeof(acc_t<T>) == sizeof(T)) {
+    add_plane(target, gy, offsets, g, plane, check, starts, wrong);
+  } else {
+    add_plane(scratch, gy, offsets, g, plane, check, starts, wrong);
+    for (int64_t i = 0; i < pixels; ++i) target[i] = from_acc<T>(scratch[i]);
+  }
+}
+
 // A block of channels where they are innermost: `sum_step` from pixel to pixel in `sums`.
 template <typename T>
 NNOPS_INLINE void scatter_channels(acc_t<T>* sums, int64_t sum_step, const T* gy,
@@ -133,10 +149,28 @@ int64_t pool_backward_scatter(void* grad_input, const void* grad_output, const u
   LowestPosition wrong;
   const OffsetCheck check(offsets, g, &wrong);
   const OffsetTable& table = check.table();
-  const WindowStarts starts(g);
-  const int64_t block = g.channels_last ? smaller(g.c, kChannelBlock) : 1;
   const int64_t pixels = g.h * g.w;
-  if (kDirect && !g.channels_last && starts.count > 0) {
+  if (g.channels_last) {
+    const int64_t block = smaller(g.c, kChannelBlock);
+    parallel_slots(channel_group_count(g.n, g.c, block), threads, [&](int64_t slot, int64_t index) {
+      const ChannelGroup group = channel_group(index, g.c, block);
+      T* target = gx + group.image * g.input_strides[0] + group.channel * g.input_strides[1];
+      if constexpr (kDirect) {
+        scatter_channels(target, g.c, gy, offsets, table, g, group, &wrong);
+      } else {
+        acc_t<T>* sums = scratch + slot * block * pixels;
+        scatter_channels(sums, block, gy, offsets, table, g, group, &wrong);
+        for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+          for (int64_t channel = 0; channel < group.channels; ++channel) {
+            target[pixel * g.c + channel] = from_acc<T>(sums[pixel * block + channel]);
+          }
+        }
+      }
+    });
+    return wrong.or_minus_one();
+  }
+  const WindowStarts starts(g);
+  if (kDirect && starts.count > 0) {
     constexpr int64_t kPlanes = 4;
     parallel_chunks(g.n * g.c, kPlanes, threads, [&](int64_t begin, int64_t end) {
       const int64_t place = begin * starts.count;
@@ -151,36 +185,13 @@ int64_t pool_backward_scatter(void* grad_input, const void* grad_output, const u
         return;
       }
       for (int64_t plane = begin; plane < end; ++plane) {
-        scatter_plane(sums, gy, offsets, g, channel_group(plane, g.c, 1), check, starts, &wrong);
-        sums += pixels;
+        scatter_plane(gx, gy, offsets, nullptr, g, plane, check, starts, &wrong);
       }
     });
     return wrong.or_minus_one();
   }
-  parallel_slots(channel_group_count(g.n, g.c, block), threads, [&](int64_t slot, int64_t index) {
-    const ChannelGroup group = channel_group(index, g.c, block);
-    T* target = gx + group.image * g.input_strides[0] + group.channel * g.input_strides[1];
-    // From one pixel to the next, in the gradient and in what is accumulated.
-    const int64_t pixel_step = g.channels_last ? g.c : 1;
-    const int64_t sum_step = kDirect ? pixel_step : block;
-    acc_t<T>* sums = nullptr;
-    if constexpr (kDirect) {
-      sums = target;
-    } else {
-      sums = scratch + slot * block * pixels;
-    }
-    if (g.channels_last) {
-      scatter_channels(sums, sum_step, gy, offsets, table, g, group, &wrong);
-    } else {
-      scatter_plane(sums, gy, offsets, g, group, check, starts, &wrong);
-    }
-    if constexpr (!kDirect) {
-      for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-        for (int64_t channel = 0; channel < group.channels; ++channel) {
-          target[pixel * pixel_step + channel] = from_acc<T>(sums[pixel * sum_step + channel]);
-        }
-      }
-    }
+  parallel_slots(g.n * g.c, threads, [&](int64_t slot, int64_t plane) {
+    scatter_plane(gx, gy, offsets, scratch + slot * pixels, g, plane, check, starts, &wrong);
   });
   return wrong.or_minus_one();
 }

@@ -6,11 +6,12 @@
 // record "none". bfloat16 and float16 are compared, and their gradients summed, as float.
 //
 // Each algorithm is a file: rows.h, channels.h and tiles.h forward, backward_tiles.h,
-// backward_shifts.h, backward_channels.h and backward_scatter.h. Forward is parallel over rows of
-// the output; nothing depends on how they are split.
+// backward_shifts.h, backward_phases.h, backward_channels.h and backward_scatter.h. Forward is
+// parallel over rows of the output; nothing depends on how they are split.
 #include "ops/max_pool2d.h"
 
 #include "cpu/max_pool2d/backward_channels.h"
+#include "cpu/max_pool2d/backward_phases.h"
 #include "cpu/max_pool2d/backward_scatter.h"
 #include "cpu/max_pool2d/backward_shifts.h"
 #include "cpu/max_pool2d/backward_tiles.h"
@@ -53,6 +54,7 @@ extern const MaxPool2dKernels max_pool2d_kernels = {
      NNOPS_ALL_DTYPES(tiles_indices)},
     NNOPS_FLOAT_DTYPES(pool_backward_tiles),
     NNOPS_FLOAT_DTYPES(pool_backward_shifts),
+    NNOPS_FLOAT_DTYPES(pool_backward_phases),
     NNOPS_FLOAT_DTYPES(pool_backward_channels),
     NNOPS_FLOAT_DTYPES(pool_backward_scatter),
     NNOPS_FLOAT_DTYPES(pool_gather)};
