@@ -39,7 +39,7 @@ constexpr int64_t kResidentRows = 256;
 constexpr int64_t kStripPixels = 768;
 constexpr int64_t kStripBytes = int64_t{384} << 10;
 
-// How many rows ahead of the copying the read image is fetched.
+// How many rows ahead of the copying the read image is fetched, unless there are many channels.
 constexpr int64_t kPrefetchRows = 8;
 
 // How the weights of a pass are packed, `lanes` numbers in a cache line. Sizes are in elements.
@@ -187,9 +187,10 @@ void pack_tiles(acc_t<T>* packed, const T* weight, const PixelPass& pass, int th
   });
 }
 
-// Copies one channel of one image to planes[copy][sequence][pitch].
+// Copies one channel of one image to planes[copy][sequence][pitch], and fetches the same rows of
+// what stands at `ahead`.
 template <typename T>
-void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel,
+void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel, const T* ahead,
                     const int64_t* column_starts, int64_t y0, int64_t x0, const PixelPass& pass,
                     const StripPlan<acc_t<T>>& plan) {
   using A = acc_t<T>;
@@ -204,7 +205,7 @@ void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel,
       const bool inside = h >= 0 && h < plan.y.limit;
       A* part = row;
       if (inside && pass.read.w == 1)
-        prefetch_span(channel + (h + kPrefetchRows) * pass.read.h, plan.x.step * plan.width);
+        prefetch_span(ahead + h * pass.read.h, plan.x.step * plan.width);
       for (int64_t x_cls = 0; x_cls < plan.x.class_count(); ++x_cls) {
         const int64_t count = plan.expanded ? plan.x.class_length(x_cls, plan.width) : plan.pitch;
         // A row outside of the image is a row without any position inside.
@@ -265,8 +266,11 @@ void compute_strip(const PassStrip<T>& strip, const PixelPass& pass,
         for (int64_t c = 0; c < channels; ++c) {
           A* channel_planes = planes + c * plan.copies * plan.plane_size;
           for (int64_t image = 0; image < strip.images; ++image) {
-            expand_channel(channel_planes + image * plan.image_size, staging,
-                           strip.read + image * pass.read.n + (channel0 + c) * pass.read.c,
+            const T* channel = strip.read + image * pass.read.n + (channel0 + c) * pass.read.c;
+            const T* ahead =
+                channel + (channels > kFollowedStreams ? kPrefetchChannels * pass.read.c
+                                                       : kPrefetchRows * pass.read.h);
+            expand_channel(channel_planes + image * plan.image_size, staging, channel, ahead,
                            column_starts, strip.y0, strip.x0, pass, plan);
           }
           for (int64_t s = 0; s < plan.copies; ++s) {

@@ -22,6 +22,9 @@ constexpr int64_t kWantedChunks = 32;
 constexpr int64_t kChunkBlocks = 4;
 // Gradients that pixel-major tensors hold are copied when more rows than these multiply them.
 constexpr int64_t kInPlaceRows = 128;
+// Of larger row-major images the pieces that a block reads are fetched ahead: one from each plane,
+// they are beyond the hardware's guess.
+constexpr int64_t kCachedImageBytes = int64_t{128} << 10;
 // Of an operand's packed block: both should stay in L2.
 constexpr int64_t kOperandBytes = int64_t{384} << 10;
 
@@ -56,6 +59,8 @@ struct OuterPlan {
   ColumnLayout layout;    // of columns in lanes
   bool pixel_major;       // the operand that is not in lanes: as in the tensor, pixels or planes
   bool channels_fast;     // order of the columns that are not in lanes: as in the weight
+
+  bool gradients_ahead, input_ahead;  // whether the next block's are fetched into the cache
 
   int64_t height, width, images;               // of a block of pixels
   int64_t vertical, horizontal, image_blocks;  // numbers of blocks
@@ -101,6 +106,11 @@ struct OuterPlan {
       rows = group_oc;
     }
     channels_fast = g.weight.c == 1;
+    const auto pieces_are_far = [](const Strides4& stride, int64_t pixels, int64_t channels) {
+      return stride.w == 1 && pixels * channels * int64_t{sizeof(A)} > kCachedImageBytes;
+    };
+    gradients_ahead = pieces_are_far(g.output, g.oh * g.ow, g.oc);
+    input_ahead = pieces_are_far(g.input, g.h * g.w, g.c);
     chunk_size = g.groups * vectors * rows * kLine;
     cut_tasks(threads);
 

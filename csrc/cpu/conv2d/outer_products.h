@@ -306,6 +306,32 @@ void pack_gradients(acc_t<T>* packed, const OuterTask<T>& task, const OuterBlock
   }
 }
 
+// Asks for a share, from `part` to the next of `parts`, of what a block reads of row-major tensors:
+// pieces of as many planes as there are channels are beyond the hardware's guess.
+template <typename T>
+NNOPS_INLINE void prefetch_block(const OuterTask<T>& task, const OuterBlock& block,
+                                 const OuterPlan<acc_t<T>>& plan, int64_t part, int64_t parts) {
+  const Conv2dGeometry& g = plan.g;
+  if (plan.gradients_ahead) {
+    const T* gradients =
+        task.grad_output + block.image0 * g.output.n + block.y0 * g.output.h + block.x0;
+    const int64_t end = (part + 1) * task.filters / parts;
+    for (int64_t filter = part * task.filters / parts; filter < end; ++filter) {
+      prefetch_span(gradients + (task.filter0 + filter) * g.output.c,
+                    (block.height - 1) * g.output.h + block.width);
+    }
+  }
+  if (plan.input_ahead) {
+    const int64_t top = block.y0 * g.stride_h - g.pad_top;
+    const int64_t rows = (block.height - 1) * g.stride_h + (g.kh - 1) * g.dilation_h + 1;
+    const T* input = task.input + block.image0 * g.input.n + top * g.input.h;
+    const int64_t end = (part + 1) * task.channels / parts;
+    for (int64_t channel = part * task.channels / parts; channel < end; ++channel) {
+      prefetch_span(input + (task.channel0 + channel) * g.input.c, rows * g.input.h);
+    }
+  }
+}
+
 // --- the pass -----------------------------------------------------------------------------------
 
 // `packed` has room for the operands of as many blocks as are packed at a time. A factor of several
@@ -382,7 +408,8 @@ void add_outer_products(const OuterTask<T>& task, const OuterPlan<acc_t<T>>& pla
   };
 
   // Adds the products of the pixels that are listed.
-  const auto multiply = [&](const F* input, const F* gradients, bool first) {
+  const auto multiply = [&](const F* input, const F* gradients, bool first,
+                            const OuterBlock& ahead) {
     constexpr int64_t kMostPixels = kMostBlockPixels / kFactorNumbers<F>;
     const int64_t chains = divide_up(count, kMostPixels);
     for (int64_t panel = 0; panel < panels; ++panel) {
@@ -402,6 +429,7 @@ void add_outer_products(const OuterTask<T>& task, const OuterPlan<acc_t<T>>& pla
                                 : gradients + (r0 + r) * (plan.pixel_major ? 1 : pitch);
         }
         tile.sums = sums + (v0 * plan.rows + r0) * kLine;
+        prefetch_block(task, ahead, plan, panel * row_tiles + t, panels * row_tiles);
         for (int64_t chain = 0; chain < chains; ++chain) {
           tile.pixels = pixels + chain * count / chains;
           tile.count = pixels + (chain + 1) * count / chains - tile.pixels;
@@ -416,6 +444,7 @@ void add_outer_products(const OuterTask<T>& task, const OuterPlan<acc_t<T>>& pla
   for (int64_t index = task.first_block; index < task.last_block; index += plan.together) {
     const bool first = index == task.first_block;
     const OuterBlock block(plan, index);
+    const OuterBlock ahead(plan, smaller(index + plan.together, task.last_block - 1));
     pack_input(packed, task, block, plan);
     if (!in_place) pack_gradients(packed_gradients, task, block, plan);
     if constexpr (kFactorNumbers<F> == 1) {
@@ -427,7 +456,7 @@ void add_outer_products(const OuterTask<T>& task, const OuterPlan<acc_t<T>>& pla
         }
       }
       list_pixels(block, {});
-      multiply(packed, gradients, first);
+      multiply(packed, gradients, first, ahead);
     } else {
       // Blocks at the ends of an image may be smaller: pixels that one of the two lacks are apart.
       const int64_t size = plan.input_size + round_up(task.filters, kLine) * pitch;
@@ -442,17 +471,17 @@ void add_outer_products(const OuterTask<T>& task, const OuterPlan<acc_t<T>>& pla
       F::join(packed, paired ? other : nullptr, size);
       const F* factors = reinterpret_cast<const F*>(packed);
       list_pixels(common, {});
-      multiply(factors, factors + plan.input_size, first);
+      multiply(factors, factors + plan.input_size, first, ahead);
       if (!(block == common)) {
         F::keep_first(packed, size);
         list_pixels(block, common);
-        multiply(factors, factors + plan.input_size, false);
+        multiply(factors, factors + plan.input_size, false, ahead);
       }
       if (!(next == common)) {
         F::join(other, nullptr, size);
         factors = reinterpret_cast<const F*>(other);
         list_pixels(next, common);
-        multiply(factors, factors + plan.input_size, false);
+        multiply(factors, factors + plan.input_size, false, ahead);
       }
     }
   }

@@ -20,6 +20,11 @@
 
 NNOPS_BEGIN_KERNELS
 
+// Of a row-major image a strip reads a piece of each plane. Of more planes than this the hardware
+// does not guess the next piece, and the copying of one channel fetches that of another ahead.
+constexpr int64_t kFollowedStreams = 32;
+constexpr int64_t kPrefetchChannels = 4;
+
 // How many terms one chain of additions has, about: the error grows with the number of chains.
 constexpr int64_t kChain = 96;
 static_assert(kConv2dLongestChain == 2 * kChain);

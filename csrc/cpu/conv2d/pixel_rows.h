@@ -287,7 +287,12 @@ void gather_rows(F* rows, const PassStrip<T, F>& strip, int64_t channel0, int64_
       for (int64_t cls = 0; cls < plan.y.class_count(); ++cls) {
         const int64_t length = plan.y.class_length(cls, plan.height);
         for (int64_t i = 0; i < length; ++i, row += plan.row_step) {
-          copy_row(row, source, plan.y.position(cls, strip.y0 + i), strip.x0, numbers, pass, plan);
+          const int64_t h = plan.y.position(cls, strip.y0 + i);
+          if (plan.planar && pass.read.w == 1 && h >= 0 && h < plan.y.limit) {
+            prefetch_span(source + kPrefetchChannels * pass.read.c + h * pass.read.h,
+                          plan.x.step * plan.dense_width);
+          }
+          copy_row(row, source, h, strip.x0, numbers, pass, plan);
         }
       }
     }
