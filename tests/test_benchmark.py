@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 import time
@@ -226,6 +227,13 @@ def test_summary_holds_means_and_worst_against_the_goal_of_the_isa() -> None:
     for percent, met in ((89.0, False), (91.0, True)):
         large = row(op="mse_loss", mode="fwd", sample="2^24", percent_of_limit=percent)
         assert [line.met for line in goals.summary([large])] == [met]
+
+
+def test_summary_says_what_rows_at_their_limits_would_have() -> None:
+    rows = [row(2.0, percent_of_limit=50.0), row(9.0, sample="b", percent_of_limit=225.0)]
+    (line,) = goals.summary([*rows, row(sample="c", peers={}, error="wrong")])
+    assert line.geomean_at_limit == pytest.approx(6.0)  # of 4 and 9, which is beyond its limit
+    assert math.isnan(goals.summary([row(2.0, percent_of_limit=None)])[0].geomean_at_limit)
 
 
 def test_a_pattern_of_a_goal_may_be_turned_round() -> None:

@@ -75,6 +75,8 @@ class Line:
     worst: float
     worst_sample: str
     least_percent: float
+    # The geometric mean if every row, those aside that are beyond it, took what its limit asks for.
+    geomean_at_limit: float
     # Already lowered for the ISA; None: no goal covers these rows.
     goal: Goal | None = None
     errors: int = 0
@@ -195,6 +197,13 @@ def _line(rows: list[Row], goal: Goal | None) -> Line:
         worst=worst,
         worst_sample=worst_sample,
         least_percent=min(percents, default=math.nan),
+        geomean_at_limit=geometric_mean([ratio for row in rows if (ratio := _ratio_at_limit(row))]),
         goal=goal_on(goal, first.isa) if goal else None,
         errors=sum(bool(row.error) for row in rows),
     )
+
+
+def _ratio_at_limit(row: Row) -> float | None:
+    if row.ratio is None or row.percent_of_limit is None:
+        return None
+    return row.ratio * max(1.0, 100 / row.percent_of_limit)

@@ -132,7 +132,7 @@ def memory_table(rows: Iterable[Row]) -> Table:
 
 
 def summary_table(lines: Iterable[Line]) -> Table:
-    """Per goal, then per op x mode x layout x class without one: mean, worst, least % of limit.
+    """Per goal, then per op x mode x layout x class without one: mean, worst, and of the limit.
 
     Each list of shapes and dtype by itself.
     """
@@ -140,7 +140,9 @@ def summary_table(lines: Iterable[Line]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("op", "mode", "layout", "class", "list", "sample", "dtype", "ISA"):
         table.add_column(column, no_wrap=True)
-    for column in ("thr", "rows", "geomean", "goal", "worst", "floor", "% limit", "goal"):
+    for column in ("thr", "rows", "geomean", "goal", "at limit", "worst", "floor"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("% limit", "goal"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("worst sample", no_wrap=True)
     table.add_column("goal", no_wrap=True)
@@ -151,6 +153,7 @@ def summary_table(lines: Iterable[Line]) -> Table:
             *(line.dtype, line.isa, str(line.threads)),
             f"{line.rows}" + (f" + {line.errors} errors" if line.errors else ""),
             *(_number(line.geomean), _number(goal.geomean if goal else None)),
+            _number(line.geomean_at_limit),
             *(_number(line.worst), _number(goal.floor if goal else None)),
             *(_number(line.least_percent), _number(goal.percent if goal else None)),
             line.worst_sample,

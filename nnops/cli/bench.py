@@ -40,7 +40,7 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATING}
 DEFAULT_MODES = ("fwd", "full")
 # Rows as short as this try the engine out, and the limits need not be good either.
 QUICK_SECONDS = 0.1
-LOG_WIDTH = 180
+LOG_WIDTH = 190
 DEFAULT_OUT = Path("results/bench.jsonl")
 
 
