@@ -189,8 +189,7 @@ struct OuterPlan {
     image_blocks = divide_up(g.n, images);
     const int64_t weight_bytes = g.oc * (g.c / g.groups) * taps * static_cast<int64_t>(sizeof(A));
     const int64_t most_chunks = larger(1, kChunkBytes / weight_bytes);
-    const int64_t wanted = divide_up(kWantedChunks, g.groups);
-    chunks = smaller(divide_up(blocks(), kChunkBlocks), smaller(most_chunks, wanted));
+    chunks = smaller(divide_up(blocks(), kChunkBlocks), smaller(most_chunks, kWantedChunks));
   }
 
   void set_groups(int64_t count) {
