@@ -267,9 +267,9 @@ void compute_strip(const PassStrip<T>& strip, const PixelPass& pass,
           A* channel_planes = planes + c * plan.copies * plan.plane_size;
           for (int64_t image = 0; image < strip.images; ++image) {
             const T* channel = strip.read + image * pass.read.n + (channel0 + c) * pass.read.c;
-            const T* ahead =
-                channel + (channels > kFollowedStreams ? kPrefetchChannels * pass.read.c
-                                                       : kPrefetchRows * pass.read.h);
+            const T* ahead = channel + (channels > kFollowedStreams || pass.groups > 1
+                                            ? kPrefetchChannels * pass.read.c
+                                            : kPrefetchRows * pass.read.h);
             expand_channel(channel_planes + image * plan.image_size, staging, channel, ahead,
                            column_starts, strip.y0, strip.x0, pass, plan);
           }

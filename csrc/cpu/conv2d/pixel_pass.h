@@ -20,8 +20,9 @@
 
 NNOPS_BEGIN_KERNELS
 
-// Of a row-major image a strip reads a piece of each plane. Of more planes than this the hardware
-// does not guess the next piece, and the copying of one channel fetches that of another ahead.
+// Of a row-major image a strip reads a piece of each plane. Of more planes than this, or of groups
+// one after the other, the hardware does not guess the next piece, and the copying of one channel
+// fetches that of another ahead.
 constexpr int64_t kFollowedStreams = 32;
 constexpr int64_t kPrefetchChannels = 4;
 
