@@ -278,11 +278,10 @@ int64_t pool_backward_phases(void* grad_input, const void* grad_output, const ui
     for (int64_t plane = first; !inside && plane <= end; ++plane) {
       check.rows_beginning_in(0, g.h, plane * windows, 1);
     }
-    if (begin == 0) scatter_plane(gx, gy, offsets, scratch, g, 0, check, starts, &wrong);
+    if (begin == 0) scatter_plane(gx, gy, offsets, scratch, 0, g, 0, check, starts, &wrong);
     if (end == inner) {
-      // Perhaps at the same time.
-      float* own_scratch = threads > 1 ? scratch + pixels : scratch;
-      scatter_plane(gx, gy, offsets, own_scratch, g, inner + 1, check, starts, &wrong);
+      const int64_t slot = threads > 1 ? 1 : 0;  // perhaps at the same time
+      scatter_plane(gx, gy, offsets, scratch, slot, g, inner + 1, check, starts, &wrong);
     }
   });
   return wrong.or_minus_one();

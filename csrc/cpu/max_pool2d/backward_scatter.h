@@ -104,18 +104,21 @@ __attribute__((noinline)) void add_plane(acc_t<T>* sums, const T* gy, const uint
   }
 }
 
-// One plane of grad_input, row-major; of bfloat16 and float16 by way of `scratch`.
+// One plane of grad_input, row-major; of bfloat16 and float16 by way of the plane `slot` of
+// `scratch`.
 template <typename T>
 NNOPS_INLINE void scatter_plane(T* gx, const T* gy, const uint8_t* offsets, float* scratch,
-                                const Pool2dGeometry& g, int64_t plane, const OffsetCheck& check,
-                                const WindowStarts& starts, LowestPosition* wrong) {
+                                int64_t slot, const Pool2dGeometry& g, int64_t plane,
+                                const OffsetCheck& check, const WindowStarts& starts,
+                                LowestPosition* wrong) {
   const int64_t pixels = g.h * g.w;
   T* target = gx + plane * pixels;
   if constexpr (sizeof(acc_t<T>) == sizeof(T)) {
     add_plane(target, gy, offsets, g, plane, check, starts, wrong);
   } else {
-    add_plane(scratch, gy, offsets, g, plane, check, starts, wrong);
-    for (int64_t i = 0; i < pixels; ++i) target[i] = from_acc<T>(scratch[i]);
+    float* sums = scratch + slot * pixels;
+    add_plane(sums, gy, offsets, g, plane, check, starts, wrong);
+    for (int64_t i = 0; i < pixels; ++i) target[i] = from_acc<T>(sums[i]);
   }
 }
 
@@ -185,13 +188,13 @@ int64_t pool_backward_scatter(void* grad_input, const void* grad_output, const u
         return;
       }
       for (int64_t plane = begin; plane < end; ++plane) {
-        scatter_plane(gx, gy, offsets, nullptr, g, plane, check, starts, &wrong);
+        scatter_plane(gx, gy, offsets, scratch, 0, g, plane, check, starts, &wrong);
       }
     });
     return wrong.or_minus_one();
   }
   parallel_slots(g.n * g.c, threads, [&](int64_t slot, int64_t plane) {
-    scatter_plane(gx, gy, offsets, scratch + slot * pixels, g, plane, check, starts, &wrong);
+    scatter_plane(gx, gy, offsets, scratch, slot, g, plane, check, starts, &wrong);
   });
   return wrong.or_minus_one();
 }
