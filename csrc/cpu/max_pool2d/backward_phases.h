@@ -25,9 +25,8 @@ class OffsetRows {
   static constexpr int64_t kMost = 4096;
   static_assert(kMost >= 3 * (kMostPhaseColumns + 1));
 
-  explicit OffsetRows(const Pool2dGeometry& g) : g_(g), whole_rows_(inner_rows(g)) {
-    const InnerWindows whole_columns = inner_columns(g);
-    all_columns_ = whole_columns.begin == 0 && whole_columns.end == g.ow;
+  explicit OffsetRows(const Pool2dGeometry& g)
+      : g_(g), whole_rows_(inner_rows(g)), all_columns_(inner_columns(g).are_all(g.ow)) {
     offsets_[0] = kNoOffset;
     for (int64_t ow = 0; ow < g.ow; ++ow) {
       columns_[ow] = 255;
@@ -124,10 +123,10 @@ class OffsetRows {
 
   static uint8_t taps_outside(int64_t index, int64_t stride, int64_t pad, int64_t size,
                               int first_tap) {
+    const TapRange inside = taps_inside(index * stride - pad, 3, 1, size);
     int bits = 0;
     for (int tap = 0; tap < 3; ++tap) {
-      const int64_t place = index * stride - pad + tap;
-      if (place < 0 || place >= size) bits |= first_tap << tap;
+      if (tap < inside.begin || tap >= inside.end) bits |= first_tap << tap;
     }
     return static_cast<uint8_t>(bits);
   }

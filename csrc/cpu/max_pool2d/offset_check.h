@@ -103,8 +103,7 @@ class OffsetCheck {
         g_(geometry),
         whole_rows_(inner_rows(geometry)),
         inner_(inner_columns(geometry)),
-        all_windows_inside_(whole_rows_.begin == 0 && whole_rows_.end == geometry.oh &&
-                            inner_.begin == 0 && inner_.end == geometry.ow),
+        all_windows_inside_(whole_rows_.are_all(geometry.oh) && inner_.are_all(geometry.ow)),
         table_(geometry),
         wrong_(wrong) {}
 

@@ -51,6 +51,7 @@ struct InnerWindows {
     end = room < 0 ? begin : larger(begin, smaller(count, room / stride + 1));
   }
   bool contains(int64_t index) const { return begin <= index && index < end; }
+  bool are_all(int64_t count) const { return begin == 0 && end == count; }
 };
 NNOPS_INLINE InnerWindows inner_rows(const Pool2dGeometry& g) {
   return {g.oh, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h, g.h};
