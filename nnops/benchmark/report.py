@@ -140,9 +140,8 @@ def summary_table(lines: Iterable[Line]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("op", "mode", "layout", "class", "list", "sample", "dtype", "ISA"):
         table.add_column(column, no_wrap=True)
-    for column in ("thr", "rows", "geomean", "goal", "at limit", "worst", "floor"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("% limit", "goal"):
+    numbers = ("thr", "rows", "geomean", "goal", "at limit", "worst", "floor", "% limit", "goal")
+    for column in numbers:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("worst sample", no_wrap=True)
     table.add_column("goal", no_wrap=True)
