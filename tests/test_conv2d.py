@@ -135,6 +135,25 @@ AWKWARD = (
     ("depthwise, bands", (1, 5, 130, 61), (5, 1, 5, 5), {"groups": 5, "padding": 2}),
     ("depthwise, 7x7", (2, 19, 9, 23), (19, 1, 7, 7), {"groups": 19, "padding": 3}),
     (
+        "depthwise, wide kernel",
+        (2, 37, 13, 29),
+        (74, 1, 4, 11),
+        {"groups": 37, "padding": (1, 5)},
+    ),
+    (
+        "depthwise, dilated",
+        (2, 21, 17, 26),
+        (42, 1, 3, 6),
+        {"groups": 21, "padding": (2, 4), "dilation": (2, 3)},
+    ),
+    (
+        "depthwise, stride 3",
+        (2, 35, 19, 31),
+        (35, 1, 3, 8),
+        {"groups": 35, "padding": 1, "stride": (3, 2)},
+    ),
+    ("small groups, stride 3", (2, 12, 17, 22), (18, 2, 3, 8), {"groups": 6, "stride": 3}),
+    (
         "depthwise, strided",
         (2, 21, 33, 37),
         (21, 1, 3, 3),

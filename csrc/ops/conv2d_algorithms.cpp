@@ -17,16 +17,51 @@ std::string everything(const Conv2dGeometry&, DType) { return ""; }
 
 constexpr int64_t kLanes = kConv2dLanes;
 
+// Along one axis: pairs of an output position and a tap that meet inside of the input.
+int64_t pairs_inside(int64_t size, int64_t out_size, int64_t kernel, int64_t stride, int64_t pad,
+                     int64_t dilation) {
+  int64_t pairs = 0;
+  for (int64_t tap = 0; tap < kernel; ++tap) {
+    const int64_t to_zero = std::max<int64_t>(pad - tap * dilation, 0);
+    const int64_t to_limit = std::max<int64_t>(size + pad - tap * dilation, 0);
+    const int64_t first = (to_zero + stride - 1) / stride;
+    const int64_t last = std::min(out_size, (to_limit + stride - 1) / stride);
+    pairs += std::max<int64_t>(last - first, 0);
+  }
+  return pairs;
+}
+double row_pairs_inside(const Conv2dGeometry& g) {
+  return static_cast<double>(pairs_inside(g.h, g.oh, g.kh, g.stride_h, g.pad_top, g.dilation_h));
+}
+
+// What the choice between pixel_rows and expanded_planes asks of a pass.
+struct RowsQuestion {
+  int64_t outer, written;  // channels of a group
+  int64_t pixels;          // written
+  bool channels_last;      // the written image
+  double taps;             // of a written pixel
+  double read;             // pixels that are copied for it
+  double seen;             // share of the kernel rows of all pixels that lie inside of the image
+};
+
 // pixel_rows and expanded_planes give the same bits: this is a matter of speed alone. Vectors along
 // `written` channels waste what is missing to a multiple of kLanes, vectors along pixels the same
-// at an image's end; images in channels_last order need no transposition along channels.
-std::string rows_pay(int64_t written, int64_t pixels, bool channels_last, int64_t kernel_width) {
-  if (channels_last && written >= kLanes / 2) return "";
-  if (written < kLanes) return "too few channels to have vectors along them";
+// at an image's end and kernel rows in the padding; images in channels_last order need no
+// transposition along channels, while to expand planes of them is to read a number of each pixel.
+std::string rows_pay(const RowsQuestion& q, int64_t kernel_width, int64_t stride_w) {
+  constexpr double kCopy = 4.8;  // of a number from many channels, in products of vectors
+  const int64_t vectors = whole_vectors(q.written);
+  if (q.channels_last) {
+    const double empty =
+        (static_cast<double>(vectors) * q.seen - static_cast<double>(q.written)) / kLanes;
+    const bool cheaper = q.outer >= kLanes && q.taps * empty <= kCopy * q.read;
+    return q.written >= kLanes / 2 || cheaper ? "" : "too few channels to have vectors along them";
+  }
   // With one kernel column the planes are copied as they are, which is cheaper than to transpose
-  // the sums.
-  const int64_t allowance = kernel_width == 1 ? 7 : 9;
-  return whole_vectors(written) * pixels * 8 < whole_vectors(pixels) * written * allowance
+  // the sums; with large strides each kernel column gathers them anew.
+  const double allowance = kernel_width == 1 ? 7 : kernel_width >= 3 && stride_w >= 3 ? 12 : 9;
+  return static_cast<double>(vectors * q.pixels) * q.seen * 8 <
+                 static_cast<double>(whole_vectors(q.pixels) * q.written) * allowance
              ? ""
              : "more of a vector along channels would be padding than of one along pixels";
 }
@@ -39,18 +74,32 @@ bool is_one_chain(const Conv2dGeometry& g, int64_t outer) {
 
 // Sums of a single chain go straight to row-major images where vectors go along pixels, and would
 // be transposed on the way out where they go along channels. Worth it for rows of nearly whole
-// vectors, or else, if planes can be expanded cheaply, for short sums or few channels.
+// vectors, or else for short sums, or, if planes can be expanded cheaply, few channels.
 std::string rows_pay_in_forward(const Conv2dGeometry& g, DType dtype) {
   constexpr int64_t kShort = 80;
+  constexpr int64_t kShortest = 48;
   const int64_t written = g.oc / g.groups;
   const int64_t terms = g.c / g.groups * g.kh * g.kw;
   const bool whole = g.ow >= 2 * kLanes && whole_vectors(g.ow) * 8 <= g.ow * 9;
-  const bool cheap = g.stride_w == 1 && (terms <= kShort || written <= kLanes);
+  const bool cheap = g.stride_w == 1 ? terms <= kShort || written <= kLanes
+                                     : terms <= kShortest && g.oh * g.ow >= 4 * kLanes;
   if (dtype <= DType::kFloat64 && g.output.w == 1 && is_one_chain(g, g.c / g.groups) &&
       (whole || cheap)) {
     return "the sums of one chain go straight to rows of pixels";
   }
-  return rows_pay(written, g.oh * g.ow, g.output.c == 1, g.kw);
+  const auto taps = static_cast<double>(g.kh * g.kw);
+  const auto stride = static_cast<double>(g.stride_h * g.stride_w);
+  return rows_pay({g.c / g.groups, written, g.oh * g.ow, g.output.c == 1, taps,
+                   std::min(stride, taps), row_pairs_inside(g) / static_cast<double>(g.oh * g.kh)},
+                  g.kw, g.stride_w);
+}
+std::string rows_pay_in_backward_input(const Conv2dGeometry& g, DType) {
+  const auto stride = static_cast<double>(g.stride_h * g.stride_w);
+  const double seen =
+      row_pairs_inside(g) * static_cast<double>(g.stride_h) / static_cast<double>(g.h * g.kh);
+  return rows_pay({g.oc / g.groups, g.c / g.groups, g.h * g.w, g.input.c == 1,
+                   static_cast<double>(g.kh * g.kw) / stride, 1, std::min(seen, 1.0)},
+                  g.kw, 1);
 }
 
 // Vectors of pairs cost half of what vectors of numbers do, along channels or pixels: they may be
@@ -76,23 +125,35 @@ std::string stride_one_or_two(const Conv2dGeometry& g) {
 std::string channels_last_images(const Conv2dGeometry& g) {
   return g.input.c == 1 && g.output.c == 1 ? "" : "not both images are channels_last";
 }
+// Pixels at the edges are computed one by one, where no copy with the padding is made. `grouped`
+// makes one, for those with channels for it.
+std::string few_pixels_at_edges(const Conv2dGeometry& g) {
+  constexpr int64_t kWide = 7;
+  return g.kw < kWide || g.c < kLanes / 2 ? "" : "pixels at the edges are many";
+}
 // Groups whose channels are spread out over the lanes of vectors; outer: channels a sum goes over.
 std::string can_spread_groups(const Conv2dGeometry& g, int64_t outer) {
   if (!is_one_chain(g, outer)) return "a sum is more than one chain";
-  if (g.dilation_h != 1 || g.dilation_w != 1) return "the kernel is dilated";
-  return first_reason(channels_last_images(g), stride_one_or_two(g));
+  if (outer > 1 && g.dilation_h != 1) return "the kernel is dilated, of more than one channel";
+  return channels_last_images(g);
 }
-std::string spreading_groups_pays(const Conv2dGeometry& g) {
-  if (g.c < kLanes / 2 || g.oc < kLanes / 2) return "too few channels to have vectors along them";
-  // At stride 2 most of what is spread out is read by few outputs.
-  const int64_t most = std::max(g.c, g.oc) / g.groups;
-  return most < (g.stride_h == 1 ? kLanes : kLanes / 2)
+// Groups of `outer` and `written` channels.
+std::string spreading_groups_pays(const Conv2dGeometry& g, int64_t outer, int64_t written) {
+  constexpr const char* kTooFew = "too few channels to have vectors along them";
+  if (g.groups * written < kLanes / 2) return kTooFew;
+  if (outer == 1 && written % kLanes != 0) return "";
+  if (g.groups * outer < kLanes / 2) return kTooFew;
+  if (written <= 2) return "";
+  // With strides most of what is spread out is read by few outputs.
+  return std::max(outer, written) < (g.stride_h * g.stride_w == 1 ? kLanes : kLanes / 2)
              ? ""
              : "a group has enough channels for vectors of its own";
 }
-// Small images are computed with the channels side by side, in the cache.
+// Small images are computed with the channels side by side, in the cache; larger ones too where
+// there is much to compute.
 std::string fits_transposed(const Conv2dGeometry& g) {
-  constexpr int64_t kMostPixels = 1024;
+  constexpr int64_t kManyTaps = 20;
+  const int64_t kMostPixels = g.kh * g.kw >= kManyTaps ? 2048 : 1024;
   if (g.c < 8) return "too few channels to have vectors along them";
   return g.h * g.w + g.oh * g.ow <= kMostPixels ? "" : "rows are long enough to go along them";
 }
@@ -124,19 +185,6 @@ std::string image_lanes_forward_supports(const Conv2dGeometry& g, DType dtype) {
 std::string image_lanes_backward_input_supports(const Conv2dGeometry& g, DType dtype) {
   if (g.stride_h != 1 || g.stride_w != 1) return "the stride is not 1";
   return can_be_lanes(g, dtype, g.oc / g.groups, g.w, 1, g.input);
-}
-// Along one axis: pairs of an output position and a tap that meet inside of the input.
-int64_t pairs_inside(int64_t size, int64_t out_size, int64_t kernel, int64_t stride, int64_t pad,
-                     int64_t dilation) {
-  int64_t pairs = 0;
-  for (int64_t tap = 0; tap < kernel; ++tap) {
-    const int64_t to_zero = std::max<int64_t>(pad - tap * dilation, 0);
-    const int64_t to_limit = std::max<int64_t>(size + pad - tap * dilation, 0);
-    const int64_t first = (to_zero + stride - 1) / stride;
-    const int64_t last = std::min(out_size, (to_limit + stride - 1) / stride);
-    pairs += std::max<int64_t>(last - first, 0);
-  }
-  return pairs;
 }
 // Large maps fill vectors along their pixels, many channels those along channels, and both leave
 // the cache where 16 images come together. Lanes without an image cost what others do; padding
@@ -183,7 +231,8 @@ constexpr Conv2dCandidate<Conv2dForward> kForwardCpu[] = {
      [](const Conv2dGeometry& g, DType dtype) {
        return first_reason(channels_last_images(g), one_channel_each_way(g, dtype));
      },
-     &Conv2dKernels::forward_depthwise_channels},
+     &Conv2dKernels::forward_depthwise_channels,
+     [](const Conv2dGeometry& g, DType) { return few_pixels_at_edges(g); }},
     {"depthwise_transposed",
      [](const Conv2dGeometry& g, DType dtype) {
        return g.output.w != 1 ? "the output is not row-major" : one_channel_each_way(g, dtype);
@@ -200,7 +249,9 @@ constexpr Conv2dCandidate<Conv2dForward> kForwardCpu[] = {
        return first_reason(floating_only(g, dtype), can_spread_groups(g, g.c / g.groups));
      },
      &Conv2dKernels::forward_grouped_channels,
-     [](const Conv2dGeometry& g, DType) { return spreading_groups_pays(g); }},
+     [](const Conv2dGeometry& g, DType) {
+       return spreading_groups_pays(g, g.c / g.groups, g.oc / g.groups);
+     }},
     {"winograd_4x4_3x3", of_form<k4x4Of3x3, winograd_forward_supports>,
      &Conv2dKernels::forward_winograd_4x4_3x3, of_form<k4x4Of3x3, winograd_forward_pays>,
      six_points_allowed},
@@ -223,7 +274,8 @@ constexpr Conv2dCandidate<Conv2dBackwardInput> kBackwardInputCpu[] = {
        return first_reason(channels_last_images(g),
                            first_reason(stride_one_or_two(g), one_channel_each_way(g, dtype)));
      },
-     &Conv2dKernels::backward_input_depthwise_channels},
+     &Conv2dKernels::backward_input_depthwise_channels,
+     [](const Conv2dGeometry& g, DType) { return few_pixels_at_edges(g); }},
     {"depthwise_transposed",
      [](const Conv2dGeometry& g, DType dtype) {
        return g.input.w != 1 ? "the gradient is not row-major"
@@ -242,7 +294,9 @@ constexpr Conv2dCandidate<Conv2dBackwardInput> kBackwardInputCpu[] = {
        return first_reason(floating_only(g, dtype), can_spread_groups(g, g.oc / g.groups));
      },
      &Conv2dKernels::backward_input_grouped_channels,
-     [](const Conv2dGeometry& g, DType) { return spreading_groups_pays(g); }},
+     [](const Conv2dGeometry& g, DType) {
+       return spreading_groups_pays(g, g.oc / g.groups, g.c / g.groups);
+     }},
     {"winograd_4x4_3x3", of_form<k4x4Of3x3, winograd_backward_input_supports>,
      &Conv2dKernels::backward_input_winograd_4x4_3x3,
      of_form<k4x4Of3x3, winograd_backward_input_pays>, six_points_allowed},
@@ -257,9 +311,7 @@ constexpr Conv2dCandidate<Conv2dBackwardInput> kBackwardInputCpu[] = {
     {"pair_rows", bfloat16_dots, &Conv2dKernels::backward_input_pair_rows,
      [](const Conv2dGeometry& g, DType) { return pair_rows_pay(g.c / g.groups); }},
     {"pixel_rows", floating_only, &Conv2dKernels::backward_input_pixel_rows,
-     [](const Conv2dGeometry& g, DType) {
-       return rows_pay(g.c / g.groups, g.h * g.w, g.input.c == 1, g.kw);
-     }},
+     rows_pay_in_backward_input},
     {"expanded_planes", floating_only, &Conv2dKernels::backward_input_expanded_planes},
     {"reference", everything, &Conv2dKernels::backward_input_reference},
 };

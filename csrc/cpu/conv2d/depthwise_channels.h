@@ -61,6 +61,7 @@ struct ChannelsTask {
   int64_t written_step;  // from pixel to pixel
   const Read* read;      // of the first pixel and tap
   int64_t pixel, row;    // from pixel to pixel of the read image, and from tap row to tap row
+  int64_t read_step;     // from what one pixel reads to what the next one does
   int64_t x_taps, x_gap;
   int64_t y_taps;
   const acc_t<T>* weights;  // of the first tap
@@ -114,29 +115,82 @@ void add_channels_tile(const ChannelsTask<T, Read>& task) {
   });
 }
 
-// One pixel, and any number of taps.
-template <typename T, typename Read>
-void add_channels_pixel(const ChannelsTask<T, Read>& task) {
+// kPixels pixels that see all the taps, whatever these are: a load for each product.
+template <typename T, typename Read, int kPixels>
+void add_channels_any_tile(const ChannelsTask<T, Read>& task) {
   using A = acc_t<T>;
   for_channels<T>(task.channels, [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
     constexpr int kCount = decltype(lanes)::kCount;
-    Lanes<A, kCount> total = {};
+    Lanes<A, kCount> total[kPixels] = {};
     const Read* row = task.read + channel;
     const A* weight_row = task.weights + channel;
     for (int64_t r = 0; r < task.y_taps; ++r, row += task.row, weight_row += task.weight_row) {
-      for (int64_t s = 0; s < task.x_taps; ++s) {
-        total += load_lanes<kCount>(weight_row + s * task.weight_column) *
-                 load_lanes<kCount>(row + s * task.x_gap);
+      const Read* tap = row;
+      const A* weight = weight_row;
+      for (int64_t s = 0; s < task.x_taps; ++s, tap += task.x_gap, weight += task.weight_column) {
+        const Lanes<A, kCount> factor = load_lanes<kCount>(weight);
+#pragma GCC unroll 8
+        for (int p = 0; p < kPixels; ++p) {
+          total[p] += factor * load_lanes<kCount>(tap + p * task.read_step);
+        }
       }
     }
-    store_lanes<kCount>(task.written + channel, total + load_lanes<kCount>(task.bias + channel));
+    const Lanes<A, kCount> bias = load_lanes<kCount>(task.bias + channel);
+    T* written = task.written + channel;
+#pragma GCC unroll 8
+    for (int p = 0; p < kPixels; ++p, written += task.written_step) {
+      store_lanes<kCount>(written, total[p] + bias);
+    }
   });
+}
+
+// One pixel, and any number of taps: several vectors of channels at a time, so that their additions
+// do not wait for each other.
+template <typename T, typename Read>
+void add_channels_pixel(const ChannelsTask<T, Read>& task) {
+  using A = acc_t<T>;
+  constexpr int kVectors = 4;
+  constexpr int64_t kTogether = kVectors * kMostLanes<T>;
+  const auto add = [&](auto vectors, auto lanes, int64_t channel) __attribute__((always_inline)) {
+    constexpr int kCount = decltype(lanes)::kCount;
+    constexpr int kMany = decltype(vectors)::kCount;
+    Lanes<A, kCount> total[kMany] = {};
+    const Read* row = task.read + channel;
+    const A* weight_row = task.weights + channel;
+    for (int64_t r = 0; r < task.y_taps; ++r, row += task.row, weight_row += task.weight_row) {
+      const Read* tap = row;
+      const A* weight = weight_row;
+      for (int64_t s = 0; s < task.x_taps; ++s, tap += task.x_gap, weight += task.weight_column) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kMany; ++v) {
+          total[v] +=
+              load_lanes<kCount>(weight + v * kCount) * load_lanes<kCount>(tap + v * kCount);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kMany; ++v) {
+      const int64_t first = channel + v * kCount;
+      store_lanes<kCount>(task.written + first, total[v] + load_lanes<kCount>(task.bias + first));
+    }
+  };
+  int64_t channel = 0;
+  for (; channel + kTogether <= task.channels; channel += kTogether) {
+    add(LaneCount<kVectors>{}, LaneCount<kMostLanes<T>>{}, channel);
+  }
+  if (channel < task.channels) {
+    for_lanes<T>(
+        channel, task.channels,
+        [&](auto lanes, int64_t first)
+            __attribute__((always_inline)) { add(LaneCount<1>{}, lanes, first); },
+        [&](int64_t first) { add(LaneCount<1>{}, LaneCount<1>{}, first); });
+  }
 }
 
 template <typename T, typename Read = T>
 using ChannelsFunction = void (*)(const ChannelsTask<T, Read>& task);
 
-// For a tile, for half a tile, for a single pixel.
+// For a tile, and for half a tile.
 template <typename T, typename Read = T>
 struct ChannelsFunctions {
   ChannelsFunction<T, Read> tile, half;
@@ -161,7 +215,8 @@ ChannelsFunctions<T, Read> channels_functions_of(const TapAxis& x) {
     if (x.taps == 5) return channels_functions<T, Read, 5, 2>();
     if (x.taps == 7) return channels_functions<T, Read, 7, 2>();
   }
-  return {nullptr, nullptr};
+  return {add_channels_any_tile<T, Read, kTilePixels>,
+          add_channels_any_tile<T, Read, kTilePixels / 2>};
 }
 
 // Every pixel of one row of one pass, for some channels. The task is changed on the way: a copy of
@@ -193,10 +248,11 @@ void add_channels_row(ChannelsTask<T, Read>& task, const TapAxis& x, GridRange i
     }
   };
   task.x_gap = x.gap * position_step;
+  task.read_step = x.step * position_step;
   int64_t element = 0;
   for (; element < inside.begin; ++element) pixel(element);
   const int64_t count = inside.end - inside.begin;
-  if (functions.tile != nullptr && count >= kTilePixels / 2) {
+  if (count >= kTilePixels / 2) {
     // A rest of up to half a tile is left to half a tile.
     const int64_t whole = count / kTilePixels * kTilePixels;
     const int64_t rest = count - whole;

@@ -235,23 +235,34 @@ void run_grouped_pass(T* written, const T* read, const T* weight, const T* bias,
 
       ChannelsTask<T, A> task{};
       task.pixel = kBlock;
-      task.row = spread_row_size;
+      task.row =
+          pass.y.gap * spread_row_size;  // more than one row only where groups have one channel
       task.y_taps = pass.y.taps * pass.outer;
       const A* weights = packed + strip.block * plan.packed_block;
       task.bias = weights + plan.terms * kBlock;
       task.weight_column = kBlock;
       task.weight_row = pass.x.taps * kBlock;
-      task.channels = plan.block_channels(strip.block);
-      task.written_step = pass.x.out_step * pass.written.w;
+      // What is not whole vectors is computed as such, beside the image.
+      const int64_t channels = plan.block_channels(strip.block);
+      task.channels = round_up(channels, kMostLanes<T>);
+      const bool beside = task.channels > channels;
+      const int64_t written_step = pass.x.out_step * pass.written.w;
+      T row[kSpreadColumns * kBlock];
+      task.written_step = beside ? kBlock : written_step;
       x.grid = strip.width;
       x.limit = (x.grid - 1) * x.step + (x.taps - 1) * x.gap + 1;
       for (int64_t y = 0; y < strip.height; ++y) {
         task.read = spread + y * pass.y.step * pass.outer * spread_row_size;
         task.weights = weights;
-        task.written = written + strip.image * pass.written.n + strip.block * kBlock +
-                       (pass.y.out_first + (strip.y0 + y) * pass.y.out_step) * pass.written.h +
-                       pass.x.out_first * pass.written.w + strip.x0 * task.written_step;
+        T* target = written + strip.image * pass.written.n + strip.block * kBlock +
+                    (pass.y.out_first + (strip.y0 + y) * pass.y.out_step) * pass.written.h +
+                    pass.x.out_first * pass.written.w + strip.x0 * written_step;
+        task.written = beside ? row : target;
         add_channels_row(task, x, {0, strip.width}, functions);
+        if (!beside) continue;
+        for (int64_t i = 0; i < strip.width; ++i, target += written_step) {
+          for (int64_t c = 0; c < channels; ++c) target[c] = row[i * kBlock + c];
+        }
       }
     }
   });
