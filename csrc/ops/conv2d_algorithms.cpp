@@ -149,13 +149,23 @@ std::string spreading_groups_pays(const Conv2dGeometry& g, int64_t outer, int64_
              ? ""
              : "a group has enough channels for vectors of its own";
 }
+// Of several output channels to an input channel, each one's dot products gather the strided
+// pixels, or those of a channels_last image, anew for each kernel column.
+std::string dots_pay(const Conv2dGeometry& g) {
+  constexpr int64_t kMostFilters = 4;
+  const int64_t filters = g.oc / g.groups;
+  if (filters > kMostFilters) return "enough output channels share an input channel";
+  const bool gathers = g.input.c == 1 ? g.stride_w > 1 || g.kw == 1 : g.stride_w > 2;
+  return filters > 1 && gathers ? "outer products gather the pixels once for all output channels"
+                                : "";
+}
 // Small images are computed with the channels side by side, in the cache; larger ones too where
 // there is much to compute.
 std::string fits_transposed(const Conv2dGeometry& g) {
   constexpr int64_t kManyTaps = 20;
-  const int64_t kMostPixels = g.kh * g.kw >= kManyTaps ? 2048 : 1024;
+  const int64_t most_pixels = g.kh * g.kw >= kManyTaps ? 2048 : 1024;
   if (g.c < 8) return "too few channels to have vectors along them";
-  return g.h * g.w + g.oh * g.ow <= kMostPixels ? "" : "rows are long enough to go along them";
+  return g.h * g.w + g.oh * g.ow <= most_pixels ? "" : "rows are long enough to go along them";
 }
 
 // How the images of a batch are lanes: `outer` channels are read for rows of `width` pixels, each
@@ -329,9 +339,7 @@ constexpr Conv2dCandidate<Conv2dBackwardWeight> kBackwardWeightCpu[] = {
        return g.c != g.groups ? "more than one input channel a group" : floating_only(g, dtype);
      },
      &Conv2dKernels::backward_weight_depthwise_dots,
-     [](const Conv2dGeometry& g, DType) -> std::string {
-       return g.oc / g.groups > 4 ? "enough output channels share an input channel" : "";
-     }},
+     [](const Conv2dGeometry& g, DType) { return dots_pay(g); }},
     {"winograd_4x4_3x3", of_form<k4x4Of3x3, winograd_backward_weight_supports>,
      &Conv2dKernels::backward_weight_winograd_4x4_3x3,
      of_form<k4x4Of3x3, winograd_backward_weight_pays>, six_points_allowed},

@@ -5,10 +5,10 @@
 //
 // Layout. Nothing is copied but the weights, to [kh][kw][channel]. Some pixels of a row, a tile,
 // are summed up at a time for one vector of channels: the pixels that they read in common are
-// loaded once for each kernel row. The tile's channels pass by in memory's order. Taps in the
-// padding are left out: whole kernel rows by the loop over them, columns because pixels at the
-// edges are computed one by one. A row's last tile may overlap the one before, and so may the last
-// vector of the channels.
+// loaded once for each kernel row, or, by kernels that are not unrolled, for each tap. The tile's
+// channels pass by in memory's order. Taps in the padding are left out: whole kernel rows by the
+// loop over them, columns because pixels at the edges are computed one by one. A row's last tile
+// may overlap the one before, and so may the last vector of the channels.
 //
 // backward_input at stride 2: each row is written at once, first its even and then its odd pixels,
 // each by the taps that reach them.

@@ -7,8 +7,8 @@
 // out for a strip of the grid, with the padding as zeros, once for each outer channel of a group:
 //   spread[read row][outer][column][lane] = read[row][column][group of the lane][outer]
 // Kernel row kh and outer channel c are then row kh * outer + c of a depthwise convolution, which
-// depthwise_channels.h computes. Weights are packed as [block][kh][outer][kw][lane], each block
-// with its bias behind.
+// depthwise_channels.h computes. Kernels dilated in height are for groups of one channel each.
+// Weights are packed as [block][kh][outer][kw][lane], each block with its bias behind.
 //
 // Parallel over (images, strips, blocks). bfloat16 and float16 are converted while they are spread
 // and accumulate in float.
@@ -235,8 +235,8 @@ void run_grouped_pass(T* written, const T* read, const T* weight, const T* bias,
 
       ChannelsTask<T, A> task{};
       task.pixel = kBlock;
-      task.row =
-          pass.y.gap * spread_row_size;  // more than one row only where groups have one channel
+      // More than one row on only where groups have a single channel.
+      task.row = pass.y.gap * spread_row_size;
       task.y_taps = pass.y.taps * pass.outer;
       const A* weights = packed + strip.block * plan.packed_block;
       task.bias = weights + plan.terms * kBlock;
