@@ -125,8 +125,8 @@ std::string stride_one_or_two(const Conv2dGeometry& g) {
 std::string channels_last_images(const Conv2dGeometry& g) {
   return g.input.c == 1 && g.output.c == 1 ? "" : "not both images are channels_last";
 }
-// Pixels at the edges are computed one by one, where no copy with the padding is made. `grouped`
-// makes one, for those with channels for it.
+// Pixels at the edges are computed one by one. grouped_channels copies the padding instead, where
+// there are channels for its lanes.
 std::string few_pixels_at_edges(const Conv2dGeometry& g) {
   constexpr int64_t kWide = 7;
   return g.kw < kWide || g.c < kLanes / 2 ? "" : "pixels at the edges are many";
@@ -143,7 +143,7 @@ std::string spreading_groups_pays(const Conv2dGeometry& g, int64_t outer, int64_
   if (g.groups * written < kLanes / 2) return kTooFew;
   if (outer == 1 && written % kLanes != 0) return "";
   if (g.groups * outer < kLanes / 2) return kTooFew;
-  if (written <= 2) return "";
+  if (written <= 2 && g.groups * written >= kLanes) return "";
   // With strides most of what is spread out is read by few outputs.
   return std::max(outer, written) < (g.stride_h * g.stride_w == 1 ? kLanes : kLanes / 2)
              ? ""
