@@ -54,6 +54,21 @@ def test_explain_names_every_candidate_with_its_reason(isa: str) -> None:
     assert "would be padding" in reasons["pixel_rows"]
 
 
+def test_groups_are_spread_out_only_where_a_strip_of_them_is_small() -> None:
+    """Strides and dilations make a few rows as large as the image."""
+    image = torch.randn(1, 8, 520, 520).contiguous(memory_format=torch.channels_last)
+    for filters, kernel, parameters, chosen in (
+        (16, 3, {"stride": 2}, "grouped_channels"),
+        (16, 3, {"stride": 250}, "expanded_planes"),
+        (16, 3, {"dilation": 250}, "expanded_planes"),
+        (8, 7, {}, "grouped_channels"),
+        (8, 7, {"dilation": 80}, "depthwise_channels"),
+    ):
+        weight = torch.randn(filters, 1, kernel, kernel)
+        (call,) = nnops.explain(F.conv2d, image, weight, groups=8, **parameters)
+        assert call.algorithm == chosen, parameters
+
+
 def test_dot_products_of_bfloat16_are_for_cpus_that_have_them(isa: str) -> None:
     layer, x = layer_and_image()
     calls = nnops.explain(train, layer.bfloat16(), x.bfloat16())

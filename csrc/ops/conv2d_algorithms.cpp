@@ -125,17 +125,40 @@ std::string stride_one_or_two(const Conv2dGeometry& g) {
 std::string channels_last_images(const Conv2dGeometry& g) {
   return g.input.c == 1 && g.output.c == 1 ? "" : "not both images are channels_last";
 }
-// Pixels at the edges are computed one by one. grouped_channels copies the padding instead, where
-// there are channels for its lanes.
-std::string few_pixels_at_edges(const Conv2dGeometry& g) {
-  constexpr int64_t kWide = 7;
-  return g.kw < kWide || g.c < kLanes / 2 ? "" : "pixels at the edges are many";
+// How far `count` positions reach that are `distance` apart.
+double span(int64_t count, int64_t distance) {
+  return static_cast<double>(count - 1) * static_cast<double>(distance) + 1;
 }
-// Groups whose channels are spread out over the lanes of vectors; outer: channels a sum goes over.
-std::string can_spread_groups(const Conv2dGeometry& g, int64_t outer) {
+// Groups whose channels are spread out over the lanes of vectors: `outer` channels a sum goes over,
+// rows of `width` pixels, the strides with which a pass reads.
+std::string can_spread_groups(const Conv2dGeometry& g, int64_t outer, int64_t width,
+                              int64_t stride_h, int64_t stride_w) {
+  // What the smallest strip reads, in pixels of one vector: 4 MB.
+  constexpr double kMostRead = 1 << 16;
+  constexpr int64_t kRows = 4;
+  constexpr int64_t kColumns = 256;
   if (!is_one_chain(g, outer)) return "a sum is more than one chain";
   if (outer > 1 && g.dilation_h != 1) return "the kernel is dilated, of more than one channel";
+  const double rows = span(kRows, stride_h) + span(g.kh, g.dilation_h) - 1;
+  const double columns = span(std::min(width, kColumns), stride_w) + span(g.kw, g.dilation_w) - 1;
+  if (static_cast<double>(outer) * rows * columns > kMostRead) {
+    return "what is spread out for a few rows leaves the cache";
+  }
   return channels_last_images(g);
+}
+std::string can_spread_in_forward(const Conv2dGeometry& g) {
+  return can_spread_groups(g, g.c / g.groups, g.ow, g.stride_h, g.stride_w);
+}
+std::string can_spread_in_backward_input(const Conv2dGeometry& g) {
+  return can_spread_groups(g, g.oc / g.groups, g.w, 1, 1);
+}
+// Pixels at the edges are computed one by one. grouped_channels copies the padding instead, where
+// it can and there are channels for its lanes.
+std::string few_pixels_at_edges(const Conv2dGeometry& g, const std::string& cannot_spread) {
+  constexpr int64_t kWide = 7;
+  return g.kw < kWide || g.c < kLanes / 2 || !cannot_spread.empty()
+             ? ""
+             : "pixels at the edges are many";
 }
 // Groups of `outer` and `written` channels.
 std::string spreading_groups_pays(const Conv2dGeometry& g, int64_t outer, int64_t written) {
@@ -181,9 +204,6 @@ std::string can_be_lanes(const Conv2dGeometry& g, DType dtype, int64_t outer, in
   if (g.kh > kMostTaps || g.kw > kMostTaps || g.kh * g.kw > kMostTaps) {
     return "the kernel has more than 64 taps";
   }
-  const auto span = [](int64_t count, int64_t distance) {
-    return static_cast<double>(count - 1) * static_cast<double>(distance) + 1;
-  };
   const double columns = span(width, step) + span(g.kw, g.dilation_w) - 1;
   return static_cast<double>(outer) * span(g.kh, g.dilation_h) * columns <= kMostRead
              ? ""
@@ -242,7 +262,9 @@ constexpr Conv2dCandidate<Conv2dForward> kForwardCpu[] = {
        return first_reason(channels_last_images(g), one_channel_each_way(g, dtype));
      },
      &Conv2dKernels::forward_depthwise_channels,
-     [](const Conv2dGeometry& g, DType) { return few_pixels_at_edges(g); }},
+     [](const Conv2dGeometry& g, DType) {
+       return few_pixels_at_edges(g, can_spread_in_forward(g));
+     }},
     {"depthwise_transposed",
      [](const Conv2dGeometry& g, DType dtype) {
        return g.output.w != 1 ? "the output is not row-major" : one_channel_each_way(g, dtype);
@@ -256,7 +278,7 @@ constexpr Conv2dCandidate<Conv2dForward> kForwardCpu[] = {
      &Conv2dKernels::forward_depthwise_rows},
     {"grouped_channels",
      [](const Conv2dGeometry& g, DType dtype) {
-       return first_reason(floating_only(g, dtype), can_spread_groups(g, g.c / g.groups));
+       return first_reason(floating_only(g, dtype), can_spread_in_forward(g));
      },
      &Conv2dKernels::forward_grouped_channels,
      [](const Conv2dGeometry& g, DType) {
@@ -285,7 +307,9 @@ constexpr Conv2dCandidate<Conv2dBackwardInput> kBackwardInputCpu[] = {
                            first_reason(stride_one_or_two(g), one_channel_each_way(g, dtype)));
      },
      &Conv2dKernels::backward_input_depthwise_channels,
-     [](const Conv2dGeometry& g, DType) { return few_pixels_at_edges(g); }},
+     [](const Conv2dGeometry& g, DType) {
+       return few_pixels_at_edges(g, can_spread_in_backward_input(g));
+     }},
     {"depthwise_transposed",
      [](const Conv2dGeometry& g, DType dtype) {
        return g.input.w != 1 ? "the gradient is not row-major"
@@ -301,7 +325,7 @@ constexpr Conv2dCandidate<Conv2dBackwardInput> kBackwardInputCpu[] = {
      &Conv2dKernels::backward_input_depthwise_rows},
     {"grouped_channels",
      [](const Conv2dGeometry& g, DType dtype) {
-       return first_reason(floating_only(g, dtype), can_spread_groups(g, g.oc / g.groups));
+       return first_reason(floating_only(g, dtype), can_spread_in_backward_input(g));
      },
      &Conv2dKernels::backward_input_grouped_channels,
      [](const Conv2dGeometry& g, DType) {

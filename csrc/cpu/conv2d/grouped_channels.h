@@ -67,7 +67,7 @@ struct GroupedPlan {
     width = divide_up(larger(1, pass.x.grid), horizontal);
     read_columns = (width - 1) * pass.x.step + (pass.x.taps - 1) * pass.x.gap + 1;
     const int64_t row_bytes = pass.outer * read_columns * kBlock * static_cast<int64_t>(sizeof(A));
-    const int64_t rows = kSpreadBytes / row_bytes - (pass.y.taps - 1);
+    const int64_t rows = kSpreadBytes / row_bytes - (pass.y.taps - 1) * pass.y.gap;
     const int64_t grid_rows = larger(1, pass.y.grid);
     vertical = divide_up(grid_rows, larger(4, rows / pass.y.step));
     // Strips of few rows copy many of them twice.
