@@ -115,76 +115,60 @@ void add_channels_tile(const ChannelsTask<T, Read>& task) {
   });
 }
 
-// kPixels pixels that see all the taps, whatever these are: a load for each product.
-template <typename T, typename Read, int kPixels>
-void add_channels_any_tile(const ChannelsTask<T, Read>& task) {
+// kPixels pixels that see all the taps, whatever these are: a load for each product. Of kVectors
+// vectors of kCount channels from `channel` on.
+template <typename T, typename Read, int kPixels, int kVectors, int kCount>
+NNOPS_INLINE void add_channels_vectors(const ChannelsTask<T, Read>& task, int64_t channel) {
   using A = acc_t<T>;
-  for_channels<T>(task.channels, [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
-    constexpr int kCount = decltype(lanes)::kCount;
-    Lanes<A, kCount> total[kPixels] = {};
-    const Read* row = task.read + channel;
-    const A* weight_row = task.weights + channel;
-    for (int64_t r = 0; r < task.y_taps; ++r, row += task.row, weight_row += task.weight_row) {
-      const Read* tap = row;
-      const A* weight = weight_row;
-      for (int64_t s = 0; s < task.x_taps; ++s, tap += task.x_gap, weight += task.weight_column) {
-        const Lanes<A, kCount> factor = load_lanes<kCount>(weight);
+  Lanes<A, kCount> total[kPixels][kVectors] = {};
+  const Read* row = task.read + channel;
+  const A* weight_row = task.weights + channel;
+  for (int64_t r = 0; r < task.y_taps; ++r, row += task.row, weight_row += task.weight_row) {
+    const Read* tap = row;
+    const A* weight = weight_row;
+    for (int64_t s = 0; s < task.x_taps; ++s, tap += task.x_gap, weight += task.weight_column) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const Lanes<A, kCount> factor = load_lanes<kCount>(weight + v * kCount);
 #pragma GCC unroll 8
         for (int p = 0; p < kPixels; ++p) {
-          total[p] += factor * load_lanes<kCount>(tap + p * task.read_step);
+          total[p][v] += factor * load_lanes<kCount>(tap + p * task.read_step + v * kCount);
         }
       }
     }
-    const Lanes<A, kCount> bias = load_lanes<kCount>(task.bias + channel);
-    T* written = task.written + channel;
+  }
+  T* written = task.written + channel;
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    const Lanes<A, kCount> bias = load_lanes<kCount>(task.bias + channel + v * kCount);
 #pragma GCC unroll 8
-    for (int p = 0; p < kPixels; ++p, written += task.written_step) {
-      store_lanes<kCount>(written, total[p] + bias);
+    for (int p = 0; p < kPixels; ++p) {
+      store_lanes<kCount>(written + p * task.written_step + v * kCount, total[p][v] + bias);
     }
+  }
+}
+
+template <typename T, typename Read, int kPixels>
+void add_channels_any_tile(const ChannelsTask<T, Read>& task) {
+  for_channels<T>(task.channels, [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
+    add_channels_vectors<T, Read, kPixels, 1, decltype(lanes)::kCount>(task, channel);
   });
 }
 
-// One pixel, and any number of taps: several vectors of channels at a time, so that their additions
-// do not wait for each other.
+// One pixel: several vectors of channels at a time, so that their additions do not wait for each
+// other.
 template <typename T, typename Read>
 void add_channels_pixel(const ChannelsTask<T, Read>& task) {
-  using A = acc_t<T>;
   constexpr int kVectors = 4;
-  constexpr int64_t kTogether = kVectors * kMostLanes<T>;
-  const auto add = [&](auto vectors, auto lanes, int64_t channel) __attribute__((always_inline)) {
-    constexpr int kCount = decltype(lanes)::kCount;
-    constexpr int kMany = decltype(vectors)::kCount;
-    Lanes<A, kCount> total[kMany] = {};
-    const Read* row = task.read + channel;
-    const A* weight_row = task.weights + channel;
-    for (int64_t r = 0; r < task.y_taps; ++r, row += task.row, weight_row += task.weight_row) {
-      const Read* tap = row;
-      const A* weight = weight_row;
-      for (int64_t s = 0; s < task.x_taps; ++s, tap += task.x_gap, weight += task.weight_column) {
-#pragma GCC unroll 4
-        for (int v = 0; v < kMany; ++v) {
-          total[v] +=
-              load_lanes<kCount>(weight + v * kCount) * load_lanes<kCount>(tap + v * kCount);
-        }
-      }
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < kMany; ++v) {
-      const int64_t first = channel + v * kCount;
-      store_lanes<kCount>(task.written + first, total[v] + load_lanes<kCount>(task.bias + first));
-    }
-  };
+  constexpr int kCount = kMostLanes<T>;
   int64_t channel = 0;
-  for (; channel + kTogether <= task.channels; channel += kTogether) {
-    add(LaneCount<kVectors>{}, LaneCount<kMostLanes<T>>{}, channel);
+  for (; channel + kVectors * kCount <= task.channels; channel += kVectors * kCount) {
+    add_channels_vectors<T, Read, 1, kVectors, kCount>(task, channel);
   }
-  if (channel < task.channels) {
-    for_lanes<T>(
-        channel, task.channels,
-        [&](auto lanes, int64_t first)
-            __attribute__((always_inline)) { add(LaneCount<1>{}, lanes, first); },
-        [&](int64_t first) { add(LaneCount<1>{}, LaneCount<1>{}, first); });
-  }
+  const auto rest = [&](auto lanes, int64_t first) __attribute__((always_inline)) {
+    add_channels_vectors<T, Read, 1, 1, decltype(lanes)::kCount>(task, first);
+  };
+  for_lanes<T>(channel, task.channels, rest, [&](int64_t first) { rest(LaneCount<1>{}, first); });
 }
 
 template <typename T, typename Read = T>
