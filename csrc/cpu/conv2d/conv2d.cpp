@@ -84,7 +84,7 @@ extern const Conv2dKernels conv2d_kernels = {
     .forward_depthwise_transposed = NNOPS_CONV2D_ALGORITHM(
         NNOPS_FLOAT_DTYPES, depthwise_transposed_forward, depthwise_transposed_workspace,
         depthwise_transposed_forward_partition),
-    .forward_expanded_planes = NNOPS_CONV2D_PACKING_ALGORITHM(ByPasses<ExpandedPlanes>::forward),
+    .forward_expanded_planes = NNOPS_CONV2D_PACKING_ALGORITHM(ExpandedPlanes::forward),
     .forward_grouped_channels = NNOPS_CONV2D_ALGORITHM(
         NNOPS_FLOAT_DTYPES, ByPasses<GroupedChannels>::forward,
         ByPasses<GroupedChannels>::forward_workspace, ByPasses<GroupedChannels>::forward_partition),
@@ -108,7 +108,7 @@ extern const Conv2dKernels conv2d_kernels = {
         NNOPS_FLOAT_DTYPES, depthwise_transposed_backward_input, depthwise_transposed_workspace,
         depthwise_transposed_backward_input_partition),
     .backward_input_expanded_planes =
-        NNOPS_CONV2D_PACKING_ALGORITHM(ByPasses<ExpandedPlanes>::backward_input),
+        NNOPS_CONV2D_PACKING_ALGORITHM(ExpandedPlanes::backward_input),
     .backward_input_grouped_channels =
         NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, ByPasses<GroupedChannels>::backward_input,
                                ByPasses<GroupedChannels>::backward_input_workspace,

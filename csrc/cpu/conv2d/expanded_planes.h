@@ -5,7 +5,9 @@
 //
 // Passes. The forward pass is one such sum over a grid of output pixels. backward_input is one for
 // each residue of the input position modulo the stride, each over its own subset of the taps
-// (tap_axis.h), so that no multiplication by an inserted zero is ever done.
+// (tap_axis.h), so that no multiplication by an inserted zero is ever done. They read the same
+// planes, which are copied once for all of them, unless the kernel is dilated far beyond the
+// stride.
 //
 // Layout. The grid is cut into strips: some rows of one image, or several small images. For a
 // strip and a block of channels the planes are copied to
@@ -19,7 +21,8 @@
 // packed as [group][row tile][block][kh][channel][kw][tile row].
 //
 // Blocking. A block of channels has about kChain terms, which pixel_tile.h adds up in registers;
-// the sums of a strip stay in the cache, [row][pixels of the strip], and get the blocks in turn.
+// the sums of a strip stay in the cache, [pass][row][pixels of the strip], and get the blocks in
+// turn.
 // The bias comes last. So a result depends neither on the tile shape, the strips, the batch nor the
 // threads, and the error grows with the number of blocks.
 //
@@ -60,10 +63,63 @@ struct PackedTiles {
   }
 };
 
-// How a pass is cut up, and how large its buffers are. Sizes are in elements.
+NNOPS_INLINE PixelPass joined_backward_pass(const Conv2dGeometry& g) {
+  PixelPass pass = backward_pass(g, 0, 0);
+  pass.y = joined_backward_axis(g.h, g.oh, g.kh, g.stride_h, g.pad_top, g.dilation_h);
+  pass.x = joined_backward_axis(g.w, g.ow, g.kw, g.stride_w, g.pad_left, g.dilation_w);
+  return pass;
+}
+// Whether the passes of backward_input share their planes: where the kernel is dilated far beyond
+// the stride, most of what stands there would be read by none of them.
+NNOPS_INLINE bool shares_planes(const Conv2dGeometry& g) {
+  const PixelPass pass = joined_backward_pass(g);
+  return pass.y.taps > 0 && pass.y.taps <= 2 * g.kh && pass.x.taps > 0 && pass.x.taps <= 2 * g.kw;
+}
+
+// Passes that read the same planes. Implicitly, a pass that has its planes for itself.
+struct PassesOfPlanes {
+  PixelPass joined;  // its taps read what theirs do, all together
+  int64_t count;
+  int64_t products;                   // taps of all passes
+  const Conv2dGeometry* g = nullptr;  // of backward_input, whose passes they are all
+
+  PassesOfPlanes(const PixelPass& pass)
+      : joined(pass), count(1), products(pass.y.taps * pass.x.taps) {}
+  explicit PassesOfPlanes(const Conv2dGeometry& geometry)
+      : joined(joined_backward_pass(geometry)), count(0), products(0), g(&geometry) {
+    for_each([&](const PixelPass& pass) {
+      ++count;
+      products += pass.y.taps * pass.x.taps;
+    });
+  }
+  template <typename Body>
+  void for_each(Body body) const {
+    if (g == nullptr) {
+      body(joined);
+    } else {
+      for_each_backward_pass(*g, body);
+    }
+  }
+  // The joined pass's tap that stands for a pass's one.
+  static int64_t joined_tap(const TapAxis& joined, const TapAxis& axis, int64_t tap) {
+    return (axis.first + tap * axis.gap - joined.first) / joined.gap;
+  }
+};
+
+// What a strip wants to know of a pass.
+struct PassOnPlanes {
+  TapAxis y, x;
+  int64_t taps;
+  int64_t offsets, last_offsets;  // places of the tables of its taps, of whole and the last chains
+  int64_t weights, packed_group;  // the place of its weights, and the size of a group's
+};
+
+// How passes are cut up, and how large their buffers are. Sizes are in elements.
 template <typename A>
 struct StripPlan : PackedTiles {
-  int64_t resident_tiles;                      // row tiles whose sums are kept at a time
+  int64_t passes, products;
+  int64_t resident_passes;                     // whose sums are kept at a time
+  int64_t resident_tiles;                      // row tiles of these
   int64_t height, width, images;               // of a strip, in grid elements
   int64_t vertical, horizontal, image_strips;  // numbers of strips
   int64_t row_splits;
@@ -78,12 +134,17 @@ struct StripPlan : PackedTiles {
   // image.
   bool writes_direct;
 
-  StripPlan(const PixelPass& pass, int threads) : PackedTiles(pass, kLanes<A>) {
+  StripPlan(const PassesOfPlanes& of, int threads) : PackedTiles(of.joined, kLanes<A>) {
+    const PixelPass& pass = of.joined;
+    passes = of.count;
+    products = of.products;
     const int64_t budget = kStripBytes / static_cast<int64_t>(sizeof(A));
+    resident_passes = larger(1, smaller(passes, kResidentRows / tile_rows));
+    const int64_t resident_rows = resident_passes * tile_rows;
     resident_tiles =
-        channel_blocks == 1 ? 1 : smaller(row_tiles, divide_up(kResidentRows, tile_rows));
+        channel_blocks == 1 ? 1 : smaller(row_tiles, divide_up(kResidentRows, resident_rows));
     const int64_t per_pixel =
-        larger(resident_tiles * tile_rows, block_channels * larger(pass.x.taps, 1));
+        larger(resident_tiles * resident_rows, block_channels * larger(pass.x.taps, 1));
     const int64_t pixels =
         larger(smaller(kStripPixels, budget / per_pixel), kTileVectors * kLanes<A>);
     width = larger(1, pass.x.grid);
@@ -97,7 +158,8 @@ struct StripPlan : PackedTiles {
       images = larger(1, smaller(wanted, pixels / round_up(width * height, kLanes<A>)));
     }
     const SharedStrips shared =
-        share_strips(pass, {images, height, 1}, width, row_tiles, {1, 8 + pass.x.taps}, threads);
+        share_strips(pass, {images, height, 1}, width, row_tiles,
+                     {divide_up(products, larger(1, taps)), 8 + pass.x.taps}, threads);
     images = shared.images;
     height = shared.height;
     row_splits = shared.splits;
@@ -114,7 +176,7 @@ struct StripPlan : PackedTiles {
     const int64_t beyond = x.class_length(0, width) - width;
     const int64_t superfluous =
         writes_direct && width >= kLanes<A> ? round_up(width, kLanes<A>) - width : beyond;
-    expanded = pass.rows * taps * superfluous > 3 * (pass.x.taps + 1) * width;
+    expanded = pass.rows * products * superfluous > 3 * (pass.x.taps + 1) * width;
     copies = expanded ? pass.x.taps : x.class_count();
     pitch = width + (expanded ? 0 : beyond);
     image_size = sequence_rows * pitch;
@@ -125,7 +187,7 @@ struct StripPlan : PackedTiles {
     sum_stride = odd_lines<A>(images * round_up(pitch * height, kLine));
     planes_size = block_channels * copies * plane_size;
     staging_size = round_up((expanded ? sequence_rows * staging_width : 0) + kLine, kLine);
-    sums_size = resident_tiles * tile_rows * sum_stride;
+    sums_size = resident_passes * resident_tiles * tile_rows * sum_stride;
   }
 
   int64_t first_tile(int64_t split) const { return split * row_tiles / row_splits; }
@@ -133,7 +195,13 @@ struct StripPlan : PackedTiles {
   int64_t split_row(int64_t split, const PixelPass& pass) const {
     return smaller(pass.rows, first_tile(split) * tile_rows);
   }
-  int64_t table_size() const { return round_up(2 * block_channels * taps + x.taps, 8); }
+  // Of the tables, in the workspace: passes, offsets of each, starts of kernel columns.
+  int64_t passes_size() const {
+    return passes * static_cast<int64_t>(sizeof(PassOnPlanes) / sizeof(int64_t));
+  }
+  int64_t table_size() const {
+    return round_up(passes_size() + 2 * block_channels * products + x.taps, 8);
+  }
   int64_t last_channels(const PixelPass& pass) const {
     return pass.outer - (channel_blocks - 1) * block_channels;
   }
@@ -229,148 +297,253 @@ void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel, const
   }
 }
 
+// Copies a block of channels of all images of a strip.
 template <typename T>
-void compute_strip(const PassStrip<T>& strip, const PixelPass& pass,
-                   const StripPlan<acc_t<T>>& plan, const int64_t* offsets,
-                   const int64_t* column_starts, acc_t<T>* buffers) {
+void expand_block(acc_t<T>* planes, acc_t<T>* staging, const PassStrip<T>& strip, int64_t channel0,
+                  int64_t channels, const int64_t* column_starts, const PixelPass& pass,
+                  const StripPlan<acc_t<T>>& plan) {
   using A = acc_t<T>;
-  constexpr int64_t kWidth = kLanes<A>;
-  constexpr bool kCanBeDirect = std::is_same_v<T, A>;
-  A* planes = buffers;
-  A* staging = planes + plan.planes_size;
-  A* sums = staging + plan.staging_size;
-  const int64_t depth = pass.outer * plan.taps;
-  // A run is what vectors go along without a gap: straight to the image a row, or several that
-  // follow each other there and in the planes; else all the rows of the planes.
-  const bool joined = strip.width == plan.pitch && strip.width == pass.written.h;
-  const int64_t image_pixels = strip.height * strip.width;
-  const bool may_be_direct =
-      kCanBeDirect && plan.writes_direct && (joined ? image_pixels : strip.width) >= kWidth;
-  const int64_t padded_pixels = (strip.height - 1) * plan.pitch + strip.width;
-  const int64_t image_vectors = divide_up(padded_pixels, kWidth);
+  const int64_t ahead = channels > kFollowedStreams || pass.groups > 1
+                            ? kPrefetchChannels * pass.read.c
+                            : kPrefetchRows * pass.read.h;
+  for (int64_t c = 0; c < channels; ++c, planes += plan.copies * plan.plane_size) {
+    const T* channel = strip.read + (channel0 + c) * pass.read.c;
+    for (int64_t image = 0; image < strip.images; ++image, channel += pass.read.n) {
+      expand_channel(planes + image * plan.image_size, staging, channel, channel + ahead,
+                     column_starts, strip.y0, strip.x0, pass, plan);
+    }
+    for (int64_t s = 0; s < plan.copies; ++s) {
+      store(planes + s * plan.plane_size + strip.images * plan.image_size, Vec<A>{});
+    }
+  }
+}
 
-  const int64_t first_tile = plan.first_tile(strip.split);
-  const int64_t last_tile = plan.first_tile(strip.split + 1);
-  for (int64_t tile0 = first_tile; tile0 < last_tile; tile0 += plan.resident_tiles) {
-    const int64_t tiles = smaller(plan.resident_tiles, last_tile - tile0);
-    const bool direct = may_be_direct && (tile0 + tiles) * plan.tile_rows <= pass.rows;
-    const int64_t runs = direct && !joined ? strip.height : 1;
-    const int64_t run_length = !direct ? padded_pixels : joined ? image_pixels : strip.width;
-    const int64_t run_vectors = divide_up(run_length, kWidth);
-    const int64_t vectors = strip.images * runs * run_vectors;
-    const int64_t panels = divide_up(vectors, most_pixel_vectors(plan.tile_rows));
-    for (int64_t block = 0; block < plan.channel_blocks; ++block) {
-      const int64_t channel0 = block * plan.block_channels;
-      const int64_t channels = smaller(plan.block_channels, pass.outer - channel0);
-      if (plan.channel_blocks > 1 || tile0 == first_tile) {
-        for (int64_t c = 0; c < channels; ++c) {
-          A* channel_planes = planes + c * plan.copies * plan.plane_size;
-          for (int64_t image = 0; image < strip.images; ++image) {
-            const T* channel = strip.read + image * pass.read.n + (channel0 + c) * pass.read.c;
-            const T* ahead = channel + (channels > kFollowedStreams || pass.groups > 1
-                                            ? kPrefetchChannels * pass.read.c
-                                            : kPrefetchRows * pass.read.h);
-            expand_channel(channel_planes + image * plan.image_size, staging, channel, ahead,
-                           column_starts, strip.y0, strip.x0, pass, plan);
-          }
-          for (int64_t s = 0; s < plan.copies; ++s) {
-            store(channel_planes + s * plan.plane_size + strip.images * plan.image_size, Vec<A>{});
-          }
-        }
-      }
-      const int64_t* block_offsets =
-          channels == plan.block_channels ? offsets : offsets + plan.block_channels * plan.taps;
-      const int64_t block_depth = channels * plan.taps;
-      const int64_t piece_depth = piece_length(block_depth);
-      int64_t image = 0;
-      int64_t run = 0;
-      int64_t run_vector = 0;
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        // Panels differ by at most one vector: 2 + 2 rather than 3 + 1.
-        const int64_t first = panel * vectors / panels;
-        const int64_t count = (panel + 1) * vectors / panels - first;
-        const auto multiply = tile_function<PixelTiles<A>>(plan.tile_rows, count);
-        PixelTile<A> tile{};
-        tile.sum_stride = direct ? pass.written.c : plan.sum_stride;
-        int64_t targets[kMostPixelVectors];
-        for (int64_t v = 0; v < count; ++v) {
-          // Straight to the image, the last vector is a whole one that overlaps its neighbour.
-          const int64_t pixel =
-              direct ? smaller(run_vector * kWidth, run_length - kWidth) : run_vector * kWidth;
-          tile.planes[v] = planes + image * plan.image_size + run * plan.pitch + pixel;
-          targets[v] =
-              direct ? image * pass.written.n + (strip.y0 + run) * pass.written.h + strip.x0 + pixel
-                     : (first + v) * kWidth;
-          if (++run_vector == run_vectors) {
-            run_vector = 0;
-            if (++run == runs) {
-              run = 0;
-              ++image;
-            }
-          }
-        }
-        for (int64_t t = 0; t < tiles; ++t) {
-          const int64_t row = (tile0 + t) * plan.tile_rows;
-          A* target = sums + t * plan.tile_rows * plan.sum_stride;
-          if constexpr (kCanBeDirect) {
-            if (direct) target = strip.written + row * pass.written.c;
-            tile.bias = direct && strip.bias != nullptr ? strip.bias + row : nullptr;
-          }
-          for (int64_t v = 0; v < count; ++v) tile.sums[v] = target + targets[v];
-          if (direct) {
-            // The lines of the next panel.
-            for (int64_t r = 0; r < plan.tile_rows; ++r) {
-              for (int64_t v = 0; v < count; ++v) {
-                __builtin_prefetch(tile.sums[v] + r * tile.sum_stride + count * kWidth, 1, 3);
-              }
-            }
-          }
-          const A* weights = strip.weights + row * depth + channel0 * plan.taps * plan.tile_rows;
-          for (int64_t begin = 0; begin < block_depth; begin += piece_depth) {
-            tile.weights = weights + begin * plan.tile_rows;
-            tile.offsets = block_offsets + begin;
-            tile.depth = smaller(piece_depth, block_depth - begin);
-            tile.first = block == 0 && begin == 0;
-            multiply(tile);
-          }
+// One block of channels of one pass, for some row tiles of a strip. Runs are what vectors go along
+// without a gap.
+template <typename A>
+struct PlanesBlock {
+  const A* planes;
+  const A* weights;      // of the first tile
+  int64_t tile_weights;  // from a tile to the next
+  const int64_t* offsets;
+  int64_t depth;
+  bool first;
+  int64_t tiles;
+  int64_t images, runs, run_length;
+  bool direct;  // straight to the image
+  A* target;    // the sums; or the image's first pixel of the strip
+  int64_t target_row, target_run, target_image;
+  const A* bias;  // of the first row; or null
+};
+
+template <typename A>
+void multiply_block(const PlanesBlock<A>& block, const StripPlan<A>& plan) {
+  constexpr int64_t kWidth = kLanes<A>;
+  const int64_t run_vectors = divide_up(block.run_length, kWidth);
+  const int64_t vectors = block.images * block.runs * run_vectors;
+  const int64_t panels = divide_up(vectors, most_pixel_vectors(plan.tile_rows));
+  const int64_t piece_depth = piece_length(block.depth);
+  int64_t image = 0;
+  int64_t run = 0;
+  int64_t run_vector = 0;
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    // Panels differ by at most one vector: 2 + 2 rather than 3 + 1.
+    const int64_t first = panel * vectors / panels;
+    const int64_t count = (panel + 1) * vectors / panels - first;
+    const auto multiply = tile_function<PixelTiles<A>>(plan.tile_rows, count);
+    PixelTile<A> tile{};
+    tile.sum_stride = block.target_row;
+    int64_t targets[kMostPixelVectors];
+    for (int64_t v = 0; v < count; ++v) {
+      // Straight to the image, the last vector is a whole one that overlaps its neighbour.
+      const int64_t pixel = block.direct ? smaller(run_vector * kWidth, block.run_length - kWidth)
+                                         : run_vector * kWidth;
+      tile.planes[v] = block.planes + image * plan.image_size + run * plan.pitch + pixel;
+      targets[v] = image * block.target_image + run * block.target_run + pixel;
+      if (++run_vector == run_vectors) {
+        run_vector = 0;
+        if (++run == block.runs) {
+          run = 0;
+          ++image;
         }
       }
     }
-    if (direct) continue;
-    const int64_t first_row = tile0 * plan.tile_rows;
-    const int64_t last_row = smaller(first_row + tiles * plan.tile_rows, pass.rows);
-    for (int64_t image = 0; image < strip.images; ++image) {
-      for (int64_t row = first_row; row < last_row; ++row) {
-        write_channel(strip.written + image * pass.written.n + row * pass.written.c,
-                      sums + (row - first_row) * plan.sum_stride + image * image_vectors * kWidth,
-                      strip.bias != nullptr ? to_acc(strip.bias[row]) : A{0}, strip.y0, strip.x0,
-                      strip.height, strip.width, pass, plan.pitch);
+    for (int64_t t = 0; t < block.tiles; ++t) {
+      const int64_t row = t * plan.tile_rows;
+      A* target = block.target + row * block.target_row;
+      tile.bias = block.bias != nullptr ? block.bias + row : nullptr;
+      for (int64_t v = 0; v < count; ++v) tile.sums[v] = target + targets[v];
+      if (block.direct) {
+        // The lines of the next panel.
+        for (int64_t r = 0; r < plan.tile_rows; ++r) {
+          for (int64_t v = 0; v < count; ++v) {
+            __builtin_prefetch(tile.sums[v] + r * tile.sum_stride + count * kWidth, 1, 3);
+          }
+        }
+      }
+      const A* weights = block.weights + t * block.tile_weights;
+      for (int64_t begin = 0; begin < block.depth; begin += piece_depth) {
+        tile.weights = weights + begin * plan.tile_rows;
+        tile.offsets = block.offsets + begin;
+        tile.depth = smaller(piece_depth, block.depth - begin);
+        tile.first = block.first && begin == 0;
+        multiply(tile);
+      }
+    }
+  }
+}
+
+NNOPS_INLINE int64_t size_in_grid(int64_t begin, int64_t size, const TapAxis& axis) {
+  return larger(0, smaller(size, axis.grid - begin));
+}
+
+// Adds the bias to the sums of one channel of one image and writes them.
+template <typename T>
+void write_channel(T* channel, const acc_t<T>* sums, acc_t<T> bias, const StripTask& strip,
+                   const PassOnPlanes& on, const PixelPass& pass, const StripPlan<acc_t<T>>& plan) {
+  const int64_t height = size_in_grid(strip.y0, strip.height, on.y);
+  const int64_t width = size_in_grid(strip.x0, strip.width, on.x);
+  const int64_t step_h = on.y.out_step * pass.written.h;
+  const int64_t step_w = on.x.out_step * pass.written.w;
+  T* to = channel + (on.y.out_first + strip.y0 * on.y.out_step) * pass.written.h +
+          (on.x.out_first + strip.x0 * on.x.out_step) * pass.written.w;
+  if (step_w == 1 && step_h == width && plan.pitch == width) {
+    add_to_span(to, sums, bias, height * width);
+    return;
+  }
+  for (int64_t i = 0; i < height; ++i, to += step_h, sums += plan.pitch) {
+    if (step_w == 1) {
+      add_to_span(to, sums, bias, width);
+    } else {
+      for (int64_t k = 0; k < width; ++k) to[k * step_w] = from_acc<T>(sums[k] + bias);
+    }
+  }
+}
+
+template <typename T>
+void compute_strip(const PassStrip<T>& strip, const PixelPass& pass,
+                   const StripPlan<acc_t<T>>& plan, const int64_t* tables, acc_t<T>* buffers) {
+  using A = acc_t<T>;
+  constexpr int64_t kWidth = kLanes<A>;
+  constexpr bool kCanBeDirect = std::is_same_v<T, A>;
+  const auto* passes = reinterpret_cast<const PassOnPlanes*>(tables);
+  const int64_t* column_starts = tables + plan.passes_size();
+  A* planes = buffers;
+  A* staging = planes + plan.planes_size;
+  A* sums = staging + plan.staging_size;
+  // A run is a row of the image, or several that follow each other there and in the planes; where
+  // the sums are kept, all the rows of the planes.
+  const bool rows_follow = strip.width == plan.pitch && strip.width == pass.written.h;
+  const int64_t image_pixels = strip.height * strip.width;
+  const bool may_be_direct =
+      kCanBeDirect && plan.writes_direct && (rows_follow ? image_pixels : strip.width) >= kWidth;
+  const int64_t padded_pixels = (strip.height - 1) * plan.pitch + strip.width;
+  const int64_t image_sums = round_up(padded_pixels, kWidth);
+  const int64_t pass_sums = plan.resident_tiles * plan.tile_rows * plan.sum_stride;
+
+  const int64_t first_tile = plan.first_tile(strip.split);
+  const int64_t last_tile = plan.first_tile(strip.split + 1);
+  bool copied = false;
+  for (int64_t pass0 = 0; pass0 < plan.passes; pass0 += plan.resident_passes) {
+    const int64_t pass1 = smaller(pass0 + plan.resident_passes, plan.passes);
+    for (int64_t tile0 = first_tile; tile0 < last_tile; tile0 += plan.resident_tiles) {
+      const int64_t tiles = smaller(plan.resident_tiles, last_tile - tile0);
+      const int64_t row0 = tile0 * plan.tile_rows;
+      PlanesBlock<A> part{};
+      part.planes = planes;
+      part.tiles = tiles;
+      part.images = strip.images;
+      part.direct = may_be_direct && row0 + tiles * plan.tile_rows <= pass.rows;
+      part.runs = 1;
+      part.run_length = padded_pixels;
+      part.target_row = plan.sum_stride;
+      part.target_image = image_sums;
+      if constexpr (kCanBeDirect) {
+        if (part.direct) {
+          part.runs = rows_follow ? 1 : strip.height;
+          part.run_length = rows_follow ? image_pixels : strip.width;
+          part.target =
+              strip.written + row0 * pass.written.c + strip.y0 * pass.written.h + strip.x0;
+          part.target_row = pass.written.c;
+          part.target_run = pass.written.h;
+          part.target_image = pass.written.n;
+          part.bias = strip.bias != nullptr ? strip.bias + row0 : nullptr;
+        }
+      }
+      for (int64_t block = 0; block < plan.channel_blocks; ++block) {
+        const int64_t channel0 = block * plan.block_channels;
+        const int64_t channels = smaller(plan.block_channels, pass.outer - channel0);
+        if (plan.channel_blocks > 1 || !copied) {
+          expand_block(planes, staging, strip, channel0, channels, column_starts, pass, plan);
+          copied = true;
+        }
+        part.first = block == 0;
+        for (int64_t p = pass0; p < pass1; ++p) {
+          const PassOnPlanes& on = passes[p];
+          part.depth = channels * on.taps;
+          part.offsets = tables + (channels == plan.block_channels ? on.offsets : on.last_offsets);
+          part.tile_weights = plan.tile_rows * pass.outer * on.taps;
+          part.weights = strip.weights + on.weights + strip.group * on.packed_group +
+                         tile0 * part.tile_weights + channel0 * on.taps * plan.tile_rows;
+          if (!part.direct) part.target = sums + (p - pass0) * pass_sums;
+          multiply_block(part, plan);
+        }
+      }
+      if (part.direct) continue;
+      const int64_t last_row = smaller(row0 + tiles * plan.tile_rows, pass.rows);
+      for (int64_t image = 0; image < strip.images; ++image) {
+        for (int64_t row = row0; row < last_row; ++row) {
+          T* channel = strip.written + image * pass.written.n + row * pass.written.c;
+          const A* from = sums + (row - row0) * plan.sum_stride + image * image_sums;
+          const A bias = strip.bias != nullptr ? to_acc(strip.bias[row]) : A{0};
+          for (int64_t p = pass0; p < pass1; ++p, from += pass_sums) {
+            write_channel(channel, from, bias, strip, passes[p], pass, plan);
+          }
+        }
       }
     }
   }
 }
 
 template <typename T>
-void run_pixel_pass(T* written, const T* read, const acc_t<T>* packed, const T* bias,
-                    const PixelPass& pass, void* workspace, int threads) {
+void run_expanded_planes(T* written, const T* read, const acc_t<T>* packed, const T* bias,
+                         const PassesOfPlanes& of, void* workspace, int threads) {
   using A = acc_t<T>;
-  const StripPlan<A> plan(pass, threads);
-  int64_t* offsets = static_cast<int64_t*>(workspace);
-  int64_t* last_offsets = offsets + plan.block_channels * plan.taps;
-  int64_t* column_starts = last_offsets + plan.block_channels * plan.taps;
-  A* per_thread = reinterpret_cast<A*>(offsets + plan.table_size());
+  const PixelPass& pass = of.joined;
+  const StripPlan<A> plan(of, threads);
+  int64_t* tables = static_cast<int64_t*>(workspace);
+  A* per_thread = reinterpret_cast<A*>(tables + plan.table_size());
 
+  auto* on = reinterpret_cast<PassOnPlanes*>(tables);
+  int64_t* column_starts = tables + plan.passes_size();
   for (int64_t s = 0; s < plan.x.taps; ++s) {
     column_starts[s] = plan.x.sequence_index(s, plan.width);
   }
-  const auto place = [&](int64_t c, int64_t r, int64_t s) {
-    const int64_t copy = plan.expanded ? s : s % plan.x.period;
-    return (c * plan.copies + copy) * plan.plane_size +
-           plan.y.sequence_index(r, plan.height) * plan.pitch +
-           (plan.expanded ? 0 : s / plan.x.period * plan.x.shift);
-  };
-  fill_offsets(offsets, plan.block_channels, pass, place);
-  fill_offsets(last_offsets, plan.last_channels(pass), pass, place);
+  int64_t* offsets = column_starts + plan.x.taps;
+  int64_t weights = 0;
+  of.for_each([&](const PixelPass& one) {
+    const auto place = [&](int64_t c, int64_t r, int64_t s) {
+      const int64_t y = of.joined_tap(pass.y, one.y, r);
+      const int64_t x = of.joined_tap(pass.x, one.x, s);
+      const int64_t copy = plan.expanded ? x : x % plan.x.period;
+      return (c * plan.copies + copy) * plan.plane_size +
+             plan.y.sequence_index(y, plan.height) * plan.pitch +
+             (plan.expanded ? 0 : x / plan.x.period * plan.x.shift);
+    };
+    const PackedTiles tiles(one, kLanes<A>);
+    const int64_t table = plan.block_channels * tiles.taps;
+    *on++ = {one.y,
+             one.x,
+             tiles.taps,
+             offsets - tables,
+             offsets + table - tables,
+             weights,
+             tiles.packed_group};
+    fill_offsets(offsets, plan.block_channels, one, place);
+    fill_offsets(offsets + table, plan.last_channels(pass), one, place);
+    offsets += 2 * table;
+    weights += pass.groups * tiles.packed_group;
+  });
 
   in_parallel(threads, [&] {
     A* buffers = per_thread + thread_index() * plan.thread_size();
@@ -379,34 +552,41 @@ void run_pixel_pass(T* written, const T* read, const acc_t<T>* packed, const T* 
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < strip_tasks(plan, pass, plan.row_splits); ++i) {
       const StripTask task = strip_task(plan, pass, plan.row_splits, i);
-      const PassStrip<T> strip =
-          pass_strip(task, written, read, packed, plan.packed_group, bias, pass);
-      compute_strip(strip, pass, plan, offsets, column_starts, buffers);
+      compute_strip(pass_strip(task, written, read, packed, 0, bias, pass), pass, plan, tables,
+                    buffers);
     }
   });
 }
 
 template <typename A>
-void visit_pixel_pass(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
-  const StripPlan<A> plan(pass, threads);
+void visit_expanded_planes(const PassesOfPlanes& of, int threads,
+                           const Conv2dPhaseVisitor& visitor) {
+  const PixelPass& pass = of.joined;
+  const StripPlan<A> plan(of, threads);
   const int64_t tasks = strip_tasks(plan, pass, plan.row_splits);
   visit_products(visitor, Schedule::kDynamic, tasks, [&](int64_t i) {
     const StripTask task = strip_task(plan, pass, plan.row_splits, i);
     const int64_t rows = plan.split_row(task.split + 1, pass) - plan.split_row(task.split, pass);
-    return task.pixels() * rows * pass.outer * plan.taps;
+    int64_t products = 0;
+    of.for_each([&](const PixelPass& one) {
+      products += size_in_grid(task.y0, task.height, one.y) *
+                  size_in_grid(task.x0, task.width, one.x) * one.y.taps * one.x.taps;
+    });
+    return task.images * products * rows * pass.outer;
   });
 }
 
-struct ExpandedPlanes {
+// Forward, and passes that do not share their planes.
+struct PassOfPlanes {
   template <typename T>
   static void run(T* written, const T* read, const void* weights, const T* bias,
-                  const PixelPass& pass, void* workspace, int threads) {
-    run_pixel_pass(written, read, static_cast<const acc_t<T>*>(weights), bias, pass, workspace,
-                   threads);
+                  const PassesOfPlanes& of, void* workspace, int threads) {
+    run_expanded_planes(written, read, static_cast<const acc_t<T>*>(weights), bias, of, workspace,
+                        threads);
   }
   template <typename T>
-  static int64_t workspace_bytes(const PixelPass& pass, int threads) {
-    return StripPlan<acc_t<T>>(pass, threads).workspace_bytes(threads);
+  static int64_t workspace_bytes(const PassesOfPlanes& of, int threads) {
+    return StripPlan<acc_t<T>>(of, threads).workspace_bytes(threads);
   }
   template <typename T>
   static int64_t packed_bytes(const PixelPass& pass) {
@@ -417,8 +597,37 @@ struct ExpandedPlanes {
     pack_tiles(packed, weight, pass, threads);
   }
   template <typename T>
-  static void visit(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
-    visit_pixel_pass<acc_t<T>>(pass, threads, visitor);
+  static void visit(const PassesOfPlanes& of, int threads, const Conv2dPhaseVisitor& visitor) {
+    visit_expanded_planes<acc_t<T>>(of, threads, visitor);
+  }
+};
+
+struct ExpandedPlanes : ByPasses<PassOfPlanes> {
+  template <typename T>
+  static void backward_input(void* grad_input, const void* grad_output, const void* weights,
+                             const Conv2dGeometry& g, void* workspace, int threads) {
+    if (!shares_planes(g)) {
+      ByPasses::backward_input<T>(grad_input, grad_output, weights, g, workspace, threads);
+      return;
+    }
+    write_zeros_where_no_tap_reaches(static_cast<T*>(grad_input), g, threads);
+    PassOfPlanes::run(static_cast<T*>(grad_input), static_cast<const T*>(grad_output), weights,
+                      static_cast<const T*>(nullptr), PassesOfPlanes(g), workspace, threads);
+  }
+  template <typename T>
+  static int64_t backward_input_workspace(const Conv2dGeometry& g, int threads) {
+    return shares_planes(g) ? PassOfPlanes::workspace_bytes<T>(PassesOfPlanes(g), threads)
+                            : ByPasses::backward_input_workspace<T>(g, threads);
+  }
+  template <typename T>
+  static void backward_input_partition(const Conv2dGeometry& g, int threads,
+                                       const Conv2dPhaseVisitor& visitor) {
+    if (!shares_planes(g)) {
+      ByPasses::backward_input_partition<T>(g, threads, visitor);
+      return;
+    }
+    visit_zeros_where_no_tap_reaches(g, visitor);
+    PassOfPlanes::visit<T>(PassesOfPlanes(g), threads, visitor);
   }
 };
 

@@ -76,9 +76,10 @@ NNOPS_INLINE PixelPass backward_pass(const Conv2dGeometry& g, int64_t phase_h, i
 }
 
 // The outer channels of a chain; a sum that needs little more than one is left whole. A chain whose
-// single channel has very many taps is cut into pieces of equal length.
+// single channel has very many taps is cut into pieces of equal length. All passes of one gradient
+// have the same, so that they can share what is copied.
 NNOPS_INLINE int64_t chain_channels(const PixelPass& pass) {
-  const int64_t terms = pass.outer * pass.y.taps * pass.x.taps;
+  const int64_t terms = pass.outer * pass.y.most_taps * pass.x.most_taps;
   if (terms <= kConv2dLongestChain) return pass.outer;
   return divide_up(pass.outer, smaller(pass.outer, (terms + kChain / 2) / kChain));
 }
@@ -263,27 +264,6 @@ void write_zeros_where_no_tap_reaches(T* grad_input, const Conv2dGeometry& g, in
       }
     }
   });
-}
-
-// Adds the bias to the sums of one channel of one image and writes them.
-template <typename T>
-void write_channel(T* channel, const acc_t<T>* sums, acc_t<T> bias, int64_t y0, int64_t x0,
-                   int64_t height, int64_t width, const PixelPass& pass, int64_t strip_width) {
-  const int64_t step_h = pass.y.out_step * pass.written.h;
-  const int64_t step_w = pass.x.out_step * pass.written.w;
-  T* to = channel + (pass.y.out_first + y0 * pass.y.out_step) * pass.written.h +
-          (pass.x.out_first + x0 * pass.x.out_step) * pass.written.w;
-  if (step_w == 1 && step_h == width && strip_width == width) {
-    add_to_span(to, sums, bias, height * width);
-    return;
-  }
-  for (int64_t i = 0; i < height; ++i, to += step_h, sums += strip_width) {
-    if (step_w == 1) {
-      add_to_span(to, sums, bias, width);
-    } else {
-      for (int64_t k = 0; k < width; ++k) to[k * step_w] = from_acc<T>(sums[k] + bias);
-    }
-  }
 }
 
 // The entry points of an algorithm that computes a pass at a time. Of `Algorithm` they want

@@ -45,6 +45,7 @@ struct TapAxis {
   int64_t limit;                      // size of the read image
   int64_t grid;                       // number of grid elements, may be 0
   int64_t out_first, out_step;        // grid element to position written
+  int64_t most_taps;                  // of the residue that has most, if there are several
 
   // Taps t and t + period read positions that differ by shift steps; follow from gap and step.
   int64_t period, shift;
@@ -77,7 +78,7 @@ NNOPS_INLINE TapAxis with_sequences(TapAxis axis, int64_t n) {
 
 NNOPS_INLINE TapAxis forward_axis(int64_t size, int64_t out_size, int64_t kernel, int64_t stride,
                                   int64_t pad, int64_t dilation) {
-  return {kernel, 0, 1, -pad, dilation, stride, size, out_size, 0, 1, 1, 1};
+  return {kernel, 0, 1, -pad, dilation, stride, size, out_size, 0, 1, kernel, 1, 1};
 }
 
 // The grid of input positions phase, phase + stride, ...: position h is reached by tap k from
@@ -94,6 +95,7 @@ NNOPS_INLINE TapAxis backward_axis(int64_t size, int64_t out_size, int64_t kerne
   axis.grid = phase < size ? divide_up(size - phase, stride) : 0;
   axis.out_first = phase;
   axis.out_step = stride;
+  axis.most_taps = divide_up(kernel, period);
   int64_t first_tap = 0;
   while (first_tap < smaller(period, kernel) &&
          (phase + pad - first_tap * dilation) % stride != 0) {
@@ -105,6 +107,28 @@ NNOPS_INLINE TapAxis backward_axis(int64_t size, int64_t out_size, int64_t kerne
   axis.kernel_step = -period;
   axis.first = (phase + pad - axis.kernel_first * dilation) / stride;
   return axis;
+}
+
+// The axis whose taps read what those of all residues do. Its grid is the longest of theirs.
+NNOPS_INLINE TapAxis joined_backward_axis(int64_t size, int64_t out_size, int64_t kernel,
+                                          int64_t stride, int64_t pad, int64_t dilation) {
+  TapAxis joined{};
+  int64_t last = 0;
+  for (int64_t phase = 0; phase < smaller(stride, size); ++phase) {
+    const TapAxis axis = backward_axis(size, out_size, kernel, stride, pad, dilation, phase);
+    if (axis.taps == 0) continue;
+    const int64_t axis_last = axis.first + (axis.taps - 1) * axis.gap;
+    if (joined.taps == 0) {
+      joined = axis;
+      last = axis_last;
+      continue;
+    }
+    last = larger(last, axis_last);
+    joined.first = smaller(joined.first, axis.first);
+    joined.gap = 1;
+    joined.taps = last - joined.first + 1;
+  }
+  return joined;
 }
 
 NNOPS_INLINE bool reads_no_padding(const TapAxis& axis) {
