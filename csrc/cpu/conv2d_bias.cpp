@@ -4,7 +4,7 @@
 // kBlock: pixel i of a block by virtual lane i % kLanes in acc_t, the lanes pairwise, the block
 // sums in double, in the order of rows and images. So both layouts give the same bits. Integers are
 // summed in wrapping arithmetic. Parallel over channels.
-#include "cpu/simd.h"
+#include "cpu/wide.h"
 #include "ops/conv2d.h"
 
 NNOPS_BEGIN_KERNELS
@@ -29,13 +29,14 @@ struct PixelRuns {
 template <int kCount, typename T>
 NNOPS_INLINE void add_blocks(double* total, const T* pixels) {
   using A = acc_t<T>;
-  Vec<A> lanes[kCount] = {};
+  using V = Wide<A>;
+  V lanes[kCount] = {};
   for (int64_t i = 0; i < kBlock<T>; i += kLanes<A>) {
 #pragma GCC unroll 4
     for (int block = 0; block < kCount; ++block)
-      lanes[block] += load(pixels + block * kBlock<T> + i);
+      lanes[block] += read<V>(pixels + block * kBlock<T> + i);
   }
-  for (int block = 0; block < kCount; ++block) *total += sum_lanes(lanes[block]);
+  for (int block = 0; block < kCount; ++block) *total += lane_sum(lanes[block]);
 }
 
 // One channel whose pixels lie side by side.
@@ -47,10 +48,11 @@ NNOPS_INLINE double sum_pixels(const T* pixels, int64_t count) {
   for (; i + 4 * kBlock<T> <= count; i += 4 * kBlock<T>) add_blocks<4>(&total, pixels + i);
   for (; i + kBlock<T> <= count; i += kBlock<T>) add_blocks<1>(&total, pixels + i);
   if (i == count) return total;
-  Vec<A> lanes = {};
-  for (; i + kLanes<A> <= count; i += kLanes<A>) lanes += load(pixels + i);
-  if (i < count) lanes += load_first(pixels + i, count - i);
-  return total + sum_lanes(lanes);
+  using V = Wide<A>;
+  V lanes = {};
+  for (; i + kLanes<A> <= count; i += kLanes<A>) lanes += read<V>(pixels + i);
+  if (i < count) lanes += read_first<V>(pixels + i, count - i);
+  return total + lane_sum(lanes);
 }
 
 // kLanes channels that lie side by side, `step` elements from pixel to pixel.
@@ -58,22 +60,25 @@ template <typename T>
 NNOPS_INLINE void sum_pixels_of_channels(double* totals, const T* pixels, int64_t step,
                                          int64_t count, int64_t channels) {
   using A = acc_t<T>;
+  using V = Wide<A>;
   for (int64_t begin = 0; begin < count; begin += kBlock<T>) {
     const int64_t end = smaller(begin + kBlock<T>, count);
-    Vec<A> lanes[kLanes<A>] = {};
+    V lanes[kLanes<A>] = {};
     const T* pixel = pixels + begin * step;
     if (channels == kLanes<A>) {
       for (int64_t i = begin; i < end; ++i, pixel += step)
-        lanes[(i - begin) % kLanes<A>] += load(pixel);
+        lanes[(i - begin) % kLanes<A>] += read<V>(pixel);
     } else {
       for (int64_t i = begin; i < end; ++i, pixel += step) {
-        lanes[(i - begin) % kLanes<A>] += load_first(pixel, channels);
+        lanes[(i - begin) % kLanes<A>] += read_first<V>(pixel, channels);
       }
     }
     for (int64_t width = kLanes<A> / 2; width > 0; width /= 2) {
       for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
     }
-    for (int64_t c = 0; c < channels; ++c) totals[c] += lanes[0][c];
+    A sums[kLanes<A>];
+    write(sums, lanes[0]);
+    for (int64_t c = 0; c < channels; ++c) totals[c] += sums[c];
   }
 }
 

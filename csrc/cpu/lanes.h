@@ -6,7 +6,7 @@
 // covered by for_lanes: whole vectors, and one that overlaps its predecessor.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/wide.h"
 
 NNOPS_BEGIN_KERNELS
 
@@ -66,7 +66,7 @@ NNOPS_INLINE Lanes<acc_t<T>, N> load_lanes(const T* pointer) {
           _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pointer)));
       std::memcpy(&result, &lanes, sizeof(result));
     } else if constexpr (N == 16) {
-      result = load(pointer);
+      result = read<Lanes<float, N>>(pointer);
     } else {
       for (int i = 0; i < N; ++i) result[i] = static_cast<float>(pointer[i]);
     }
@@ -103,7 +103,7 @@ NNOPS_INLINE void store_lanes(T* pointer, Lanes<acc_t<T>, N> value) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(pointer),
                        _mm256_cvtps_ph(lanes, _MM_FROUND_TO_NEAREST_INT));
     } else if constexpr (N == 16) {
-      store(pointer, value);
+      write(pointer, value);
     } else {
       for (int i = 0; i < N; ++i) pointer[i] = static_cast<float16>(value[i]);
     }

@@ -8,7 +8,7 @@
 // Parallel over outputs; no sum is split.
 #include "ops/linear.h"
 
-#include "cpu/simd.h"
+#include "cpu/wide.h"
 
 NNOPS_BEGIN_KERNELS
 
@@ -19,23 +19,24 @@ constexpr int64_t kChain = 128;  // terms that a lane adds up
 template <typename T, int kCount>
 NNOPS_INLINE void dot_rows(acc_t<T>* sums, const T* x, const T* rows, int64_t size) {
   using A = acc_t<T>;
+  using V = Wide<A>;
   constexpr int64_t kBlock = kChain * kLanes<A>;
   for (int r = 0; r < kCount; ++r) sums[r] = 0;
   for (int64_t begin = 0; begin < size; begin += kBlock) {
     const int64_t end = smaller(size, begin + kBlock);
-    Vec<A> total[kCount] = {};
+    V total[kCount] = {};
     int64_t i = begin;
     for (; i + kLanes<A> <= end; i += kLanes<A>) {
-      const Vec<A> v = load(x + i);
+      const V v = read<V>(x + i);
 #pragma GCC unroll 4
-      for (int r = 0; r < kCount; ++r) total[r] += load(rows + r * size + i) * v;
+      for (int r = 0; r < kCount; ++r) total[r] += read<V>(rows + r * size + i) * v;
     }
     if (i < end) {
-      const Vec<A> v = load_first(x + i, end - i);
+      const V v = read_first<V>(x + i, end - i);
 #pragma GCC unroll 4
-      for (int r = 0; r < kCount; ++r) total[r] += load_first(rows + r * size + i, end - i) * v;
+      for (int r = 0; r < kCount; ++r) total[r] += read_first<V>(rows + r * size + i, end - i) * v;
     }
-    for (int r = 0; r < kCount; ++r) sums[r] += sum_lanes(total[r]);
+    for (int r = 0; r < kCount; ++r) sums[r] += lane_sum(total[r]);
   }
 }
 

@@ -4,7 +4,7 @@
 // accumulation, so that the number of threads cannot change a bit.
 #include "ops/template_op.h"
 
-#include "cpu/simd.h"
+#include "cpu/wide.h"
 
 NNOPS_BEGIN_KERNELS
 
@@ -13,9 +13,9 @@ void template_op_forward(void* output, const void* input, double scale, int64_t 
   T* y = static_cast<T*>(output);
   const T* x = static_cast<const T*>(input);
   parallel_chunks(n, kElementwiseChunk, threads, [=](int64_t begin, int64_t end) {
-    using V = Vec<acc_t<T>>;
-    const V s = broadcast(static_cast<acc_t<T>>(scale));
-    map_vectors(y + begin, end - begin, [=](V v) { return s * v * v; }, x + begin);
+    using V = Wide<acc_t<T>>;
+    const V s = splat<V>(scale);
+    map_wides(y + begin, end - begin, [=](V v) { return s * v * v; }, x + begin);
   });
 }
 
@@ -26,10 +26,9 @@ void template_op_backward(void* grad_input, const void* grad_output, const void*
   const T* gy = static_cast<const T*>(grad_output);
   const T* x = static_cast<const T*>(input);
   parallel_chunks(n, kElementwiseChunk, threads, [=](int64_t begin, int64_t end) {
-    using V = Vec<acc_t<T>>;
-    const V s = broadcast(static_cast<acc_t<T>>(2 * scale));
-    map_vectors(
-        gx + begin, end - begin, [=](V g, V v) { return s * v * g; }, gy + begin, x + begin);
+    using V = Wide<acc_t<T>>;
+    const V s = splat<V>(2 * scale);
+    map_wides(gx + begin, end - begin, [=](V g, V v) { return s * v * g; }, gy + begin, x + begin);
   });
 }
 

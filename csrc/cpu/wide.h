@@ -4,8 +4,9 @@
 // On AVX-512 a Wide is one vector of the compiler's, on AVX2 a Pair of two, on SSE2 a Pair of
 // Pairs: 16 lanes of float or 8 of double everywhere, so that lane-wise sums have the same order,
 // and the same bits, on every ISA. (A 64-byte vector of GCC's own has the lanes too, but where
-// registers are shorter its comparisons and selections are done lane by lane, some ten times as
-// slow.) A selection is select(mask, a, b), as `?:` cannot be taught to a Pair.
+// registers are shorter it goes through memory with every load and store, and its comparisons and
+// selections are done lane by lane.) A selection is select(mask, a, b), as `?:` cannot be taught to
+// a Pair.
 #pragma once
 
 #include "cpu/simd.h"
@@ -143,18 +144,18 @@ NNOPS_INLINE V read(const T* pointer) {
     std::memcpy(&bits, pointer, sizeof(bits));
     return reinterpret_cast<V>(__builtin_convertvector(bits, RawVector<uint32_t, sizeof(V)>) << 16);
   } else if constexpr (std::is_same_v<T, float16>) {
-    if constexpr (sizeof(V) == 64) {
-      return load(pointer);
-    } else {
-#if defined(__F16C__)
-      return reinterpret_cast<V>(
-          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pointer))));
+#if defined(__AVX512F__)
+    static_assert(sizeof(V) == 64);
+    return reinterpret_cast<V>(
+        _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(pointer))));
+#elif defined(__F16C__)
+    return reinterpret_cast<V>(
+        _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pointer))));
 #else
-      float lanes[kCount];
-      for (int i = 0; i < kCount; ++i) lanes[i] = static_cast<float>(pointer[i]);
-      return read<V>(static_cast<const float*>(lanes));
+    float lanes[kCount];
+    for (int i = 0; i < kCount; ++i) lanes[i] = static_cast<float>(pointer[i]);
+    return read<V>(static_cast<const float*>(lanes));
 #endif
-    }
   } else {
     V value;
     std::memcpy(&value, pointer, sizeof(value));
@@ -169,6 +170,7 @@ NNOPS_INLINE void write(T* pointer, V value) {
     write(pointer, value.lo);
     write(pointer + kCount / 2, value.hi);
   } else if constexpr (std::is_same_v<T, bfloat16>) {
+    // Round to nearest, ties to even; a NaN stays a quiet NaN.
     using Bits = RawVector<uint32_t, sizeof(V)>;
     const Bits bits = reinterpret_cast<Bits>(value);
     const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -176,18 +178,19 @@ NNOPS_INLINE void write(T* pointer, V value) {
     const auto narrow = __builtin_convertvector(result, RawVector<uint16_t, 2 * kCount>);
     std::memcpy(pointer, &narrow, sizeof(narrow));
   } else if constexpr (std::is_same_v<T, float16>) {
-    if constexpr (sizeof(V) == 64) {
-      store(pointer, value);
-    } else {
-#if defined(__F16C__)
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(pointer),
-                       _mm256_cvtps_ph(reinterpret_cast<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
+#if defined(__AVX512F__)
+    static_assert(sizeof(V) == 64);
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(pointer),
+        _mm512_cvtps_ph(reinterpret_cast<__m512>(value), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(pointer),
+                     _mm256_cvtps_ph(reinterpret_cast<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
 #else
-      float lanes[kCount];
-      write(lanes, value);
-      for (int i = 0; i < kCount; ++i) pointer[i] = static_cast<float16>(lanes[i]);
+    float lanes[kCount];
+    write(lanes, value);
+    for (int i = 0; i < kCount; ++i) pointer[i] = static_cast<float16>(lanes[i]);
 #endif
-    }
   } else {
     std::memcpy(pointer, &value, sizeof(value));
   }
@@ -323,6 +326,62 @@ NNOPS_INLINE V vabs(V x) {
     using Bits = MaskOf<V>;
     return reinterpret_cast<V>(reinterpret_cast<Bits>(x) &
                                std::numeric_limits<LaneOf<Bits>>::max());
+  }
+}
+
+// --- runs ---------------------------------------------------------------------------------------
+
+// output[i] = function(inputs[i]...) for i in [0, n); `function` takes and returns Wides of
+// acc_t<T>. The output may be one of the inputs.
+template <typename T, typename Function, typename... Inputs>
+NNOPS_INLINE void map_wides(T* output, int64_t n, Function function, const Inputs*... inputs) {
+  using V = Wide<acc_t<T>>;
+  constexpr int64_t kWidth = kLaneCount<V>;
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) write(output + i, function(read<V>(inputs + i)...));
+  if (i < n) write_first(output + i, function(read_first<V>(inputs + i, n - i)...), n - i);
+}
+
+// target[i] = source[i] in arithmetic's type, for i in [0, n). Short spans are many in images: the
+// last, partial vector is a whole one that overlaps the one before it.
+template <typename T>
+NNOPS_INLINE void copy_span(acc_t<T>* target, const T* source, int64_t n) {
+  using A = acc_t<T>;
+  using V = Wide<A>;
+  constexpr int64_t kWidth = kLaneCount<V>;
+  const auto copy = [&](int64_t i) NNOPS_INLINE_LAMBDA { write(target + i, read<V>(source + i)); };
+  // Two pieces that overlap.
+  [[maybe_unused]] const auto copy_ends = [&](auto piece) NNOPS_INLINE_LAMBDA {
+    using Piece = decltype(piece);
+    const int64_t last = n - static_cast<int64_t>(sizeof(Piece) / sizeof(A));
+    write(target, read<Piece>(source));
+    write(target + last, read<Piece>(source + last));
+  };
+  if (n >= kWidth) {
+    for (int64_t i = 0; i + kWidth <= n; i += kWidth) copy(i);
+    copy(n - kWidth);
+    return;
+  }
+  if constexpr (std::is_same_v<T, A>) {
+    if (n >= kWidth / 2) return copy_ends(typename Registers<A, 32>::type{});
+    if (n >= kWidth / 4) return copy_ends(typename Registers<A, 16>::type{});
+  }
+  for (int64_t i = 0; i < n; ++i) target[i] = to_acc(source[i]);
+}
+
+// target[i] = source[i] + shift, for i in [0, n); the spans do not overlap.
+template <typename T>
+NNOPS_INLINE void add_to_span(T* target, const acc_t<T>* source, acc_t<T> shift, int64_t n) {
+  using V = Wide<acc_t<T>>;
+  constexpr int64_t kWidth = kLaneCount<V>;
+  const V shifts = splat<V>(shift);
+  const auto add = [&](int64_t i)
+                       NNOPS_INLINE_LAMBDA { write(target + i, read<V>(source + i) + shifts); };
+  if (n >= kWidth) {
+    for (int64_t i = 0; i + kWidth <= n; i += kWidth) add(i);
+    add(n - kWidth);
+  } else {
+    for (int64_t i = 0; i < n; ++i) target[i] = from_acc<T>(source[i] + shift);
   }
 }
 

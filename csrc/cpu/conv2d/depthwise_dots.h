@@ -182,7 +182,7 @@ void depthwise_dots_backward_weight(void* grad_weight, const void* grad_output, 
       }
       for (int64_t tap = 0; tap < plan.taps(); ++tap) {
         gf[oc * g.weight.n + tap / g.kw * g.weight.h + tap % g.kw * g.weight.w] =
-            from_acc<T>(sum_lanes(load(sums + tap * kLine)));
+            from_acc<T>(lane_sum(read<Wide<A>>(sums + tap * kLine)));
       }
     }
   });

@@ -100,10 +100,6 @@ struct PassesOfPlanes {
       for_each_backward_pass(*g, body);
     }
   }
-  // The joined pass's tap that stands for a pass's one.
-  static int64_t joined_tap(const TapAxis& joined, const TapAxis& axis, int64_t tap) {
-    return (axis.first + tap * axis.gap - joined.first) / joined.gap;
-  }
 };
 
 // What a strip wants to know of a pass.
@@ -264,24 +260,46 @@ void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel, const
   using A = acc_t<T>;
   // The classes of kernel columns stand side by side in the staging rows, or in planes of their
   // own.
-  A* row = plan.expanded ? staging : planes;
+  A* first_row = plan.expanded ? staging : planes;
   const int64_t row_step = plan.expanded ? plan.staging_width : plan.pitch;
-  for (int64_t cls = 0; cls < plan.y.class_count(); ++cls) {
-    const int64_t length = plan.y.class_length(cls, plan.height);
-    for (int64_t i = 0; i < length; ++i, row += row_step) {
-      const int64_t h = plan.y.position(cls, y0 + i);
-      const bool inside = h >= 0 && h < plan.y.limit;
-      A* part = row;
-      if (inside && pass.read.w == 1)
-        prefetch_span(ahead + h * pass.read.h, plan.x.step * plan.width);
-      for (int64_t x_cls = 0; x_cls < plan.x.class_count(); ++x_cls) {
-        const int64_t count = plan.expanded ? plan.x.class_length(x_cls, plan.width) : plan.pitch;
-        // A row outside of the image is a row without any position inside.
-        copy_positions(part, channel + (inside ? h * pass.read.h : 0), pass.read.w,
-                       plan.x.position(x_cls, x0), plan.x.step, count, inside ? plan.x.limit : 0);
-        part += plan.expanded ? count : plan.plane_size;
+  for (int64_t x_cls = 0; x_cls < plan.x.class_count(); ++x_cls) {
+    const int64_t count = plan.expanded ? plan.x.class_length(x_cls, plan.width) : plan.pitch;
+    const InsideSpan columns =
+        inside_span(plan.x.position(x_cls, x0), plan.x.step, count, plan.x.limit);
+    // Rows follow each other on both sides.
+    const bool one_run = columns.is_whole() && row_step == count && pass.read.h == count &&
+                         plan.x.step * pass.read.w == 1 && plan.y.step == 1;
+    A* row = first_row;
+    for (int64_t cls = 0; cls < plan.y.class_count(); ++cls) {
+      const InsideSpan rows = inside_span(plan.y.position(cls, y0), plan.y.step,
+                                          plan.y.class_length(cls, plan.height), plan.y.limit);
+      const int64_t source_step = rows.step * pass.read.h;
+      const int64_t source_row = rows.start * pass.read.h;
+      if (x_cls == 0 && pass.read.w == 1) {
+        for (int64_t i = rows.begin; i < rows.end; ++i) {
+          prefetch_span(ahead + source_row + i * source_step, plan.x.step * plan.width);
+        }
       }
+      const auto zero_rows = [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          for (int64_t k = 0; k < count; ++k) row[i * row_step + k] = 0;
+        }
+      };
+      zero_rows(0, rows.begin);
+      if (one_run) {
+        copy_span(row + rows.begin * count,
+                  channel + source_row + rows.begin * source_step + columns.start,
+                  (rows.end - rows.begin) * count);
+      } else {
+        for (int64_t i = rows.begin; i < rows.end; ++i) {
+          copy_inside(row + i * row_step, channel + source_row + i * source_step, pass.read.w,
+                      columns);
+        }
+      }
+      zero_rows(rows.end, rows.length);
+      row += rows.length * row_step;
     }
+    first_row += plan.expanded ? count : plan.plane_size;
   }
   if (!plan.expanded) return;
   const int64_t rows = plan.sequence_rows;
@@ -292,7 +310,7 @@ void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel, const
     A* to = planes + s * plan.plane_size;
     // Whole vectors: what a row gets too much is overwritten by the next.
     for (int64_t i = 0; i < rows; ++i, from += staging_width, to += width) {
-      for (int64_t k = 0; k < width; k += kLanes<A>) store(to + k, load(from + k));
+      for (int64_t k = 0; k < width; k += kLanes<A>) write(to + k, read<Wide<A>>(from + k));
     }
   }
 }
@@ -313,7 +331,7 @@ void expand_block(acc_t<T>* planes, acc_t<T>* staging, const PassStrip<T>& strip
                      column_starts, strip.y0, strip.x0, pass, plan);
     }
     for (int64_t s = 0; s < plan.copies; ++s) {
-      store(planes + s * plan.plane_size + strip.images * plan.image_size, Vec<A>{});
+      write(planes + s * plan.plane_size + strip.images * plan.image_size, Wide<A>{});
     }
   }
 }
@@ -522,25 +540,28 @@ void run_expanded_planes(T* written, const T* read, const acc_t<T>* packed, cons
   int64_t* offsets = column_starts + plan.x.taps;
   int64_t weights = 0;
   of.for_each([&](const PixelPass& one) {
-    const auto place = [&](int64_t c, int64_t r, int64_t s) {
-      const int64_t y = of.joined_tap(pass.y, one.y, r);
-      const int64_t x = of.joined_tap(pass.x, one.x, s);
+    // The joined taps that stand for those of this pass.
+    const int64_t y0 = (one.y.first - pass.y.first) / pass.y.gap;
+    const int64_t x0 = (one.x.first - pass.x.first) / pass.x.gap;
+    const int64_t y_step = one.y.gap / pass.y.gap;
+    const int64_t x_step = one.x.gap / pass.x.gap;
+    const auto place = [&](int64_t r, int64_t s) {
+      const int64_t y = y0 + r * y_step;
+      const int64_t x = x0 + s * x_step;
       const int64_t copy = plan.expanded ? x : x % plan.x.period;
-      return (c * plan.copies + copy) * plan.plane_size +
-             plan.y.sequence_index(y, plan.height) * plan.pitch +
-             (plan.expanded ? 0 : x / plan.x.period * plan.x.shift);
+      const int64_t shift = plan.expanded ? 0 : x / plan.x.period * plan.x.shift;
+      return copy * plan.plane_size + plan.y.sequence_index(y, plan.height) * plan.pitch + shift;
     };
     const PackedTiles tiles(one, kLanes<A>);
     const int64_t table = plan.block_channels * tiles.taps;
-    *on++ = {one.y,
-             one.x,
-             tiles.taps,
-             offsets - tables,
-             offsets + table - tables,
-             weights,
-             tiles.packed_group};
-    fill_offsets(offsets, plan.block_channels, one, place);
-    fill_offsets(offsets + table, plan.last_channels(pass), one, place);
+    const int64_t at = offsets - tables;
+    *on++ = {one.y, one.x, tiles.taps, at, at + table, weights, tiles.packed_group};
+    const int64_t channel_step = plan.copies * plan.plane_size;
+    const int64_t last_channels = plan.last_channels(pass);
+    fill_offsets(offsets, plan.block_channels, channel_step, one, place);
+    if (last_channels < plan.block_channels) {
+      fill_offsets(offsets + table, last_channels, channel_step, one, place);
+    }
     offsets += 2 * table;
     weights += pass.groups * tiles.packed_group;
   });
@@ -548,7 +569,7 @@ void run_expanded_planes(T* written, const T* read, const acc_t<T>* packed, cons
   in_parallel(threads, [&] {
     A* buffers = per_thread + thread_index() * plan.thread_size();
     A* staging_end = buffers + plan.planes_size + plan.staging_size;
-    store(staging_end - kLanes<A>, Vec<A>{});  // read, but of no influence
+    write(staging_end - kLanes<A>, Wide<A>{});  // read, but of no influence
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < strip_tasks(plan, pass, plan.row_splits); ++i) {
       const StripTask task = strip_task(plan, pass, plan.row_splits, i);

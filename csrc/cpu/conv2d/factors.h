@@ -34,7 +34,7 @@ NNOPS_INLINE void transpose_factors(acc_t<T>* target, int64_t target_stride, con
 // target = the vector of the first of `channels` channels, which are `step` apart.
 template <typename A>
 NNOPS_INLINE void store_factors(A* target, const A* source, int64_t, int64_t) {
-  store(target, load(source));
+  write(target, read<Wide<A>>(source));
 }
 
 // A row of one factor: what stands at positions first + i step, zero outside of [0, limit).

@@ -171,7 +171,7 @@ struct LanesPlan : PackedLanes {
 };
 
 NNOPS_INLINE void write_zero_pixels(float* target, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) store(target + i * kImages, Vec<float>{});
+  for (int64_t i = 0; i < count; ++i) write(target + i * kImages, Wide<float>{});
 }
 
 // kept[column][image] of one row of some images, which is outside of them if `limit` is 0. Lanes

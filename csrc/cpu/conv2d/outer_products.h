@@ -273,7 +273,7 @@ void pack_input(acc_t<T>* packed, const OuterTask<T>& task, const OuterBlock& bl
     }
   }
   // What the last vector of the last pixel reads beyond its row: of no influence.
-  store(packed + plan.input_size - kLanes<A>, Vec<A>{});
+  write(packed + plan.input_size - kLanes<A>, Wide<A>{});
 }
 
 template <typename T>
@@ -565,7 +565,7 @@ void outer_products_backward_weight(void* grad_weight, const void* grad_output, 
         for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) {
           const A* sums = chunk_sums + chunk * plan.chunk_size;
           for (int64_t i = begin; i < end; i += kLine) {
-            store(chunk_sums + i, load(chunk_sums + i) + load(sums + i));
+            write(chunk_sums + i, read<Wide<A>>(chunk_sums + i) + read<Wide<A>>(sums + i));
           }
         }
       }

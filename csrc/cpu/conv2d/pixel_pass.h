@@ -109,13 +109,16 @@ NNOPS_INLINE bool for_each_backward_pass(const Conv2dGeometry& g, Body body) {
   return all;
 }
 
-// offsets[..] = place(outer, kh, kw) for a chain of `channels`, in the order of the sum.
+// offsets[..] = place(kh, kw) + outer channel_step for a chain of `channels`, in the order of the
+// sum.
 template <typename Place>
-NNOPS_INLINE void fill_offsets(int64_t* offsets, int64_t channels, const PixelPass& pass,
-                               Place place) {
+NNOPS_INLINE void fill_offsets(int64_t* offsets, int64_t channels, int64_t channel_step,
+                               const PixelPass& pass, Place place) {
+  const int64_t columns = pass.x.taps;
   for (int64_t r = 0; r < pass.y.taps; ++r) {
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t s = 0; s < pass.x.taps; ++s) *offsets++ = place(c, r, s);
+    for (int64_t s = 0; s < columns; ++s) *offsets++ = place(r, s);
+    for (int64_t i = columns; i < channels * columns; ++i, ++offsets) {
+      *offsets = offsets[-columns] + channel_step;
     }
   }
 }

@@ -347,8 +347,8 @@ void write_rows_channels_last(const PassStrip<T, F>& strip, const acc_t<T>* sums
                     (pass.y.out_first + (strip.y0 + y) * pass.y.out_step) * pass.written.h +
                     (pass.x.out_first + (strip.x0 + x) * pass.x.out_step) * pass.written.w;
         if (bias != nullptr) {
-          map_vectors(
-              target, channels, [](Vec<A> sum, Vec<A> shift) { return sum + shift; }, sums, bias);
+          map_wides(
+              target, channels, [](Wide<A> sum, Wide<A> shift) { return sum + shift; }, sums, bias);
         } else {
           add_to_span(target, sums, A{0}, channels);
         }
@@ -566,16 +566,18 @@ void run_pixel_rows(T* written, const T* read, const F* packed, const T* bias,
   const RowsPlan<T, F> plan(pass, threads);
   int64_t* offsets = static_cast<int64_t*>(workspace);
   A* per_thread = reinterpret_cast<A*>(offsets + plan.table_size());
-  const auto place = [&](int64_t c, int64_t r, int64_t s) {
+  const auto place = [&](int64_t r, int64_t s) {
     if (plan.reads_in_place) {
-      return c + (r * pass.y.gap * pass.read.h + s * pass.x.gap * pass.read.w) / plan.kChannels;
+      return (r * pass.y.gap * pass.read.h + s * pass.x.gap * pass.read.w) / plan.kChannels;
     }
-    return c * plan.channel_step + plan.y.sequence_index(r, plan.height) * plan.row_step +
+    return plan.y.sequence_index(r, plan.height) * plan.row_step +
            plan.x.sequence_index(s, plan.dense_width) * plan.column_step;
   };
-  fill_offsets(offsets, plan.chain, pass, place);
+  fill_offsets(offsets, plan.chain, plan.channel_step, pass, place);
   const int64_t last_chain = plan.outer - (divide_up(plan.outer, plan.chain) - 1) * plan.chain;
-  fill_offsets(offsets + plan.chain * plan.taps, last_chain, pass, place);
+  if (last_chain < plan.chain) {
+    fill_offsets(offsets + plan.chain * plan.taps, last_chain, plan.channel_step, pass, place);
+  }
 
   in_parallel(threads, [&] {
     A* buffers = per_thread + thread_index() * plan.thread_size();

@@ -8,37 +8,24 @@
 // d by fused multiply-adds, whatever kRows and kVectors are.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/wide.h"
 
 NNOPS_BEGIN_KERNELS
 
-// A vector of the ISA's own width: GCC keeps longer ones in memory, not in registers. A Vec is
-// kParts of them.
+// What the ISA computes at a time; a vector of 64 bytes is kParts of them.
 constexpr int kParts = 64 / kRegisterBytes;
 template <typename A>
-struct RegisterOf;
-template <>
-struct RegisterOf<float> {
-  typedef float type __attribute__((vector_size(kRegisterBytes)));
-};
-template <>
-struct RegisterOf<double> {
-  typedef double type __attribute__((vector_size(kRegisterBytes)));
-};
-template <typename A>
-using Register = typename RegisterOf<A>::type;
+using Register = RawVector<A, kRegisterBytes>;
 template <typename A>
 constexpr int64_t kRegisterLanes = kRegisterBytes / sizeof(A);
 
 template <typename A>
 NNOPS_INLINE Register<A> load_register(const A* pointer) {
-  Register<A> result;
-  std::memcpy(&result, pointer, sizeof(result));
-  return result;
+  return read<Register<A>>(pointer);
 }
 template <typename A>
 NNOPS_INLINE void store_register(A* pointer, Register<A> value) {
-  std::memcpy(pointer, &value, sizeof(value));
+  write(pointer, value);
 }
 
 // The largest tile that the registers hold: accumulators, one row of vectors and a broadcast.

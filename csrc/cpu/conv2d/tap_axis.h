@@ -136,20 +136,35 @@ NNOPS_INLINE bool reads_no_padding(const TapAxis& axis) {
          (axis.grid - 1) * axis.step + axis.first + (axis.taps - 1) * axis.gap < axis.limit;
 }
 
-// target[i] = source[position * stride] for position = start + i step, zero outside of [0, limit).
-template <typename T>
-NNOPS_INLINE void copy_positions(acc_t<T>* target, const T* source, int64_t stride, int64_t start,
-                                 int64_t step, int64_t length, int64_t limit) {
+// The elements [begin, end) of `length` whose positions, start + i step, lie inside of [0, limit).
+struct InsideSpan {
+  int64_t start, step, length;
+  int64_t begin, end;
+  bool is_whole() const { return begin == 0 && end == length; }
+};
+NNOPS_INLINE InsideSpan inside_span(int64_t start, int64_t step, int64_t length, int64_t limit) {
   const int64_t to_zero = start < 0 ? -start : 0;
   const int64_t to_limit = start < limit ? limit - start : 0;
   const int64_t begin = smaller(length, step == 1 ? to_zero : divide_up(to_zero, step));
   const int64_t end = smaller(length, step == 1 ? to_limit : divide_up(to_limit, step));
-  for (int64_t i = 0; i < begin; ++i) target[i] = 0;
-  if (begin < end) {
-    const T* from = source + (start + begin * step) * stride;
-    copy_strided(target + begin, from, stride * step, end - begin);
+  return {start, step, length, begin, larger(begin, end)};
+}
+
+// target[i] = source[position * stride], zero where the position is outside.
+template <typename T>
+NNOPS_INLINE void copy_inside(acc_t<T>* target, const T* source, int64_t stride,
+                              const InsideSpan& span) {
+  for (int64_t i = 0; i < span.begin; ++i) target[i] = 0;
+  if (span.begin < span.end) {
+    const T* from = source + (span.start + span.begin * span.step) * stride;
+    copy_strided(target + span.begin, from, stride * span.step, span.end - span.begin);
   }
-  for (int64_t i = larger(begin, end); i < length; ++i) target[i] = 0;
+  for (int64_t i = span.end; i < span.length; ++i) target[i] = 0;
+}
+template <typename T>
+NNOPS_INLINE void copy_positions(acc_t<T>* target, const T* source, int64_t stride, int64_t start,
+                                 int64_t step, int64_t length, int64_t limit) {
+  copy_inside(target, source, stride, inside_span(start, step, length, limit));
 }
 
 NNOPS_END_KERNELS

@@ -435,8 +435,8 @@ void write_winograd_rows(T* corner, const acc_t<T>* pixels, int64_t row_stride,
         T* target = corner + k * pass.written.w;
         const A* sums = pixels + k * pixel_stride;
         if (bias != nullptr) {
-          map_vectors(
-              target, channels, [](Vec<A> sum, Vec<A> shift) { return sum + shift; }, sums, bias);
+          map_wides(
+              target, channels, [](Wide<A> sum, Wide<A> shift) { return sum + shift; }, sums, bias);
         } else {
           add_to_span(target, sums, A{0}, channels);
         }
