@@ -38,6 +38,7 @@ double row_pairs_inside(const Conv2dGeometry& g) {
 struct RowsQuestion {
   int64_t outer, written;  // channels of a group
   int64_t pixels;          // written
+  int64_t passes;          // that share what is copied along pixels, each for its share of them
   bool channels_last;      // the written image
   double taps;             // of a written pixel
   double read;             // pixels that are copied for it
@@ -58,10 +59,15 @@ std::string rows_pay(const RowsQuestion& q, int64_t kernel_width, int64_t stride
     return q.written >= kLanes / 2 || cheaper ? "" : "too few channels to have vectors along them";
   }
   // With one kernel column the planes are copied as they are, which is cheaper than to transpose
-  // the sums; with large strides each kernel column gathers them anew.
-  const double allowance = kernel_width == 1 ? 7 : kernel_width >= 3 && stride_w >= 3 ? 12 : 9;
+  // the sums; so is to copy them once for several passes. With large strides each kernel column
+  // gathers them anew.
+  const double allowance = q.passes > 1                         ? 5
+                           : kernel_width == 1                  ? 7
+                           : kernel_width >= 3 && stride_w >= 3 ? 12
+                                                                : 9;
+  const int64_t along_pixels = whole_vectors(q.pixels / q.passes) * q.passes;
   return static_cast<double>(vectors * q.pixels) * q.seen * 8 <
-                 static_cast<double>(whole_vectors(q.pixels) * q.written) * allowance
+                 static_cast<double>(along_pixels * q.written) * allowance
              ? ""
              : "more of a vector along channels would be padding than of one along pixels";
 }
@@ -89,7 +95,7 @@ std::string rows_pay_in_forward(const Conv2dGeometry& g, DType dtype) {
   }
   const auto taps = static_cast<double>(g.kh * g.kw);
   const auto stride = static_cast<double>(g.stride_h * g.stride_w);
-  return rows_pay({g.c / g.groups, written, g.oh * g.ow, g.output.c == 1, taps,
+  return rows_pay({g.c / g.groups, written, g.oh * g.ow, 1, g.output.c == 1, taps,
                    std::min(stride, taps), row_pairs_inside(g) / static_cast<double>(g.oh * g.kh)},
                   g.kw, g.stride_w);
 }
@@ -97,7 +103,8 @@ std::string rows_pay_in_backward_input(const Conv2dGeometry& g, DType) {
   const auto stride = static_cast<double>(g.stride_h * g.stride_w);
   const double seen =
       row_pairs_inside(g) * static_cast<double>(g.stride_h) / static_cast<double>(g.h * g.kh);
-  return rows_pay({g.oc / g.groups, g.c / g.groups, g.h * g.w, g.input.c == 1,
+  const int64_t passes = std::min(g.stride_h, g.kh) * std::min(g.stride_w, g.kw);
+  return rows_pay({g.oc / g.groups, g.c / g.groups, g.h * g.w, passes, g.input.c == 1,
                    static_cast<double>(g.kh * g.kw) / stride, 1, std::min(seen, 1.0)},
                   g.kw, 1);
 }
@@ -182,13 +189,39 @@ std::string dots_pay(const Conv2dGeometry& g) {
   return filters > 1 && gathers ? "outer products gather the pixels once for all output channels"
                                 : "";
 }
-// Small images are computed with the channels side by side, in the cache; larger ones too where
-// there is much to compute.
-std::string fits_transposed(const Conv2dGeometry& g) {
-  constexpr int64_t kManyTaps = 20;
-  const int64_t most_pixels = g.kh * g.kw >= kManyTaps ? 2048 : 1024;
+std::string fits_transposed(const Conv2dGeometry& g, int64_t most_pixels) {
   if (g.c < 8) return "too few channels to have vectors along them";
   return g.h * g.w + g.oh * g.ow <= most_pixels ? "" : "rows are long enough to go along them";
+}
+// Small images are computed with the channels side by side, in the cache; larger ones too where
+// there is much to compute.
+std::string weight_fits_transposed(const Conv2dGeometry& g) {
+  constexpr int64_t kManyTaps = 20;
+  return fits_transposed(g, g.kh * g.kw >= kManyTaps ? 2048 : 1024);
+}
+// Forward and backward_input: along rows only square kernels of up to 7 taps a side are unrolled,
+// pixels at strides are gathered, and of many taps the rows do not stay in registers.
+std::string image_fits_transposed(const Conv2dGeometry& g) {
+  const int64_t taps = g.kh * g.kw;
+  const int64_t stride = std::max(g.stride_h, g.stride_w);
+  if (stride > 2) return fits_transposed(g, 1 << 16);
+  if (taps >= 49 || (stride == 2 && taps >= 25)) return fits_transposed(g, 1 << 14);
+  const bool unrolled = g.kh == g.kw && (g.kh == 3 || g.kh == 5) && g.dilation_h == 1 &&
+                        g.dilation_w == 1 && g.stride_h == g.stride_w;
+  return unrolled ? weight_fits_transposed(g) : fits_transposed(g, 1 << 13);
+}
+// The outputs of several filters to an input channel share what is copied of it, but along rows of
+// one filter at a time; the unrolled kernels make up for it.
+std::string filters_pay_one_by_one(const Conv2dGeometry& g) {
+  const int64_t filters = g.oc / g.groups;
+  const bool square = g.kh == g.kw && g.dilation_h == 1 && g.dilation_w == 1 &&
+                      g.stride_h == g.stride_w && g.stride_h <= 2;
+  const int64_t most = g.kh * g.kw == 1      ? 4
+                       : !square || g.kh > 5 ? 1
+                       : g.kh == 5           ? 2
+                       : g.stride_h == 2     ? 12
+                                             : 64;
+  return filters <= most ? "" : "enough output channels share an input channel";
 }
 
 // How the images of a batch are lanes: `outer` channels are read for rows of `width` pixels, each
@@ -270,12 +303,13 @@ constexpr Conv2dCandidate<Conv2dForward> kForwardCpu[] = {
        return g.output.w != 1 ? "the output is not row-major" : one_channel_each_way(g, dtype);
      },
      &Conv2dKernels::forward_depthwise_transposed,
-     [](const Conv2dGeometry& g, DType) { return fits_transposed(g); }},
+     [](const Conv2dGeometry& g, DType) { return image_fits_transposed(g); }},
     {"depthwise_rows",
      [](const Conv2dGeometry& g, DType dtype) {
        return g.output.w != 1 ? "the output is not row-major" : one_input_channel(g, dtype);
      },
-     &Conv2dKernels::forward_depthwise_rows},
+     &Conv2dKernels::forward_depthwise_rows,
+     [](const Conv2dGeometry& g, DType) { return filters_pay_one_by_one(g); }},
     {"grouped_channels",
      [](const Conv2dGeometry& g, DType dtype) {
        return first_reason(floating_only(g, dtype), can_spread_in_forward(g));
@@ -316,7 +350,7 @@ constexpr Conv2dCandidate<Conv2dBackwardInput> kBackwardInputCpu[] = {
                              : first_reason(stride_one_or_two(g), one_channel_each_way(g, dtype));
      },
      &Conv2dKernels::backward_input_depthwise_transposed,
-     [](const Conv2dGeometry& g, DType) { return fits_transposed(g); }},
+     [](const Conv2dGeometry& g, DType) { return image_fits_transposed(g); }},
     {"depthwise_rows",
      [](const Conv2dGeometry& g, DType dtype) {
        return g.input.w != 1 ? "the gradient is not row-major"
@@ -357,7 +391,7 @@ constexpr Conv2dCandidate<Conv2dBackwardWeight> kBackwardWeightCpu[] = {
      &Conv2dKernels::backward_weight_depthwise_channel_dots},
     {"depthwise_transposed", one_channel_each_way,
      &Conv2dKernels::backward_weight_depthwise_transposed,
-     [](const Conv2dGeometry& g, DType) { return fits_transposed(g); }},
+     [](const Conv2dGeometry& g, DType) { return weight_fits_transposed(g); }},
     {"depthwise_dots",
      [](const Conv2dGeometry& g, DType dtype) -> std::string {
        return g.c != g.groups ? "more than one input channel a group" : floating_only(g, dtype);
