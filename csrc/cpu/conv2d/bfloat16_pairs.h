@@ -114,20 +114,12 @@ NNOPS_INLINE Halves load_halves(const bfloat16* source, int64_t step, int64_t n)
   return words;
 }
 
-// What lies inside of [0, limit) of the positions first + i step, i < length.
-struct InsidePart {
-  int64_t begin, end;
-  InsidePart(int64_t first, int64_t step, int64_t length, int64_t limit)
-      : begin(smaller(length, first < 0 ? divide_up(-first, step) : 0)),
-        end(larger(begin, smaller(length, first < limit ? divide_up(limit - first, step) : 0))) {}
-};
-
 // `channels` is 1 or 2, channel_stride from the first to the second.
 NNOPS_INLINE void copy_planar_factors(BfloatPair* row, const bfloat16* source,
                                       int64_t channel_stride, int64_t stride, int64_t first,
                                       int64_t step, int64_t length, int64_t limit,
                                       int64_t channels) {
-  const InsidePart inside(first, step, length, limit);
+  const InsideSpan inside = inside_span(first, step, length, limit);
   for (int64_t i = 0; i < inside.begin; ++i) row[i] = BfloatPair{};
   const bfloat16* from = source + (first + inside.begin * step) * stride;
   const int64_t apart = stride * step;
@@ -144,7 +136,7 @@ NNOPS_INLINE void copy_planar_factors(BfloatPair* row, const bfloat16* source,
 NNOPS_INLINE void copy_pixel_factors(BfloatPair* row, int64_t pixel_size, const bfloat16* source,
                                      int64_t stride, int64_t first, int64_t step, int64_t length,
                                      int64_t limit, int64_t channels) {
-  const InsidePart inside(first, step, length, limit);
+  const InsideSpan inside = inside_span(first, step, length, limit);
   const int64_t pairs = divide_up(channels, 2);
   const bfloat16* from = source + (first + inside.begin * step) * stride;
   for (int64_t i = 0; i < length; ++i, row += pixel_size) {

@@ -1,8 +1,9 @@
 // The micro-kernel whose vectors run along channels of the written image.
 //
-//   sums[pixel][vector] (+)= sum over d < depth of  pixels[pixel][offsets[d]] * weights[d][vector]
+//   sums[pixel][register] (+)= sum over d < depth of
+//       pixels[pixel][offsets[d]] * weights[d][register]
 //
-// kRows pixels times kVectors vectors of channels are held in registers. `pixels[p]` points at
+// kRows pixels times kRegisters registers of channels are held at a time. `pixels[p]` points at
 // pixel p as the tap of offset 0 sees it. The terms are added in the order of d by fused
 // multiply-adds: the same bits as pixel_tile.h.
 #pragma once
@@ -13,13 +14,15 @@
 
 NNOPS_BEGIN_KERNELS
 
-// Channels in vectors of `lanes`, and these in panels, of which each is a tile's: about equally
-// wide.
+constexpr int kTileRegisters = kTileVectors * kParts;
+
+// Channels in vectors of `lanes`, and these in panels of up to `most`, of which each is a tile's:
+// about equally wide.
 struct ChannelPanels {
   int64_t vectors, panels;
 
-  ChannelPanels(int64_t channels, int64_t lanes)
-      : vectors(divide_up(channels, lanes)), panels(divide_up(vectors, kTileVectors)) {}
+  ChannelPanels(int64_t channels, int64_t lanes, int64_t most)
+      : vectors(divide_up(channels, lanes)), panels(divide_up(vectors, most)) {}
 
   int64_t first_vector(int64_t panel) const { return panel * vectors / panels; }
 };
@@ -30,21 +33,20 @@ struct ChannelTile {
   A* sums;  // [pixels][sum_stride]
   int64_t sum_stride;
   const F* pixels[kTileRows];
-  const F* weights;  // [depth][vectors]
+  const F* weights;  // [depth][registers]
   const int64_t* offsets;
   int64_t depth;
   bool first;     // write the sums instead of adding to them
-  const A* bias;  // [vectors], added last; or null
+  const A* bias;  // [registers], added last; or null
   // Of factors of several numbers: where the sums go instead, rounded to bfloat16; or null.
   bfloat16* rounded;
   int64_t rounded_stride;
 };
 
-template <typename A, typename F, int kRows, int kVectors>
+template <typename A, typename F, int kRows, int kRegisters>
 void multiply_channel_tile(const ChannelTile<A, F>& tile) {
   static_assert(sizeof(F) == sizeof(A));
-  constexpr int64_t kWidth = kVectors * kLanes<A>;
-  constexpr int kRegisters = kVectors * kParts;
+  constexpr int64_t kWidth = kRegisters * kRegisterLanes<A>;
   Register<A> total[kRows][kRegisters] = {};
   const F* weights = tile.weights;
   const F* pixels[kRows];
@@ -108,38 +110,41 @@ template <typename A, typename F = A>
 using ChannelTileFunction = void (*)(const ChannelTile<A, F>& tile);
 
 template <typename A, typename F, int kRows>
-NNOPS_INLINE ChannelTileFunction<A, F> channel_tile_of_rows(int64_t vectors) {
-#if defined(__AVX512F__)
-  if (vectors == 3) return multiply_channel_tile<A, F, kRows, 3>;
-  if (vectors == 2) return multiply_channel_tile<A, F, kRows, 2>;
-#endif
+NNOPS_INLINE ChannelTileFunction<A, F> channel_tile_of_rows(int64_t registers) {
+  if constexpr (kTileRegisters >= 4) {
+    if (registers == 4) return multiply_channel_tile<A, F, kRows, 4>;
+  }
+  if constexpr (kTileRegisters >= 3) {
+    if (registers == 3) return multiply_channel_tile<A, F, kRows, 3>;
+  }
+  if (registers == 2) return multiply_channel_tile<A, F, kRows, 2>;
   return multiply_channel_tile<A, F, kRows, 1>;
 }
 
-// The instance for `pixels` <= kTileRows and `vectors` <= kTileVectors.
+// The instance for `pixels` <= kTileRows and `registers` <= kTileRegisters.
 template <typename A, typename F = A>
-NNOPS_INLINE ChannelTileFunction<A, F> channel_tile_function(int64_t pixels, int64_t vectors) {
+NNOPS_INLINE ChannelTileFunction<A, F> channel_tile_function(int64_t pixels, int64_t registers) {
   switch (pixels) {
 #if defined(__AVX512F__)
     case 8:
-      return channel_tile_of_rows<A, F, 8>(vectors);
+      return channel_tile_of_rows<A, F, 8>(registers);
     case 7:
-      return channel_tile_of_rows<A, F, 7>(vectors);
+      return channel_tile_of_rows<A, F, 7>(registers);
 #endif
 #if defined(__AVX2__)
     case 6:
-      return channel_tile_of_rows<A, F, 6>(vectors);
+      return channel_tile_of_rows<A, F, 6>(registers);
     case 5:
-      return channel_tile_of_rows<A, F, 5>(vectors);
+      return channel_tile_of_rows<A, F, 5>(registers);
     case 4:
-      return channel_tile_of_rows<A, F, 4>(vectors);
+      return channel_tile_of_rows<A, F, 4>(registers);
     case 3:
-      return channel_tile_of_rows<A, F, 3>(vectors);
+      return channel_tile_of_rows<A, F, 3>(registers);
 #endif
     case 2:
-      return channel_tile_of_rows<A, F, 2>(vectors);
+      return channel_tile_of_rows<A, F, 2>(registers);
     default:
-      return channel_tile_of_rows<A, F, 1>(vectors);
+      return channel_tile_of_rows<A, F, 1>(registers);
   }
 }
 
@@ -147,7 +152,7 @@ NNOPS_INLINE ChannelTileFunction<A, F> channel_tile_function(int64_t pixels, int
 // whose sums are those of the first pixel, `pixels` is left to this function.
 template <typename A>
 NNOPS_INLINE void multiply_pixels(ChannelTile<A> tile, const A* pixels, int64_t step, int64_t count,
-                                  int64_t vectors) {
+                                  int64_t registers) {
   A* sums = tile.sums;
   const int64_t tiles = divide_up(count, kTileRows);
   for (int64_t i = 0; i < tiles; ++i) {
@@ -155,7 +160,7 @@ NNOPS_INLINE void multiply_pixels(ChannelTile<A> tile, const A* pixels, int64_t 
     const int64_t size = (i + 1) * count / tiles - first;
     tile.sums = sums + first * tile.sum_stride;
     for (int64_t p = 0; p < size; ++p) tile.pixels[p] = pixels + (first + p) * step;
-    channel_tile_function<A>(size, vectors)(tile);
+    channel_tile_function<A>(size, registers)(tile);
   }
 }
 

@@ -31,10 +31,10 @@ NNOPS_INLINE void transpose_factors(acc_t<T>* target, int64_t target_stride, con
     for (int64_t i = count; i < width; ++i) target[c * target_stride + i] = 0;
   }
 }
-// target = the vector of the first of `channels` channels, which are `step` apart.
+// target = the register of the first of `channels` channels, which are `step` apart.
 template <typename A>
 NNOPS_INLINE void store_factors(A* target, const A* source, int64_t, int64_t) {
-  write(target, read<Wide<A>>(source));
+  store_register(target, load_register(source));
 }
 
 // A row of one factor: what stands at positions first + i step, zero outside of [0, limit).

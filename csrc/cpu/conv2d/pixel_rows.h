@@ -10,7 +10,7 @@
 // A tile of pixels is that many places in it, whatever rows or images they belong to: no pixel is
 // wasted, however small the map, and nothing is transposed. Where channels are neighbours and no
 // tap reads padding, the image itself serves as the rows. Weights are packed as
-//   [group][panel of kTileVectors vectors of channels][chain][kh][outer][kw][channel]
+//   [group][panel of kTileRegisters registers of channels][chain][kh][outer][kw][channel]
 // and one chain of a panel stays in L1 while all the pixels of the strip pass by. The sums of a
 // strip, [pixel][channel], stay in L2 and are transposed back on the way out; where the written
 // channels are neighbours and fill their vectors, the image itself holds the sums, or, of pairs of
@@ -29,12 +29,12 @@ NNOPS_BEGIN_KERNELS
 
 constexpr int64_t kRowsPixels = 768;
 constexpr int64_t kRowsBytes = int64_t{256} << 10;  // of the sums, and of the rows, of a strip
-constexpr int64_t kResidentVectors = 16;            // whose sums are kept at a time
+constexpr int64_t kResidentChannels = 256;          // whose sums are kept at a time
 constexpr int64_t kGroupChannels = 64;              // outer channels copied at a time
 constexpr int64_t kAlignedWidth = 5;                // from which on tiles are parts of a row
 
-// How the weights of a pass are packed, `lanes` factors (factors.h) in a vector, each of some outer
-// channels. Sizes are in factors.
+// How the weights of a pass are packed, `lanes` factors (factors.h) in a register, each of some
+// outer channels. Sizes are in factors.
 struct PackedPanels : ChannelPanels {
   int64_t outer;  // the outer channels
   int64_t taps, depth;
@@ -42,7 +42,7 @@ struct PackedPanels : ChannelPanels {
   int64_t packed_group;
 
   PackedPanels(const PixelPass& pass, int64_t lanes, int64_t factor_channels)
-      : ChannelPanels(pass.rows, lanes) {
+      : ChannelPanels(pass.rows, lanes, kTileRegisters) {
     outer = divide_up(pass.outer, factor_channels);
     taps = pass.y.taps * pass.x.taps;
     depth = outer * taps;
@@ -60,6 +60,8 @@ template <typename T, typename F>
 struct RowsPlan : PackedPanels {
   using A = acc_t<T>;
   static constexpr int64_t kChannels = kFactorNumbers<F>;
+  static constexpr int64_t kVector = kRegisterLanes<A>;
+  static constexpr int64_t kPanel = kTileRegisters * kVector;
   // Whether the image may hold the factors themselves.
   static constexpr bool kReadsFactors = sizeof(F) == kChannels * sizeof(T);
   int64_t channels;  // outer ones copied at a time, in factors
@@ -80,14 +82,14 @@ struct RowsPlan : PackedPanels {
   int64_t sum_stride;     // from pixel to pixel, unless written in place
   int64_t rows_size, sums_size, planes_size;
 
-  RowsPlan(const PixelPass& pass, int threads) : PackedPanels(pass, kLanes<A>, kChannels) {
+  RowsPlan(const PixelPass& pass, int threads) : PackedPanels(pass, kVector, kChannels) {
     constexpr int64_t kLine = kLanes<A>;
     channels = smaller(divide_up(outer, chain), larger(1, kGroupChannels / chain)) * chain;
-    resident_panels = smaller(panels, divide_up(kResidentVectors, kTileVectors));
+    resident_panels = smaller(panels, divide_up(kResidentChannels, kPanel));
 
     const int64_t budget = kRowsBytes / static_cast<int64_t>(sizeof(A));
     const int64_t per_pixel =
-        larger(smaller(vectors, resident_panels * kTileVectors) * kLine, channels);
+        larger(smaller(vectors * kVector, resident_panels * kPanel), channels);
     const int64_t pixels = larger(smaller(kRowsPixels, budget / per_pixel), 4 * kTileRows);
     width = larger(1, pass.x.grid);
     if (width > 2 * pixels) width = divide_up(width, divide_up(width, pixels));
@@ -121,7 +123,7 @@ struct RowsPlan : PackedPanels {
     // An odd number of cache lines: the channels' planes do not share their sets.
     channel_step = planar ? odd_lines<A>(images * read_steps.image) : 1;
     rows_size = planar ? channels * channel_step : round_up(images * read_steps.image, kLine);
-    sum_stride = odd_lines<A>(resident_panels * kTileVectors * kLine);
+    sum_stride = odd_lines<A>(resident_panels * kPanel);
     sums_size = images * height * width * sum_stride;
     planes_size = kLine * plane_stride();
 
@@ -140,7 +142,8 @@ struct RowsPlan : PackedPanels {
     // Tiles that run over the ends of rows and images want their pixels at equal distances.
     const bool even =
         steps.row == width * steps.pixel && (images == 1 || steps.image == height * steps.row);
-    const bool writes_vectors = pass.written.c == 1 && pass.rows % kLine == 0 && (even || !flat());
+    const bool writes_vectors =
+        pass.written.c == 1 && pass.rows % kVector == 0 && (even || !flat());
     writes_in_place = kSameType && writes_vectors;
     rounds_in_tiles = kChannels > 1 && writes_vectors;
     if (writes_in_place) sums_size = planes_size = 0;
@@ -149,7 +152,7 @@ struct RowsPlan : PackedPanels {
   int64_t first_panel(int64_t split) const { return split * panels / panel_splits; }
   // The written channels [0, split_channel(split)) belong to the splits before this one.
   int64_t split_channel(int64_t split, const PixelPass& pass) const {
-    return smaller(pass.rows, first_vector(first_panel(split)) * kLanes<A>);
+    return smaller(pass.rows, first_vector(first_panel(split)) * kVector);
   }
   static PixelSteps written_steps(const PixelPass& pass) {
     return {pass.x.out_step * pass.written.w, pass.y.out_step * pass.written.h, pass.written.n};
@@ -214,7 +217,10 @@ void pack_weight_panel(F* packed, const T* weight, int64_t count, int64_t width,
         for_each_tap([&](F* target, int64_t kh, int64_t kw) {
           const A* from = scratch + (kh * pass.x.taps + kw) * kLine;
           for (int64_t c = 0; c < channels; c += kChannels, target += factor_step) {
-            store_factors(target + i0, from + c * taps * kLine, taps * kLine, channels - c);
+            for (int64_t v = 0; v < lanes; v += kRegisterLanes<A>) {
+              store_factors(target + i0 + v, from + c * taps * kLine + v, taps * kLine,
+                            channels - c);
+            }
           }
         });
       }
@@ -230,20 +236,20 @@ void pack_weight_panel(F* packed, const T* weight, int64_t count, int64_t width,
 
 template <typename T, typename F>
 int64_t packed_panels_bytes(const PixelPass& pass) {
-  const PackedPanels plan(pass, kLanes<acc_t<T>>, kFactorNumbers<F>);
+  const PackedPanels plan(pass, kRegisterLanes<acc_t<T>>, kFactorNumbers<F>);
   return pass.groups * plan.packed_group * static_cast<int64_t>(sizeof(F));
 }
 
 template <typename F, typename T>
 void pack_panels(F* packed, const T* weight, const PixelPass& pass, int threads) {
-  constexpr int64_t kLine = kLanes<acc_t<T>>;
-  const PackedPanels plan(pass, kLine, kFactorNumbers<F>);
+  constexpr int64_t kVector = kRegisterLanes<acc_t<T>>;
+  const PackedPanels plan(pass, kVector, kFactorNumbers<F>);
   in_parallel(threads, [&] {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < pass.groups * plan.panels; ++i) {
       const int64_t group = i / plan.panels;
-      const int64_t first = plan.first_vector(i % plan.panels) * kLine;
-      const int64_t width = plan.first_vector(i % plan.panels + 1) * kLine - first;
+      const int64_t first = plan.first_vector(i % plan.panels) * kVector;
+      const int64_t width = plan.first_vector(i % plan.panels + 1) * kVector - first;
       pack_weight_panel(packed + group * plan.packed_group + first * plan.depth,
                         weight + group * pass.weight_group + first * pass.weight_row,
                         smaller(width, pass.rows - first), width, plan.chain, pass);
@@ -369,7 +375,7 @@ struct RowsChain {
   const F* weights;
   const int64_t* offsets;
   int64_t depth;
-  int64_t vectors;
+  int64_t registers;
   bool first;
 };
 
@@ -377,13 +383,13 @@ struct RowsChain {
 template <typename A, typename F>
 NNOPS_INLINE void multiply_terms(ChannelTile<A, F>& tile, int64_t pixels,
                                  const RowsChain<A, F>& chain, int64_t begin, int64_t end) {
-  const ChannelTileFunction<A, F> multiply = channel_tile_function<A, F>(pixels, chain.vectors);
+  const ChannelTileFunction<A, F> multiply = channel_tile_function<A, F>(pixels, chain.registers);
   const int64_t length = piece_length(chain.depth, kFactorNumbers<F>);
   bfloat16* rounded = tile.rounded;
   for (int64_t piece = 0; piece < chain.depth; piece += length) {
     const int64_t first = smaller(larger(begin, piece), end);
     tile.depth = larger(0, smaller(end, piece + length) - first);
-    tile.weights = chain.weights + first * chain.vectors * kLanes<A>;
+    tile.weights = chain.weights + first * chain.registers * kRegisterLanes<A>;
     tile.offsets = chain.offsets + first;
     tile.first = chain.first && piece == 0;
     const bool last = piece + length >= chain.depth;
@@ -410,7 +416,7 @@ void multiply_by_rows(const RowsChain<acc_t<T>, F>& chain, const PassStrip<T, F>
   tile.sum_stride = chain.sum_steps.pixel;
   tile.rounded_stride = chain.rounded_steps.pixel;
   // The next chain's weights stand behind this one's: fetched a part with each row.
-  const int64_t size = chain.depth * chain.vectors * kLanes<A>;
+  const int64_t size = chain.depth * chain.registers * kRegisterLanes<A>;
   const int64_t part = divide_up(size, strip.images * strip.height);
   const F* weights_ahead = chain.weights + size;
   for (int64_t image = 0; image < strip.images; ++image) {
@@ -432,10 +438,9 @@ void multiply_by_rows(const RowsChain<acc_t<T>, F>& chain, const PassStrip<T, F>
         for (int64_t i = 0; i < pixels; ++i, pixel += plan.read_steps.pixel) tile.pixels[i] = pixel;
         if (chain.first && plan.writes_in_place) {
           const A* next = tile.sums + pixels * tile.sum_stride;
-          for (int64_t i = 0; i < pixels; ++i) {
-            for (int64_t v = 0; v < chain.vectors; ++v) {
-              __builtin_prefetch(next + i * tile.sum_stride + v * kLanes<A>, 1, 3);
-            }
+          const int64_t width = chain.registers * kRegisterLanes<A>;
+          for (int64_t i = 0; i < pixels; ++i, next += tile.sum_stride) {
+            for (int64_t c = 0; c < width; c += kLanes<A>) __builtin_prefetch(next + c, 1, 3);
           }
         }
         multiply_terms(tile, pixels, chain, begin * terms_of_row,
@@ -477,7 +482,7 @@ void compute_rows_strip(const PassStrip<T, F>& strip, const PixelPass& pass,
                         const RowsPlan<T, F>& plan, const int64_t* offsets, acc_t<T>* buffers) {
   using A = acc_t<T>;
   static_assert(sizeof(F) == sizeof(A), "sizes of buffers are in numbers of either");
-  constexpr int64_t kLine = kLanes<A>;
+  constexpr int64_t kVector = RowsPlan<T, F>::kVector;
   F* copied = reinterpret_cast<F*>(buffers);
   const F* rows = copied;
   A* sums = buffers + plan.rows_size;
@@ -515,27 +520,27 @@ void compute_rows_strip(const PassStrip<T, F>& strip, const PixelPass& pass,
         const int64_t v0 = plan.first_vector(panel);
         const int64_t count = plan.first_vector(panel + 1) - v0;
         const F* weights =
-            strip.weights + v0 * kLine * plan.depth + channel0 * plan.taps * count * kLine;
+            strip.weights + v0 * kVector * plan.depth + channel0 * plan.taps * count * kVector;
         for (int64_t c0 = 0; c0 < channels; c0 += plan.chain) {
           const int64_t chain = smaller(plan.chain, channels - c0);
           RowsChain<A, F> part{};
           part.rows = rows + c0 * plan.channel_step;
-          part.weights = weights + c0 * plan.taps * count * kLine;
+          part.weights = weights + c0 * plan.taps * count * kVector;
           part.offsets = chain == plan.chain ? offsets : offsets + plan.chain * plan.taps;
           part.depth = chain * plan.taps;
-          part.vectors = count;
-          part.sums = sums + (plan.writes_in_place ? v0 : v0 - vector0) * kLine;
+          part.registers = count;
+          part.sums = sums + (plan.writes_in_place ? v0 : v0 - vector0) * kVector;
           part.sum_steps = sum_steps;
           part.first = channel0 + c0 == 0;
           const bool last = channel0 + c0 + chain == plan.outer;
-          if (bias != nullptr && last) part.bias = bias + v0 * kLine;
-          A widened[kTileVectors * kLine];
+          if (bias != nullptr && last) part.bias = bias + v0 * kVector;
+          A widened[RowsPlan<T, F>::kPanel];
           if constexpr (std::is_same_v<T, bfloat16>) {
             if (plan.rounds_in_tiles && last) {
-              part.rounded = image + v0 * kLine;
+              part.rounded = image + v0 * kVector;
               part.rounded_steps = image_steps;
               if (strip.bias != nullptr) {
-                copy_span(widened, strip.bias + v0 * kLine, count * kLine);
+                copy_span(widened, strip.bias + v0 * kVector, count * kVector);
                 part.bias = widened;
               }
             }
@@ -549,8 +554,9 @@ void compute_rows_strip(const PassStrip<T, F>& strip, const PixelPass& pass,
       }
     }
     if (plan.writes_in_place || plan.rounds_in_tiles) continue;
-    const int64_t first_channel = vector0 * kLine;
-    const int64_t channels = smaller(plan.first_vector(panel1) * kLine, pass.rows) - first_channel;
+    const int64_t first_channel = vector0 * kVector;
+    const int64_t channels =
+        smaller(plan.first_vector(panel1) * kVector, pass.rows) - first_channel;
     if (pass.written.c == 1) {
       write_rows_channels_last(strip, sums, first_channel, channels, pass, plan);
     } else {

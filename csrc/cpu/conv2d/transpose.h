@@ -206,10 +206,9 @@ NNOPS_INLINE void transpose_positions(acc_t<T>* rows, int64_t pixel_size, const 
                                       int64_t channel_stride, int64_t pixel_stride, int64_t first,
                                       int64_t step, int64_t length, int64_t limit, int64_t channels,
                                       int64_t padded_channels) {
-  const int64_t to_zero = first < 0 ? -first : 0;
-  const int64_t to_limit = first < limit ? limit - first : 0;
-  const int64_t begin = smaller(length, divide_up(to_zero, step));
-  const int64_t end = larger(begin, smaller(length, divide_up(to_limit, step)));
+  const InsideSpan inside = inside_span(first, step, length, limit);
+  const int64_t begin = inside.begin;
+  const int64_t end = inside.end;
   for (int64_t i = 0; i < begin; ++i) {
     for (int64_t c = 0; c < padded_channels; ++c) rows[i * pixel_size + c] = 0;
   }

@@ -57,7 +57,8 @@ template <typename A, typename Form>
 struct PackedWinograd : ChannelPanels {
   int64_t packed_place, packed_group;
 
-  explicit PackedWinograd(const PixelPass& pass) : ChannelPanels(pass.rows, kLanes<A>) {
+  explicit PackedWinograd(const PixelPass& pass)
+      : ChannelPanels(pass.rows, kLanes<A>, kTileVectors) {
     packed_place = odd_lines<A>(vectors * kLanes<A> * pass.outer);
     packed_group = Form::kPlaces * packed_place;
   }
@@ -331,7 +332,7 @@ void multiply_strip(A* products, const A* transformed, const A* weights, const i
             weights + place * plan.packed_place + vector * kLine * pass.outer + c0 * count * kLine;
         tile.sums = products + place * plan.product_place + (vector - vector0) * kLine;
         multiply_pixels(tile, transformed + place * plan.transformed_place + c0,
-                        plan.transformed_tile, tiles, count);
+                        plan.transformed_tile, tiles, count * kParts);
       }
     }
   }
@@ -392,7 +393,7 @@ void multiply_strip_in_cache(acc_t<T>* products, const acc_t<T>* transformed, co
           for (int64_t place = row * Form::kPoints; place < (row + 1) * Form::kPoints; ++place) {
             tile.sums = sums + place * plan.product_place;
             multiply_pixels(tile, transformed + place * plan.transformed_place + c0,
-                            plan.transformed_tile, tiles, width / kLine);
+                            plan.transformed_tile, tiles, width / kRegisterLanes<A>);
             tile.weights += plan.weights_place;
           }
         }

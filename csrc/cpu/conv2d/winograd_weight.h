@@ -156,7 +156,7 @@ void transform_weight_rows(acc_t<T>* inputs, acc_t<T>* gradients, acc_t<T>* stag
   using A = acc_t<T>;
   constexpr int64_t kM = Form::kOutputs;
   constexpr int64_t kLine = kLanes<A>;
-  const ChannelPanels panels(block.channels, kLine);
+  const ChannelPanels panels(block.channels, kLine, kTileVectors);
   for (int64_t c0 = 0; c0 < block.channels; c0 += kStagedChannels) {
     const int64_t channels = smaller(kStagedChannels, block.channels - c0);
     stage_rows(staged, kStagedChannels, x + c0 * g.input.c, g.input, strip.row0 * kM - g.pad_top,
@@ -202,7 +202,7 @@ void add_weight_products(A* sums, const A* inputs, const A* gradients, const int
                          int64_t tiles, bool first, const WinogradWeightBlock& block,
                          const WinogradWeightPlan<A, Form>& plan) {
   constexpr int64_t kLine = kLanes<A>;
-  const ChannelPanels panels(block.channels, kLine);
+  const ChannelPanels panels(block.channels, kLine, kTileVectors);
   ChannelTile<A> tile{};
   tile.sum_stride = plan.sum_row;
   tile.offsets = offsets;
@@ -214,7 +214,7 @@ void add_weight_products(A* sums, const A* inputs, const A* gradients, const int
       const int64_t count = panels.first_vector(panel + 1) - vector;
       tile.weights = inputs + place * plan.input_place + vector * kLine * tiles;
       tile.sums = sums + place * plan.sum_place + vector * kLine;
-      multiply_pixels(tile, gradients + place * plan.gradient_place, 1, block.rows, count);
+      multiply_pixels(tile, gradients + place * plan.gradient_place, 1, block.rows, count * kParts);
     }
   }
 }
