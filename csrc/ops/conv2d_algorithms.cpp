@@ -199,16 +199,20 @@ std::string weight_fits_transposed(const Conv2dGeometry& g) {
   constexpr int64_t kManyTaps = 20;
   return fits_transposed(g, g.kh * g.kw >= kManyTaps ? 2048 : 1024);
 }
-// Forward and backward_input: along rows only square kernels of up to 7 taps a side are unrolled,
-// pixels at strides are gathered, and of many taps the rows do not stay in registers.
+// Forward and backward_input: along rows only square kernels of 3, 5 and 7 taps a side are
+// unrolled, and pixels at strides are gathered.
 std::string image_fits_transposed(const Conv2dGeometry& g) {
+  constexpr int64_t kSmall = 1024;
   const int64_t taps = g.kh * g.kw;
   const int64_t stride = std::max(g.stride_h, g.stride_w);
-  if (stride > 2) return fits_transposed(g, 1 << 16);
-  if (taps >= 49 || (stride == 2 && taps >= 25)) return fits_transposed(g, 1 << 14);
-  const bool unrolled = g.kh == g.kw && (g.kh == 3 || g.kh == 5) && g.dilation_h == 1 &&
-                        g.dilation_w == 1 && g.stride_h == g.stride_w;
-  return unrolled ? weight_fits_transposed(g) : fits_transposed(g, 1 << 13);
+  if (whole_vectors(g.c) * 5 > g.c * 6) return fits_transposed(g, kSmall);
+  if (stride > 2) return fits_transposed(g, 64 * kSmall);
+  if (taps > 49 || (stride == 2 && taps >= 25)) return fits_transposed(g, 16 * kSmall);
+  const bool unrolled = g.kh == g.kw && (g.kh == 3 || g.kh == 5 || g.kh == 7) &&
+                        g.dilation_h == 1 && g.dilation_w == 1 && g.stride_h == g.stride_w;
+  if (!unrolled) return fits_transposed(g, 8 * kSmall);
+  const bool short_rows = whole_vectors(g.ow) * 3 > g.ow * 4;
+  return fits_transposed(g, short_rows && taps >= 25 ? 2 * kSmall : kSmall);
 }
 // The outputs of several filters to an input channel share what is copied of it, but along rows of
 // one filter at a time; the unrolled kernels make up for it.

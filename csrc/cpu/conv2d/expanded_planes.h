@@ -357,56 +357,64 @@ struct PlanesBlock {
 template <typename A>
 void multiply_block(const PlanesBlock<A>& block, const StripPlan<A>& plan) {
   constexpr int64_t kWidth = kLanes<A>;
+  const int64_t tile_rows = plan.tile_rows;
   const int64_t run_vectors = divide_up(block.run_length, kWidth);
   const int64_t vectors = block.images * block.runs * run_vectors;
-  const int64_t panels = divide_up(vectors, most_pixel_vectors(plan.tile_rows));
+  // Panels of vectors differ by at most one: 2 + 2 rather than 3 + 1.
+  const int64_t panels = divide_up(vectors, most_pixel_vectors(tile_rows));
+  const int64_t least = vectors / panels;
+  const int64_t larger_panels = vectors % panels;
+  const auto multiply_least = tile_function<PixelTiles<A>>(tile_rows, least);
+  const auto multiply_larger = tile_function<PixelTiles<A>>(tile_rows, least + 1);
   const int64_t piece_depth = piece_length(block.depth);
+  // Straight to the image, the last vector of a run is a whole one that overlaps its neighbour.
+  const int64_t last_pixel = block.direct ? block.run_length - kWidth : (run_vectors - 1) * kWidth;
+  PixelTile<A> tile{};
+  tile.sum_stride = block.target_row;
   int64_t image = 0;
   int64_t run = 0;
-  int64_t run_vector = 0;
+  int64_t pixel = 0;
   for (int64_t panel = 0; panel < panels; ++panel) {
-    // Panels differ by at most one vector: 2 + 2 rather than 3 + 1.
-    const int64_t first = panel * vectors / panels;
-    const int64_t count = (panel + 1) * vectors / panels - first;
-    const auto multiply = tile_function<PixelTiles<A>>(plan.tile_rows, count);
-    PixelTile<A> tile{};
-    tile.sum_stride = block.target_row;
+    const bool is_larger = panel < larger_panels;
+    const int64_t count = is_larger ? least + 1 : least;
+    const auto multiply = is_larger ? multiply_larger : multiply_least;
     int64_t targets[kMostPixelVectors];
     for (int64_t v = 0; v < count; ++v) {
-      // Straight to the image, the last vector is a whole one that overlaps its neighbour.
-      const int64_t pixel = block.direct ? smaller(run_vector * kWidth, block.run_length - kWidth)
-                                         : run_vector * kWidth;
       tile.planes[v] = block.planes + image * plan.image_size + run * plan.pitch + pixel;
       targets[v] = image * block.target_image + run * block.target_run + pixel;
-      if (++run_vector == run_vectors) {
-        run_vector = 0;
-        if (++run == block.runs) {
-          run = 0;
-          ++image;
-        }
+      if (pixel < last_pixel) {
+        pixel = smaller(pixel + kWidth, last_pixel);
+        continue;
+      }
+      pixel = 0;
+      if (++run == block.runs) {
+        run = 0;
+        ++image;
       }
     }
+    A* target = block.target;
+    const A* weights = block.weights;
+    tile.bias = block.bias;
     for (int64_t t = 0; t < block.tiles; ++t) {
-      const int64_t row = t * plan.tile_rows;
-      A* target = block.target + row * block.target_row;
-      tile.bias = block.bias != nullptr ? block.bias + row : nullptr;
       for (int64_t v = 0; v < count; ++v) tile.sums[v] = target + targets[v];
       if (block.direct) {
         // The lines of the next panel.
-        for (int64_t r = 0; r < plan.tile_rows; ++r) {
+        for (int64_t r = 0; r < tile_rows; ++r) {
           for (int64_t v = 0; v < count; ++v) {
             __builtin_prefetch(tile.sums[v] + r * tile.sum_stride + count * kWidth, 1, 3);
           }
         }
       }
-      const A* weights = block.weights + t * block.tile_weights;
       for (int64_t begin = 0; begin < block.depth; begin += piece_depth) {
-        tile.weights = weights + begin * plan.tile_rows;
+        tile.weights = weights + begin * tile_rows;
         tile.offsets = block.offsets + begin;
         tile.depth = smaller(piece_depth, block.depth - begin);
         tile.first = block.first && begin == 0;
         multiply(tile);
       }
+      target += tile_rows * block.target_row;
+      weights += block.tile_weights;
+      if (tile.bias != nullptr) tile.bias += tile_rows;
     }
   }
 }
