@@ -1,6 +1,7 @@
 #include "ops/conv2d_algorithms.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "core/check.h"
 #include "core/tf32.h"
@@ -99,11 +100,16 @@ std::string rows_pay_in_forward(const Conv2dGeometry& g, DType dtype) {
                    std::min(stride, taps), row_pairs_inside(g) / static_cast<double>(g.oh * g.kh)},
                   g.kw, g.stride_w);
 }
+// Of positions modulo the stride, those that some tap reaches: a pass of backward_input each.
+int64_t residues(int64_t stride, int64_t dilation, int64_t kernel) {
+  return std::min(stride / std::gcd(stride, dilation), kernel);
+}
 std::string rows_pay_in_backward_input(const Conv2dGeometry& g, DType) {
   const auto stride = static_cast<double>(g.stride_h * g.stride_w);
   const double seen =
       row_pairs_inside(g) * static_cast<double>(g.stride_h) / static_cast<double>(g.h * g.kh);
-  const int64_t passes = std::min(g.stride_h, g.kh) * std::min(g.stride_w, g.kw);
+  const int64_t passes =
+      residues(g.stride_h, g.dilation_h, g.kh) * residues(g.stride_w, g.dilation_w, g.kw);
   return rows_pay({g.oc / g.groups, g.c / g.groups, g.h * g.w, passes, g.input.c == 1,
                    static_cast<double>(g.kh * g.kw) / stride, 1, std::min(seen, 1.0)},
                   g.kw, 1);

@@ -70,10 +70,13 @@ NNOPS_INLINE PixelPass joined_backward_pass(const Conv2dGeometry& g) {
   return pass;
 }
 // Whether the passes of backward_input share their planes: where the kernel is dilated far beyond
-// the stride, most of what stands there would be read by none of them.
+// the stride, most of what stands there would be read by none of them. (The tables of all passes
+// are as large as those of so many taps.)
 NNOPS_INLINE bool shares_planes(const Conv2dGeometry& g) {
+  constexpr int64_t kMostTaps = 1024;
   const PixelPass pass = joined_backward_pass(g);
-  return pass.y.taps > 0 && pass.y.taps <= 2 * g.kh && pass.x.taps > 0 && pass.x.taps <= 2 * g.kw;
+  return pass.y.taps > 0 && pass.y.taps <= 2 * g.kh && pass.x.taps > 0 && pass.x.taps <= 2 * g.kw &&
+         g.kh <= kMostTaps / g.kw;
 }
 
 // Passes that read the same planes. Implicitly, a pass that has its planes for itself.

@@ -15,17 +15,23 @@ NNOPS_BEGIN_KERNELS
 // What the ISA computes at a time; a vector of 64 bytes is kParts of them.
 constexpr int kParts = 64 / kRegisterBytes;
 template <typename A>
-using Register = RawVector<A, kRegisterBytes>;
+struct RegisterOf {
+  using type = RawVector<A, kRegisterBytes>;
+};
+template <typename A>
+using Register = typename RegisterOf<A>::type;
 template <typename A>
 constexpr int64_t kRegisterLanes = kRegisterBytes / sizeof(A);
 
 template <typename A>
 NNOPS_INLINE Register<A> load_register(const A* pointer) {
-  return read<Register<A>>(pointer);
+  Register<A> result;
+  std::memcpy(&result, pointer, sizeof(result));
+  return result;
 }
 template <typename A>
 NNOPS_INLINE void store_register(A* pointer, Register<A> value) {
-  write(pointer, value);
+  std::memcpy(pointer, &value, sizeof(value));
 }
 
 // The largest tile that the registers hold: accumulators, one row of vectors and a broadcast.
