@@ -1,9 +1,10 @@
-// conv2d forward and backward_input for one channel a group, small row-major images: channels_last
-// in the cache.
+// conv2d forward and backward_input for one channel a group, row-major images: channels_last in
+// scratch memory.
 //
-// Rows shorter than a vector, or a few, are mostly ends of rows. So a block of channels of one
-// image is transposed to [pixel][channel], computed as in depthwise_channels.h, and the result is
-// transposed back: the same order of the sums, and the same bits. All of it stays in the cache.
+// Rows shorter than a vector, or a few, are mostly ends of rows, and strided pixels of a row would
+// be gathered. So a block of channels of one image is transposed to [pixel][channel], computed as
+// in depthwise_channels.h, and the result is transposed back: the same order of the sums, and the
+// same bits. Of small images all of it stays in the cache.
 //
 // Parallel over (images, blocks of channels). bfloat16 and float16 are converted on the way.
 #pragma once
