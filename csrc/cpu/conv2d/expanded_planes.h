@@ -80,15 +80,15 @@ NNOPS_INLINE bool shares_planes(const Conv2dGeometry& g) {
 }
 
 // Passes that read the same planes. Implicitly, a pass that has its planes for itself.
-struct PassesOfPlanes {
+struct SharingPasses {
   PixelPass joined;  // its taps read what theirs do, all together
   int64_t count;
   int64_t products;                   // taps of all passes
   const Conv2dGeometry* g = nullptr;  // of backward_input, whose passes they are all
 
-  PassesOfPlanes(const PixelPass& pass)
+  SharingPasses(const PixelPass& pass)
       : joined(pass), count(1), products(pass.y.taps * pass.x.taps) {}
-  explicit PassesOfPlanes(const Conv2dGeometry& geometry)
+  explicit SharingPasses(const Conv2dGeometry& geometry)
       : joined(joined_backward_pass(geometry)), count(0), products(0), g(&geometry) {
     for_each([&](const PixelPass& pass) {
       ++count;
@@ -106,11 +106,11 @@ struct PassesOfPlanes {
 };
 
 // What a strip wants to know of a pass.
-struct PassOnPlanes {
+struct StripPass {
   TapAxis y, x;
-  int64_t taps;
-  int64_t offsets, last_offsets;  // places of the tables of its taps, of whole and the last chains
+  int64_t offsets;                // the place of its tables: for a whole block, and for the last
   int64_t weights, packed_group;  // the place of its weights, and the size of a group's
+  int64_t taps() const { return y.taps * x.taps; }
 };
 
 // How passes are cut up, and how large their buffers are. Sizes are in elements.
@@ -133,7 +133,7 @@ struct StripPlan : PackedTiles {
   // image.
   bool writes_direct;
 
-  StripPlan(const PassesOfPlanes& of, int threads) : PackedTiles(of.joined, kLanes<A>) {
+  StripPlan(const SharingPasses& of, int threads) : PackedTiles(of.joined, kLanes<A>) {
     const PixelPass& pass = of.joined;
     passes = of.count;
     products = of.products;
@@ -196,7 +196,7 @@ struct StripPlan : PackedTiles {
   }
   // Of the tables, in the workspace: passes, offsets of each, starts of kernel columns.
   int64_t passes_size() const {
-    return passes * static_cast<int64_t>(sizeof(PassOnPlanes) / sizeof(int64_t));
+    return passes * static_cast<int64_t>(sizeof(StripPass) / sizeof(int64_t));
   }
   int64_t table_size() const {
     return round_up(passes_size() + 2 * block_channels * products + x.taps, 8);
@@ -429,7 +429,7 @@ NNOPS_INLINE int64_t size_in_grid(int64_t begin, int64_t size, const TapAxis& ax
 // Adds the bias to the sums of one channel of one image and writes them.
 template <typename T>
 void write_channel(T* channel, const acc_t<T>* sums, acc_t<T> bias, const StripTask& strip,
-                   const PassOnPlanes& on, const PixelPass& pass, const StripPlan<acc_t<T>>& plan) {
+                   const StripPass& on, const PixelPass& pass, const StripPlan<acc_t<T>>& plan) {
   const int64_t height = size_in_grid(strip.y0, strip.height, on.y);
   const int64_t width = size_in_grid(strip.x0, strip.width, on.x);
   const int64_t step_h = on.y.out_step * pass.written.h;
@@ -455,7 +455,7 @@ void compute_strip(const PassStrip<T>& strip, const PixelPass& pass,
   using A = acc_t<T>;
   constexpr int64_t kWidth = kLanes<A>;
   constexpr bool kCanBeDirect = std::is_same_v<T, A>;
-  const auto* passes = reinterpret_cast<const PassOnPlanes*>(tables);
+  const auto* passes = reinterpret_cast<const StripPass*>(tables);
   const int64_t* column_starts = tables + plan.passes_size();
   A* planes = buffers;
   A* staging = planes + plan.planes_size;
@@ -472,7 +472,6 @@ void compute_strip(const PassStrip<T>& strip, const PixelPass& pass,
 
   const int64_t first_tile = plan.first_tile(strip.split);
   const int64_t last_tile = plan.first_tile(strip.split + 1);
-  bool copied = false;
   for (int64_t pass0 = 0; pass0 < plan.passes; pass0 += plan.resident_passes) {
     const int64_t pass1 = smaller(pass0 + plan.resident_passes, plan.passes);
     for (int64_t tile0 = first_tile; tile0 < last_tile; tile0 += plan.resident_tiles) {
@@ -502,18 +501,19 @@ void compute_strip(const PassStrip<T>& strip, const PixelPass& pass,
       for (int64_t block = 0; block < plan.channel_blocks; ++block) {
         const int64_t channel0 = block * plan.block_channels;
         const int64_t channels = smaller(plan.block_channels, pass.outer - channel0);
-        if (plan.channel_blocks > 1 || !copied) {
+        if (plan.channel_blocks > 1 || (pass0 == 0 && tile0 == first_tile)) {
           expand_block(planes, staging, strip, channel0, channels, column_starts, pass, plan);
-          copied = true;
         }
         part.first = block == 0;
         for (int64_t p = pass0; p < pass1; ++p) {
-          const PassOnPlanes& on = passes[p];
-          part.depth = channels * on.taps;
-          part.offsets = tables + (channels == plan.block_channels ? on.offsets : on.last_offsets);
-          part.tile_weights = plan.tile_rows * pass.outer * on.taps;
+          const StripPass& on = passes[p];
+          const int64_t taps = on.taps();
+          part.depth = channels * taps;
+          part.offsets = tables + on.offsets;
+          if (channels < plan.block_channels) part.offsets += plan.block_channels * taps;
+          part.tile_weights = plan.tile_rows * pass.outer * taps;
           part.weights = strip.weights + on.weights + strip.group * on.packed_group +
-                         tile0 * part.tile_weights + channel0 * on.taps * plan.tile_rows;
+                         tile0 * part.tile_weights + channel0 * taps * plan.tile_rows;
           if (!part.direct) part.target = sums + (p - pass0) * pass_sums;
           multiply_block(part, plan);
         }
@@ -536,14 +536,14 @@ void compute_strip(const PassStrip<T>& strip, const PixelPass& pass,
 
 template <typename T>
 void run_expanded_planes(T* written, const T* read, const acc_t<T>* packed, const T* bias,
-                         const PassesOfPlanes& of, void* workspace, int threads) {
+                         const SharingPasses& of, void* workspace, int threads) {
   using A = acc_t<T>;
   const PixelPass& pass = of.joined;
   const StripPlan<A> plan(of, threads);
   int64_t* tables = static_cast<int64_t*>(workspace);
   A* per_thread = reinterpret_cast<A*>(tables + plan.table_size());
 
-  auto* on = reinterpret_cast<PassOnPlanes*>(tables);
+  auto* on = reinterpret_cast<StripPass*>(tables);
   int64_t* column_starts = tables + plan.passes_size();
   for (int64_t s = 0; s < plan.x.taps; ++s) {
     column_starts[s] = plan.x.sequence_index(s, plan.width);
@@ -565,8 +565,7 @@ void run_expanded_planes(T* written, const T* read, const acc_t<T>* packed, cons
     };
     const PackedTiles tiles(one, kLanes<A>);
     const int64_t table = plan.block_channels * tiles.taps;
-    const int64_t at = offsets - tables;
-    *on++ = {one.y, one.x, tiles.taps, at, at + table, weights, tiles.packed_group};
+    *on++ = {one.y, one.x, offsets - tables, weights, tiles.packed_group};
     const int64_t channel_step = plan.copies * plan.plane_size;
     const int64_t last_channels = plan.last_channels(pass);
     fill_offsets(offsets, plan.block_channels, channel_step, one, place);
@@ -591,7 +590,7 @@ void run_expanded_planes(T* written, const T* read, const acc_t<T>* packed, cons
 }
 
 template <typename A>
-void visit_expanded_planes(const PassesOfPlanes& of, int threads,
+void visit_expanded_planes(const SharingPasses& of, int threads,
                            const Conv2dPhaseVisitor& visitor) {
   const PixelPass& pass = of.joined;
   const StripPlan<A> plan(of, threads);
@@ -608,16 +607,16 @@ void visit_expanded_planes(const PassesOfPlanes& of, int threads,
   });
 }
 
-// Forward, and passes that do not share their planes.
-struct PassOfPlanes {
+// Passes that share their planes, or one that has its own: what ByPasses wants of an algorithm.
+struct ExpandedPasses {
   template <typename T>
   static void run(T* written, const T* read, const void* weights, const T* bias,
-                  const PassesOfPlanes& of, void* workspace, int threads) {
+                  const SharingPasses& of, void* workspace, int threads) {
     run_expanded_planes(written, read, static_cast<const acc_t<T>*>(weights), bias, of, workspace,
                         threads);
   }
   template <typename T>
-  static int64_t workspace_bytes(const PassesOfPlanes& of, int threads) {
+  static int64_t workspace_bytes(const SharingPasses& of, int threads) {
     return StripPlan<acc_t<T>>(of, threads).workspace_bytes(threads);
   }
   template <typename T>
@@ -629,12 +628,12 @@ struct PassOfPlanes {
     pack_tiles(packed, weight, pass, threads);
   }
   template <typename T>
-  static void visit(const PassesOfPlanes& of, int threads, const Conv2dPhaseVisitor& visitor) {
+  static void visit(const SharingPasses& of, int threads, const Conv2dPhaseVisitor& visitor) {
     visit_expanded_planes<acc_t<T>>(of, threads, visitor);
   }
 };
 
-struct ExpandedPlanes : ByPasses<PassOfPlanes> {
+struct ExpandedPlanes : ByPasses<ExpandedPasses> {
   template <typename T>
   static void backward_input(void* grad_input, const void* grad_output, const void* weights,
                              const Conv2dGeometry& g, void* workspace, int threads) {
@@ -643,12 +642,12 @@ struct ExpandedPlanes : ByPasses<PassOfPlanes> {
       return;
     }
     write_zeros_where_no_tap_reaches(static_cast<T*>(grad_input), g, threads);
-    PassOfPlanes::run(static_cast<T*>(grad_input), static_cast<const T*>(grad_output), weights,
-                      static_cast<const T*>(nullptr), PassesOfPlanes(g), workspace, threads);
+    ExpandedPasses::run(static_cast<T*>(grad_input), static_cast<const T*>(grad_output), weights,
+                        static_cast<const T*>(nullptr), SharingPasses(g), workspace, threads);
   }
   template <typename T>
   static int64_t backward_input_workspace(const Conv2dGeometry& g, int threads) {
-    return shares_planes(g) ? PassOfPlanes::workspace_bytes<T>(PassesOfPlanes(g), threads)
+    return shares_planes(g) ? ExpandedPasses::workspace_bytes<T>(SharingPasses(g), threads)
                             : ByPasses::backward_input_workspace<T>(g, threads);
   }
   template <typename T>
@@ -659,7 +658,7 @@ struct ExpandedPlanes : ByPasses<PassOfPlanes> {
       return;
     }
     visit_zeros_where_no_tap_reaches(g, visitor);
-    PassOfPlanes::visit<T>(PassesOfPlanes(g), threads, visitor);
+    ExpandedPasses::visit<T>(SharingPasses(g), threads, visitor);
   }
 };
 

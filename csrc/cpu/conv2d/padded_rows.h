@@ -32,13 +32,8 @@ struct PaddedRows {
     length = x.class_length(0, width);
     pitch = classes * length;
     for (int64_t cls = 0; cls < classes; ++cls) {
-      const int64_t start = x.position(cls, 0);
-      const int64_t needed = x.class_length(cls, axis.grid);
-      const int64_t to_limit = start < x.limit ? x.limit - start : 0;
-      Span& span = spans_[cls];
-      span.begin = start < 0 ? smaller(needed, divide_up(-start, x.step)) : 0;
-      span.end = larger(span.begin, smaller(needed, divide_up(to_limit, x.step)));
-      span.position = start + span.begin * x.step;
+      spans_[cls] =
+          inside_span(x.position(cls, 0), x.step, x.class_length(cls, axis.grid), x.limit);
     }
   }
   int64_t column_of_tap(int64_t tap) const {
@@ -56,20 +51,16 @@ struct PaddedRows {
       return;
     }
     for (int64_t cls = 0; cls < classes; ++cls, row += length) {
-      const Span& span = spans_[cls];
+      const InsideSpan& span = spans_[cls];
       write_zeros(row, span.begin);
-      copy_strided(row + span.begin, source + span.position * stride, x.step * stride,
-                   span.end - span.begin);
+      copy_strided(row + span.begin, source + (span.start + span.begin * span.step) * stride,
+                   span.step * stride, span.end - span.begin);
       write_zeros(row + span.end, length - span.end);
     }
   }
 
  private:
-  // The elements of a sequence that stand in the image, and the position of the first.
-  struct Span {
-    int64_t begin, end, position;
-  };
-  Span spans_[kConv2dLongestChain];
+  InsideSpan spans_[kConv2dLongestChain];  // of the sequences
 };
 
 NNOPS_END_KERNELS
