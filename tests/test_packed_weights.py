@@ -208,6 +208,36 @@ def test_training_keeps_no_packed_weight() -> None:
 
 
 @torch.no_grad()
+def test_weights_that_winograd_could_transform_itself_are_kept_where_they_stay(isa: str) -> None:
+    x, w = image(64, 12), weights(64, 64)
+    expected = F.conv2d(x, w.repeat(1, 1, 1, 2)[..., ::2].copy_(w))  # gaps: never kept
+    assert nnops.packed_weight_cache().weights == 0
+    first = w.clone()
+    for _ in range(40):
+        F.conv2d(x, w.mul_(1.01))
+    assert nnops.packed_weight_cache().weights == 0, "packed although it changes"
+    w.copy_(first)
+    calls = 0
+    while nnops.packed_weight_cache().weights == 0:
+        calls += 1
+        assert calls < 20, "not asked again"
+        assert torch.equal(F.conv2d(x, w), expected)
+    for _ in range(3):
+        assert reuses(lambda: F.conv2d(x, w)) == 1
+        assert torch.equal(F.conv2d(x, w), expected)
+    assert torch.equal(F.conv2d(x, w.neg_()), -expected)
+    # Where many pixels pay for packing it, nobody asks.
+    assert reuses(lambda: F.conv2d(image(64, 12).expand(64, -1, -1, -1), w), 4) == 0
+
+
+@torch.no_grad()
+def test_large_weights_that_winograd_can_transform_itself_are_not_kept() -> None:
+    x, w = image(512), weights(512, 512)
+    assert reuses(lambda: F.conv2d(x, w, padding=1), 4) == 0
+    assert nnops.packed_weight_cache().weights == 0
+
+
+@torch.no_grad()
 def test_load_state_dict_is_seen() -> None:
     layer, other = nn.Conv2d(20, 40, 3), nn.Conv2d(20, 40, 3)
     x = image()

@@ -273,6 +273,27 @@ Tensor empty_dense_like(const Tensor& tensor) {
   return *empty;
 }
 
+Tensor packed(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+std::optional<Tensor> packed(const std::optional<Tensor>& tensor) {
+  if (!tensor.has_value()) return std::nullopt;
+  return packed(*tensor);
+}
+const void* data_of(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
+}
+
+void append_signature(std::vector<int64_t>* signature, const Tensor& tensor) {
+  const Device device = device_of(tensor);
+  const Sizes sizes = tensor.sizes();
+  const Sizes strides = tensor.strides();
+  signature->insert(signature->end(), {dtype_code(tensor), device.type, device.index,
+                                       static_cast<int64_t>(sizes.size())});
+  signature->insert(signature->end(), sizes.begin(), sizes.end());
+  signature->insert(signature->end(), strides.begin(), strides.end());
+}
+
 Tensor on_host(const Tensor& tensor) {
   if (device_type(tensor) == kCpuDevice) return tensor;
   const Sizes sizes = tensor.sizes();

@@ -70,6 +70,16 @@ Tensor empty_image(Sizes sizes, bool channels_last, DType dtype, const Tensor& l
 // `tensor` itself if it is packed in that order, else a packed copy.
 Tensor packed_image(const Tensor& tensor, bool channels_last);
 
+// `tensor` itself if it is packed in row-major order, else a copy that is.
+Tensor packed(const Tensor& tensor);
+std::optional<Tensor> packed(const std::optional<Tensor>& tensor);
+// The memory of a tensor that may be missing; null if it is.
+const void* data_of(const std::optional<Tensor>& tensor);
+
+// Appends what a kernel can tell of the tensor but its memory: dtype, device, sizes and strides. It
+// has passed check_device.
+void append_signature(std::vector<int64_t>* signature, const Tensor& tensor);
+
 // `tensor` itself if the CPU can read it, else a copy there. Waits for the device: for errors.
 Tensor on_host(const Tensor& tensor);
 

@@ -38,6 +38,7 @@ void check_output_sizes(const char* op, const Tensor& grad_output, const Conv2dG
 template <typename Algorithm>
 struct AlgorithmCall {
   const Algorithm& algorithm;
+  typename Algorithm::Run kernel;
   const Conv2dGeometry& g;
   int64_t first_image;
   void* workspace;
@@ -54,12 +55,12 @@ void run_algorithm(const char* op, const DeviceScope& scope,
                    std::vector<int64_t>* left_out) {
   const Isa isa = scope.isa();
   const Algorithm& algorithm = active_kernels(kConv2dTable, isa).*choice.entry;
-  const auto kernel = kernel_for(op, choice.name, run_of(algorithm, g, dtype), dtype, isa);
+  const auto kernel = kernel_for(op, choice.name, algorithm.run, dtype, isa);
   if (g.n == 0) return;
   const int threads = thread_count(conv2d_grains(g), 1);
   const auto workspace_bytes = algorithm.workspace_bytes.entries[static_cast<int>(dtype)];
   const Scratch workspace(scope, workspace_bytes != nullptr ? workspace_bytes(g, threads) : 0);
-  call(kernel, AlgorithmCall<Algorithm>{algorithm, g, first_image, workspace.data(), threads});
+  call(AlgorithmCall<Algorithm>{algorithm, kernel, g, first_image, workspace.data(), threads});
   if (!algorithm.flags_images) return;
   const auto* flags = static_cast<const uint8_t*>(workspace.data());
   for (int64_t n = 0; n < (images == Images::kAddedUp ? 1 : g.n); ++n) {
@@ -124,19 +125,20 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   const ConvPrecisionScope precision_scope(kOp, precision);
   Conv2dForwardCall forward =
       conv2d_forward_call(kOp, input, weight, bias, stride, padding, dilation, groups);
+  const std::optional<Tensor> packed_bias = packed(bias);
   const DeviceScope scope(input);
   Conv2dGeometry& g = forward.g;
   const DType dtype = forward.dtype;
   const Tensor output =
       empty_image(IntList{g.n, g.oc, g.oh, g.ow}, forward.channels_last, dtype, input);
   g.output = strides_of(output);
-  run(kOp, scope, kConv2dForward, g, dtype, Images::kApart, [&](auto kernel, const auto& run) {
-    std::shared_ptr<const Workspace> keeper;
-    const void* ordered =
-        weight_for(run.algorithm, weight, dtype, run.g, forward_packing_geometry(g), &keeper);
-    kernel(from_image(output.mutable_data_ptr(), run.first_image, g.output, dtype),
-           from_image(input.const_data_ptr(), run.first_image, g.input, dtype), ordered,
-           forward.bias_data(), run.g, run.workspace, run.threads);
+  run(kOp, scope, kConv2dForward, g, dtype, Images::kApart, [&](const auto& call) {
+    const WeightMemory memory{weight.const_data_ptr(), filled_bytes(weight, dtype)};
+    const auto ordered =
+        ordered_weight(call.algorithm, memory, dtype, call.g, forward_packing_geometry(g));
+    ordered.run(from_image(output.mutable_data_ptr(), call.first_image, g.output, dtype),
+                from_image(input.const_data_ptr(), call.first_image, g.input, dtype), ordered.data,
+                data_of(packed_bias), call.g, call.workspace, call.threads);
   });
   return output;
 }
@@ -167,15 +169,14 @@ Tensor conv2d_backward_input(const Tensor& grad_output, const Tensor& weight,
   g.input = strides_of(grad_input);
   g.weight = strides_of(weight);
   g.output = strides_of(grad_output);
-  run(kOp, scope, kConv2dBackwardInput, g, dtype, Images::kApart,
-      [&](auto kernel, const auto& run) {
-        std::shared_ptr<const Workspace> keeper;
-        const void* ordered = weight_for(run.algorithm, weight, dtype, run.g,
-                                         backward_input_packing_geometry(g), &keeper);
-        kernel(from_image(grad_input.mutable_data_ptr(), run.first_image, g.input, dtype),
-               from_image(grad_output.const_data_ptr(), run.first_image, g.output, dtype), ordered,
-               run.g, run.workspace, run.threads);
-      });
+  run(kOp, scope, kConv2dBackwardInput, g, dtype, Images::kApart, [&](const auto& call) {
+    const WeightMemory memory{weight.const_data_ptr(), filled_bytes(weight, dtype)};
+    const auto ordered =
+        ordered_weight(call.algorithm, memory, dtype, call.g, backward_input_packing_geometry(g));
+    ordered.run(from_image(grad_input.mutable_data_ptr(), call.first_image, g.input, dtype),
+                from_image(grad_output.const_data_ptr(), call.first_image, g.output, dtype),
+                ordered.data, call.g, call.workspace, call.threads);
+  });
   return grad_input;
 }
 
@@ -206,11 +207,10 @@ Tensor conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
   g.weight = strides_of(grad_weight);
   g.output = strides_of(grad_output);
   if (g.n == 0) torch::stable::zero_(grad_weight);
-  run(kOp, scope, kConv2dBackwardWeight, g, dtype, Images::kAddedUp,
-      [&](auto kernel, const auto& run) {
-        kernel(grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(), input.const_data_ptr(),
-               g, run.workspace, run.threads);
-      });
+  run(kOp, scope, kConv2dBackwardWeight, g, dtype, Images::kAddedUp, [&](const auto& call) {
+    call.kernel(grad_weight.mutable_data_ptr(), grad_output.const_data_ptr(),
+                input.const_data_ptr(), g, call.workspace, call.threads);
+  });
   return grad_weight;
 }
 

@@ -94,6 +94,7 @@ struct Conv2dPhaseVisitor {
 // Null for `workspace_bytes` means none. What a table does not name is null.
 template <typename Function>
 struct Conv2dAlgorithm {
+  using Run = Function;
   using WorkspaceBytes = int64_t (*)(const Conv2dGeometry& geometry, int threads);
   using PackedBytes = int64_t (*)(const Conv2dGeometry& geometry);
   using Pack = void (*)(void* packed, const void* weight, const Conv2dGeometry& geometry,

@@ -133,7 +133,6 @@ Conv2dForwardCall conv2d_forward_call(const char* op, const Tensor& input, const
     NNOPS_CHECK(bias->dim() == 1 && bias->size(0) == g.oc, op,
                 ": bias must have one element per output channel, ", g.oc, ", but got sizes ",
                 tuple_text(bias->sizes()));
-    call.bias = torch::stable::contiguous(*bias);
   }
   call.channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
   g.input = strides_of(input);

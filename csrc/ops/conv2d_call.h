@@ -36,10 +36,7 @@ int64_t conv2d_grains(const Conv2dGeometry& g);
 struct Conv2dForwardCall {
   Conv2dGeometry g;
   DType dtype;
-  std::optional<Tensor> bias;  // contiguous
   bool channels_last;
-
-  const void* bias_data() const { return bias ? bias->const_data_ptr() : nullptr; }
 };
 Conv2dForwardCall conv2d_forward_call(const char* op, const Tensor& input, const Tensor& weight,
                                       const std::optional<Tensor>& bias, const IntList& stride,
@@ -53,37 +50,45 @@ Pointer* from_image(Pointer* data, int64_t n, const Strides4& strides, DType dty
   return static_cast<Byte*>(data) + n * strides.n * element_size(dtype);
 }
 
-// Whether the algorithm gets the weight itself in this call, though it could have it packed.
-template <typename Function>
-bool runs_unpacked(const Conv2dAlgorithm<Function>& algorithm, const Conv2dGeometry& g,
-                   DType dtype) {
-  return algorithm.run_unpacked.entries[static_cast<int>(dtype)] != nullptr &&
-         conv2d_transforms_in_cache(g.n * std::max(g.h * g.w, g.oh * g.ow),
-                                    g.oc * (g.c / g.groups));
-}
-template <typename Function>
-const PerDType<Function>& run_of(const Conv2dAlgorithm<Function>& algorithm,
-                                 const Conv2dGeometry& g, DType dtype) {
-  return runs_unpacked(algorithm, g, dtype) ? algorithm.run_unpacked : algorithm.run;
+// A weight where it lies; `bytes` of the block of memory that it fills, 0 if it has gaps.
+struct WeightMemory {
+  const void* data;
+  int64_t bytes;
+};
+inline int64_t filled_bytes(const Tensor& weight, DType dtype) {
+  return is_dense(weight) ? weight.numel() * element_size(dtype) : 0;
 }
 
-// The weight in the order that run_of wants; alive as long as `keeper`.
-template <typename Algorithm>
-const void* weight_for(const Algorithm& algorithm, const Tensor& weight, DType dtype,
-                       const Conv2dGeometry& g, const Conv2dGeometry& packing,
-                       std::shared_ptr<const Workspace>* keeper) {
-  const void* data = weight.const_data_ptr();
-  const auto pack = algorithm.pack.entries[static_cast<int>(dtype)];
-  if (pack == nullptr || runs_unpacked(algorithm, g, dtype)) return data;
+// A weight in the order that a kernel wants, and the kernel that wants it so.
+template <typename Function>
+struct OrderedWeight {
+  Function run;
+  const void* data;
+  bool transformed_in_run;                    // by each part of the work, for itself
+  std::shared_ptr<const Workspace> keeper{};  // of `data`, or null
+};
+template <typename Function>
+OrderedWeight<Function> ordered_weight(const Conv2dAlgorithm<Function>& algorithm,
+                                       const WeightMemory& weight, DType dtype,
+                                       const Conv2dGeometry& g, const Conv2dGeometry& packing) {
+  const auto index = static_cast<int>(dtype);
+  const Function run = algorithm.run.entries[index];
+  const auto pack = algorithm.pack.entries[index];
+  if (pack == nullptr) return {run, weight.data, false};
   PackingRequest request{};
   request.pack = pack;
-  request.packed_bytes = algorithm.packed_bytes.entries[static_cast<int>(dtype)](packing);
-  request.weight = data;
-  request.weight_bytes = is_dense(weight) ? weight.numel() * element_size(dtype) : 0;
+  request.packed_bytes = algorithm.packed_bytes.entries[index](packing);
+  request.weight = weight.data;
+  request.weight_bytes = weight.bytes;
   request.packing = packing;
   request.pixels = g.n * g.oh * g.ow;
-  *keeper = packed_weights(request);
-  return (*keeper)->data();
+  const Function run_unpacked = algorithm.run_unpacked.entries[index];
+  const bool transforms_in_run =
+      run_unpacked != nullptr &&
+      conv2d_transforms_in_cache(g.n * std::max(g.h * g.w, g.oh * g.ow), g.oc * (g.c / g.groups));
+  auto packed = transforms_in_run ? kept_packed_weights(request) : packed_weights(request);
+  if (packed == nullptr) return {run_unpacked, weight.data, true};
+  return {run, packed->data(), false, packed};
 }
 
 // The first algorithm, of those that pay, that leaves out no image; `image` is what another one

@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "core/check.h"
@@ -37,110 +38,155 @@ void set_strides(int64_t (&strides)[4], const Strides4& from) {
   strides[3] = from.w;
 }
 
-// What an algorithm of conv2d does in `call`; `keeper` keeps its packed weight alive.
-void set_convolution(FusedConv2dCall& call, const Conv2dCandidate<Conv2dForward>& choice,
-                     const Tensor& weight, DType dtype, Isa isa,
-                     std::shared_ptr<const Workspace>* keeper) {
-  const Conv2dForward& algorithm = active_kernels(kConv2dTable, isa).*choice.entry;
+// What the algorithm does in `call`, whose geometry is set; returns what keeps its weight alive.
+std::shared_ptr<const Workspace> set_convolution(FusedConv2dCall& call,
+                                                 const Conv2dForward& algorithm,
+                                                 const WeightMemory& weight, DType dtype) {
   const Conv2dGeometry& g = call.g.conv;
   const Conv2dGeometry packing = forward_packing_geometry(g);
-  call.conv = kernel_for("conv2d", choice.name, run_of(algorithm, g, dtype), dtype, isa);
+  auto ordered = ordered_weight(algorithm, weight, dtype, g, packing);
+  call.conv = ordered.run;
   call.conv_workspace = algorithm.workspace_bytes.entries[static_cast<int>(dtype)];
   const auto packed_bytes = algorithm.packed_bytes.entries[static_cast<int>(dtype)];
   call.packed_bytes = packed_bytes != nullptr ? packed_bytes(packing) : 0;
   call.together = algorithm.images_together;
-  call.unpacked = runs_unpacked(algorithm, g, dtype);
-  call.weight = weight_for(algorithm, weight, dtype, g, packing, keeper);
+  call.unpacked = ordered.transformed_in_run;
+  call.weight = ordered.data;
+  return std::move(ordered.keeper);
 }
 
 void run_pieces(const FusedConv2dKernels& kernels, const FusedConv2dCall& call,
-                const DeviceScope& scope, DType dtype) {
+                const DeviceScope& scope, DType dtype, int threads) {
   const auto index = static_cast<int>(dtype);
-  const int threads = thread_count(conv2d_grains(call.g.conv), 1);
   const Scratch workspace(scope, kernels.workspace_bytes.entries[index](call, threads));
   kernels.run.entries[index](call, workspace.data(), threads);
 }
 
 }  // namespace
 
-FusedConv2dResult fused_conv2d(const char* op, const Tensor& input, const Tensor& weight,
-                               const std::optional<Tensor>& bias, const IntList& stride,
-                               const IntList& padding, const IntList& dilation, int64_t groups,
-                               const Conv2dTail& tail) {
+IntList FusedConv2dPlan::output_sizes() const {
+  const Conv2dGeometry& conv = call.g.conv;
+  const Pool2dGeometry& pool = call.g.pool;
+  return {conv.n, conv.oc, call.g.pools ? pool.oh : conv.oh, call.g.pools ? pool.ow : conv.ow};
+}
+
+FusedConv2dPlan plan_fused_conv2d(const char* op, const DeviceScope& scope, const Tensor& input,
+                                  const Tensor& weight, const std::optional<Tensor>& bias,
+                                  const IntList& stride, const IntList& padding,
+                                  const IntList& dilation, int64_t groups, const Conv2dTail& tail) {
   const Conv2dForwardCall forward =
       conv2d_forward_call(op, input, weight, bias, stride, padding, dilation, groups);
-  const DeviceScope scope(input);
   const Isa isa = scope.isa();
-  const DType dtype = forward.dtype;
-  FusedConv2dCall call{};
-  Conv2dGeometry& conv = call.g.conv;
-  Pool2dGeometry& pool = call.g.pool;
+  FusedConv2dPlan plan{};
+  plan.dtype = forward.dtype;
+  plan.channels_last = forward.channels_last && !tail.row_major;
+  plan.weight_bytes = filled_bytes(weight, plan.dtype);
+  FusedConv2dGeometry& g = plan.call.g;
+  Conv2dGeometry& conv = g.conv;
   conv = forward.g;
-  conv.output = packed_strides(conv.oc, conv.oh, conv.ow, forward.channels_last);
-  call.g.relu = tail.relu;
-  call.g.pools = tail.window != nullptr;
-  int64_t oh = conv.oh;
-  int64_t ow = conv.ow;
-  if (tail.window != nullptr) {
+  conv.output = packed_strides(conv.oc, conv.oh, conv.ow, plan.channels_last);
+  g.relu = tail.relu;
+  g.pools = tail.window != nullptr;
+  if (g.pools) {
+    Pool2dGeometry& pool = g.pool;
     pool = *tail.window;
     set_pool2d_sizes(op, pool, conv.n, conv.oc, conv.oh, conv.ow, tail.ceil_mode);
     if (tail.record) check_offset_window(op, pool);
-    oh = pool.oh;
-    ow = pool.ow;
-    pool.channels_last = forward.channels_last;
+    pool.channels_last = plan.channels_last;
     set_strides(pool.input_strides, conv.output);
-    set_strides(pool.output_strides, packed_strides(pool.c, oh, ow, forward.channels_last));
+    set_strides(pool.output_strides, packed_strides(pool.c, pool.oh, pool.ow, plan.channels_last));
   }
-  const IntList sizes{conv.n, conv.oc, oh, ow};
-  FusedConv2dResult result{empty_image(sizes, forward.channels_last, dtype, input), Tensor()};
-  call.output = result.output.mutable_data_ptr();
-  if (tail.record) {
-    result.offsets = empty_image(sizes, forward.channels_last, DType::kUInt8, input);
-    call.offsets = static_cast<uint8_t*>(result.offsets.mutable_data_ptr());
+  const auto& choice = choose_conv2d("conv2d", kConv2dForward, conv, plan.dtype, isa);
+  plan.algorithm = &(active_kernels(kConv2dTable, isa).*choice.entry);
+  kernel_for("conv2d", choice.name, plan.algorithm->run, plan.dtype, isa);
+  plan.threads = thread_count(conv2d_grains(conv), 1);
+  if (g.relu) {
+    plan.call.relu =
+        kernel_for("relu", "vector", active_kernels(kReluTable, isa).forward, plan.dtype, isa);
+    record_threads(plan.threads);
   }
-  call.input = input.const_data_ptr();
-  call.bias = forward.bias_data();
-  std::shared_ptr<const Workspace> keeper;
-  const auto& choice = choose_conv2d("conv2d", kConv2dForward, conv, dtype, isa);
-  set_convolution(call, choice, weight, dtype, isa, &keeper);
-  if (tail.relu) {
-    call.relu = kernel_for("relu", "vector", active_kernels(kReluTable, isa).forward, dtype, isa);
-  }
-  if (tail.window != nullptr) {
-    const auto& pooling = choose_algorithm("max_pool2d", kMaxPool2dForward.of(isa), pool, dtype);
+  if (g.pools) {
+    const auto& pooling =
+        choose_algorithm("max_pool2d", kMaxPool2dForward.of(isa), g.pool, plan.dtype);
     const auto& forms = active_kernels(kMaxPool2dTable, isa).*pooling.entry;
-    call.pool = kernel_for("max_pool2d", pooling.name, tail.record ? forms.offsets : forms.values,
-                           dtype, isa);
+    plan.call.pool = kernel_for("max_pool2d", pooling.name,
+                                tail.record ? forms.offsets : forms.values, plan.dtype, isa);
+    record_threads(plan.threads);
   }
-  if (conv.n == 0) return result;
-  const bool may_leave_out = (active_kernels(kConv2dTable, isa).*choice.entry).flags_images;
+  return plan;
+}
+
+void run_fused_conv2d(const FusedConv2dPlan& plan, const DeviceScope& scope,
+                      const FusedConv2dMemory& memory) {
+  FusedConv2dCall call = plan.call;
+  const Conv2dGeometry& conv = call.g.conv;
+  if (conv.n == 0) return;
+  call.output = memory.output;
+  call.offsets = memory.offsets;
+  call.input = memory.input;
+  call.bias = memory.bias;
+  const Isa isa = scope.isa();
+  const DType dtype = plan.dtype;
+  const WeightMemory weight{memory.weight, plan.weight_bytes};
+  auto keeper = set_convolution(call, *plan.algorithm, weight, dtype);
+  const bool may_leave_out = plan.algorithm->flags_images;
   std::vector<uint8_t> left_out(may_leave_out ? static_cast<size_t>(conv.n) : 0);
   call.left_out = may_leave_out ? left_out.data() : nullptr;
   const FusedConv2dKernels& kernels = active_kernels(kTable, isa);
-  run_pieces(kernels, call, scope, dtype);
+  run_pieces(kernels, call, scope, dtype, plan.threads);
 
   FusedConv2dCall image = call;
   image.g.conv.n = image.g.pool.n = 1;
   image.left_out = nullptr;
+  const IntList sizes = plan.output_sizes();
   bool chosen = false;
   for (size_t n = 0; n < left_out.size(); ++n) {
     if (left_out[n] == 0) continue;
     if (!chosen) {
       const auto* other = algorithm_for_left_out(kConv2dForward, isa, image.g.conv, dtype);
-      set_convolution(image, *other, weight, dtype, isa, &keeper);
+      const Conv2dForward& algorithm = active_kernels(kConv2dTable, isa).*other->entry;
+      kernel_for("conv2d", other->name, algorithm.run, dtype, isa);
+      keeper = set_convolution(image, algorithm, weight, dtype);
       chosen = true;
     }
     const auto first = static_cast<int64_t>(n);
-    const int64_t written = first * conv.oc * oh * ow;
+    const int64_t written = first * sizes[1] * sizes[2] * sizes[3];
     image.input = from_image(call.input, first, conv.input, dtype);
     image.output = static_cast<char*>(call.output) + written * element_size(dtype);
-    if (tail.record) image.offsets = call.offsets + written;
-    run_pieces(kernels, image, scope, dtype);
+    if (call.offsets != nullptr) image.offsets = call.offsets + written;
+    run_pieces(kernels, image, scope, dtype, thread_count(conv2d_grains(image.g.conv), 1));
   }
-  return result;
 }
 
 namespace {
+
+struct Result {
+  Tensor output;
+  Tensor offsets;  // where recorded
+};
+Result fused_conv2d(const char* op, const Tensor& input, const Tensor& weight,
+                    const std::optional<Tensor>& bias, const IntList& stride,
+                    const IntList& padding, const IntList& dilation, int64_t groups,
+                    const Conv2dTail& tail) {
+  check_device(op, "input", input);
+  const DeviceScope scope(input);
+  const FusedConv2dPlan plan =
+      plan_fused_conv2d(op, scope, input, weight, bias, stride, padding, dilation, groups, tail);
+  const IntList sizes = plan.output_sizes();
+  Result result{empty_image(sizes, plan.channels_last, plan.dtype, input), Tensor()};
+  const std::optional<Tensor> packed_bias = packed(bias);
+  FusedConv2dMemory memory{};
+  memory.output = result.output.mutable_data_ptr();
+  if (tail.record) {
+    result.offsets = empty_image(sizes, plan.channels_last, DType::kUInt8, input);
+    memory.offsets = static_cast<uint8_t*>(result.offsets.mutable_data_ptr());
+  }
+  memory.input = input.const_data_ptr();
+  memory.weight = weight.const_data_ptr();
+  memory.bias = data_of(packed_bias);
+  run_fused_conv2d(plan, scope, memory);
+  return result;
+}
 
 Tensor conv2d_relu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                    const IntList& stride, const IntList& padding, const IntList& dilation,
@@ -176,8 +222,7 @@ std::tuple<Tensor, Tensor> conv2d_max_pool2d_with_offsets(
   const Pool2dGeometry window =
       pool2d_window(kOp, pool_kernel_size, pool_stride, pool_padding, pool_dilation);
   const Conv2dTail tail{relu, &window, ceil_mode, true};
-  FusedConv2dResult result =
-      fused_conv2d(kOp, input, weight, bias, stride, padding, dilation, groups, tail);
+  Result result = fused_conv2d(kOp, input, weight, bias, stride, padding, dilation, groups, tail);
   return {result.output, result.offsets};
 }
 

@@ -27,6 +27,11 @@ constexpr int64_t kDefaultLimit = int64_t{256} << 20;
 constexpr int64_t kMostPixels = 2048;
 // Weights smaller than this are packed sooner than looked up.
 constexpr int64_t kLeastBytes = 1024;
+// Larger packed weights take more memory than they save time where they may be done without.
+constexpr int64_t kMostOptionalBytes = int64_t{16} << 20;
+// A weight that has changed from call to call is asked about this seldom, at last, where its packed
+// form may be done without: training does not pay for what only inference can use.
+constexpr int kMostUnasked = 15;
 // Bytes of weights below which a second thread does not pay.
 constexpr int64_t kGrainBytes = int64_t{1} << 19;
 
@@ -52,6 +57,8 @@ struct Entry {
   std::vector<uint64_t> fingerprint;
   std::shared_ptr<const Workspace> packed;  // or null
   int64_t bytes;
+  int changes = 0;  // how many times in a row the bytes were other ones
+  int unasked = 0;  // how many calls need not ask whether they are
 };
 
 int64_t initial_limit() {
@@ -82,8 +89,22 @@ class Cache {
     return place->second->packed;
   }
 
+  // Whether a call that can do without the packed form should look for it.
+  bool is_worth_asking(const Key& key) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto place = places_.find(key);
+    if (place == places_.end() || place->second->unasked == 0) return true;
+    --place->second->unasked;
+    return false;
+  }
+
   void keep(Entry entry) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    const auto place = places_.find(entry.key);
+    if (place != places_.end() && place->second->fingerprint != entry.fingerprint) {
+      entry.changes = std::min(place->second->changes + 1, kMostUnasked);
+      entry.unasked = entry.changes;
+    }
     erase(entry.key);
     if (entry.bytes > limit_) return;
     bytes_ += entry.bytes;
@@ -149,25 +170,40 @@ std::shared_ptr<const Workspace> pack_now(const PackingRequest& request) {
 
 }  // namespace
 
-std::shared_ptr<const Workspace> packed_weights(const PackingRequest& request) {
-  if (request.weight_bytes < kLeastBytes || request.pixels > kMostPixels) return pack_now(request);
+namespace {
+
+// Whether weights of such a request may be kept from call to call.
+bool may_be_kept(const PackingRequest& request) {
+  return request.weight_bytes >= kLeastBytes && request.pixels <= kMostPixels &&
+         Cache::instance().limit() > 0;
+}
+
+// The packed form, kept if the bytes are those asked about before. Otherwise null if `is_optional`.
+std::shared_ptr<const Workspace> looked_up(const PackingRequest& request, bool is_optional) {
   Cache& cache = Cache::instance();
-  if (cache.limit() == 0) return pack_now(request);
   const Key key{request.pack, request.weight, request.packing};
+  if (is_optional && !cache.is_worth_asking(key)) return nullptr;
   std::vector<uint64_t> bytes_seen = fingerprint(request.weight, request.weight_bytes,
                                                  thread_count(request.weight_bytes, kGrainBytes));
   bool seen = false;
   std::shared_ptr<const Workspace> packed = cache.find(key, bytes_seen, &seen);
   if (packed != nullptr) return packed;
-  packed = pack_now(request);
-  const auto fingerprint_bytes =
-      static_cast<int64_t>(sizeof(Entry) + bytes_seen.size() * sizeof(bytes_seen[0]));
-  if (seen) {
-    cache.keep({key, std::move(bytes_seen), packed, fingerprint_bytes + packed->bytes()});
-  } else {
-    cache.keep({key, std::move(bytes_seen), nullptr, fingerprint_bytes});
-  }
+  if (seen || !is_optional) packed = pack_now(request);
+  auto bytes = static_cast<int64_t>(sizeof(Entry) + bytes_seen.size() * sizeof(bytes_seen[0]));
+  if (seen) bytes += packed->bytes();
+  cache.keep({key, std::move(bytes_seen), seen ? packed : nullptr, bytes});
   return packed;
+}
+
+}  // namespace
+
+std::shared_ptr<const Workspace> packed_weights(const PackingRequest& request) {
+  return may_be_kept(request) ? looked_up(request, false) : pack_now(request);
+}
+
+std::shared_ptr<const Workspace> kept_packed_weights(const PackingRequest& request) {
+  if (!may_be_kept(request) || request.packed_bytes > kMostOptionalBytes) return nullptr;
+  return looked_up(request, true);
 }
 
 int64_t packed_weights_limit() { return Cache::instance().limit(); }
