@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
+import nnops
 import nnops.nn.functional as F
+from nnops import _C
 from nnops.ops.layer_chain import convolution, layer_chain, linear
+from nnops.precision import CONV_PRECISIONS
 from nnops.testing.recorder import OPCHECKS
 from nnops.testing.samples import FLOATING
 from nnops.testing.tolerances import assert_accurate
@@ -82,6 +85,65 @@ def test_convolutions_are_the_fused_ones_bit_for_bit() -> None:
             assert torch.equal(layer_chain(x, [w, b], layers, 0), expected)
 
 
+def test_a_plan_serves_only_calls_like_the_one_it_was_made_for() -> None:
+    layers = [
+        *convolution(True, **{**PLAIN, "padding": (1, 1)}, relu=True, window=POOL),
+        *linear(True, False),
+    ]
+
+    def check(x: Tensor, parameters: list[Tensor]) -> None:
+        expected = F.max_pool2d(F.relu(F.conv2d(x, *parameters[:2], padding=1)), 2)
+        assert isinstance(expected, Tensor)
+        last = layer_chain(expected.contiguous(), parameters[2:], linear(True, False), 0)
+        assert torch.equal(layer_chain(x, parameters, layers, 0), last)
+
+    def parameters_of(filters: int, pixels: int) -> list[Tensor]:
+        sizes = [(filters, 16, 3, 3), (filters,), (7, filters * pixels), (7,)]
+        return [torch.randn(size) for size in sizes]
+
+    def with_gaps(tensor: Tensor) -> Tensor:
+        return torch.randn(*tensor.shape, 2)[..., 0].copy_(tensor)
+
+    x, parameters = torch.randn(2, 16, 8, 8), parameters_of(32, 16)
+    conv, _, matrix, _ = parameters
+    calls = [
+        (x, parameters),
+        (x[:1], parameters),
+        (x.to(memory_format=torch.channels_last), parameters),
+        (x, [conv.to(memory_format=torch.channels_last), *parameters[1:]]),
+        (x, [*parameters[:2], matrix.t().contiguous().t(), parameters[3]]),
+        (x, [with_gaps(each) for each in parameters]),
+        (with_gaps(x), parameters),
+        (x, parameters_of(5, 16)),
+        (torch.randn(2, 16, 6, 9), parameters_of(32, 12)),
+        *((torch.randn(1, 16, 2, 2 * size), parameters_of(3, size)) for size in range(1, 20)),
+    ]
+    for _ in range(3):  # more than are kept
+        for call in calls:
+            check(*call)
+            check(*call)
+
+
+def test_a_plan_serves_only_the_settings_it_was_made_for(isa: str) -> None:
+    x, w = torch.randn(1, 64, 12, 12), torch.randn(64, 64, 3, 3)
+    numbers = convolution(False, **PLAIN, relu=False, window=None)
+    calls = {
+        "high": lambda: layer_chain(x, [w], numbers, CONV_PRECISIONS["high"]),
+        "highest": lambda: layer_chain(x, [w], numbers, CONV_PRECISIONS["highest"]),
+    }
+    for _ in range(2):
+        for precision, call in calls.items():
+            with nnops.conv_precision(precision):
+                expected = F.conv2d(x, w)
+            chosen = _C.last_choice()
+            assert chosen[2] == isa
+            assert torch.equal(call(), expected)
+            assert _C.last_choice() == chosen
+        with nnops.conv_algorithm("reference"):
+            calls["high"]()
+            assert _C.last_choice()[1] == "reference"
+
+
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 4099])
 @pytest.mark.parametrize("outputs", [1, 3, 4, 9])
 def test_linear(size: int, outputs: int) -> None:
@@ -141,7 +203,7 @@ def test_wrong_parameters() -> None:
         ),
         (x, w.double(), torch.zeros(3), "weight.*float64.*float32"),
         (x, w, torch.zeros(4), r"3, but got sizes \(4\)"),
-        (x, w.t(), torch.zeros(4), "contiguous matrix"),
+        (x, w[0], torch.zeros(4), "must be a matrix"),
     ):
         with pytest.raises(RuntimeError, match=f"_layer_chain.*{match}"):
             layer_chain(input, [weight, bias], linear(True, False), 0)

@@ -110,6 +110,8 @@ const std::string& forced_algorithm(const char* op) {
   return entry == t_forced.end() ? *none : entry->second;
 }
 
+bool is_any_forced() { return !t_forced.empty(); }
+
 std::vector<AlgorithmList>& algorithm_lists() {
   static std::vector<AlgorithmList> lists;
   return lists;

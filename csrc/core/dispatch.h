@@ -100,6 +100,7 @@ Function kernel_for(const char* op, const char* algorithm, const PerDType<Functi
 // `op` does not have.
 std::string force_algorithm(const std::string& op, const std::string& algorithm);
 const std::string& forced_algorithm(const char* op);
+bool is_any_forced();  // on the calling thread
 
 // The reason why not, of two that must both be empty.
 inline std::string first_reason(std::string first, std::string second) {

@@ -96,16 +96,14 @@ def _fake(input: Tensor, parameters: list[Tensor], layers: list[int], precision:
 
 def _fake_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     torch._check(
-        weight.dim() == 2
-        and weight.is_contiguous()
-        and input.numel() == input.shape[0] * weight.shape[1],
+        weight.dim() == 2 and input.numel() == input.shape[0] * weight.shape[1],
         lambda: (
-            "nnops::_layer_chain: the weight of a linear layer must be a contiguous matrix that "
-            f"fits its input, but got sizes {tuple(weight.shape)} behind {tuple(input.shape)}"
+            "nnops::_layer_chain: the weight of a linear layer must be a matrix that fits its "
+            f"input, but got sizes {tuple(weight.shape)} behind {tuple(input.shape)}"
         ),
     )
     torch._check(
-        bias is None or (bias.is_contiguous() and bias.numel() == weight.shape[0]),
+        bias is None or tuple(bias.shape) == (weight.shape[0],),
         lambda: (
             "nnops::_layer_chain: the bias of a linear layer must have one element per output, "
             f"{weight.shape[0]}"
