@@ -1,7 +1,7 @@
 // nnops._C: importing it registers the operators under torch.ops.nnops; its functions only look.
 //
 // Nothing here lies on the path of an operator call, except that convolutions which could use TF32
-// ask Python whether torch's switch allows it.
+// ask Python whether torch's switch allows it, and that runs of layers read their modules here.
 #include <omp.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -18,6 +18,7 @@
 #include "core/isa.h"
 #include "core/tf32.h"
 #include "core/workspace.h"
+#include "layer_state.h"
 #include "ops/conv2d_partition.h"
 #include "ops/conv2d_precision.h"
 #include "ops/conv2d_winners.h"
@@ -151,6 +152,10 @@ PYBIND11_MODULE(_C, module) {
         return py::make_tuple(state.bytes, state.weights, state.reused);
       },
       "(bytes in use, packed weights kept, calls that found theirs since the process began).");
+  module.def("read_layers", &nnops::read_layers, py::arg("modules"), py::arg("kinds"),
+             py::arg("attributes"), py::arg("tensors"),
+             "(parameters, values of the attributes) of plain modules of these kinds, None for "
+             "others.");
   using Lists = std::map<std::string, std::vector<std::string>>;
   module.def(
       "algorithms",

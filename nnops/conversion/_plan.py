@@ -72,6 +72,7 @@ class Variant:
     source: str
     # A Chain, a constant of a guard, or "module:name" of what is imported.
     names: dict[str, Any]
+    guarded: bool  # whether `holds` asks anything
     holds: Callable[[Module], bool] = field(init=False)
     run: Callable[..., Any] = field(init=False)
     scope: dict[str, Any] = field(init=False)
@@ -93,7 +94,7 @@ class Variant:
         self.run, self.holds = self.scope["forward"], self.scope["holds"]
 
     def __reduce__(self) -> Any:
-        return Variant, (self.source, self.names)
+        return Variant, (self.source, self.names, self.guarded)
 
 
 class _Import(str):
@@ -113,11 +114,11 @@ class Plan:
         """The forward for this call; None: the module's own."""
         if len(arguments) != len(self.arguments):
             return None
-        for argument, tensors in zip(arguments, self.arguments, strict=True):
+        for argument, tensors in zip(arguments, self.arguments):  # noqa: B905  (as asked above)
             if not (isinstance(argument, Tensor) if tensors is None else tensors.fits(argument)):
                 return None
         for variant in self.variants:
-            if variant.holds(module):
+            if not variant.guarded or variant.holds(module):
                 return variant.run
         return None
 
@@ -605,7 +606,7 @@ def _write(module: Module, traced: Trace) -> Variant:
         + "\n\n\ndef holds(self):\n    return "
         + ("(\n        " + "\n        and ".join(guards) + "\n    )" if guards else "True")
     )
-    return Variant(source + "\n", names)
+    return Variant(source + "\n", names, bool(guards))
 
 
 def _attribute(module: Module, path: str) -> Any:

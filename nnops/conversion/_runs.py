@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import has_static_value
 from torch.nn import Dropout, Flatten, Identity, Linear, Parameter
 from torch.nn.modules.module import _has_any_global_hook
 
+from nnops._library import _C
 from nnops.conversion._chains import Chain
 from nnops.nn import Conv2d, MaxPool2d, ReLU, _autocast, functional as F
 from nnops.nn.conv import convolution_arguments
@@ -47,16 +47,12 @@ STEPS: dict[str, tuple[type, ...]] = {
 }
 
 # The attributes that a layer's numbers depend on, if they depend on any.
-_NAMES: dict[type, tuple[str, ...]] = {
-    Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
+_ATTRIBUTES: dict[type, tuple[str, ...]] = {
+    Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode", "precision"),
     MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
     Flatten: ("start_dim", "end_dim"),
     Dropout: ("training",),
 }
-_ATTRIBUTES: dict[type, Callable[[dict[str, Any]], Any]] = {
-    kind: itemgetter(*names) for kind, names in _NAMES.items()
-}
-_WITH_PARAMETERS = (Conv2d, Linear)
 _PLAIN_TENSORS = (Parameter, Tensor)
 
 
@@ -80,11 +76,12 @@ class LayerRun:
     def __init__(self, steps: tuple[Step, ...]) -> None:
         self.steps = steps
         # Of the modules that a call brings.
-        self._classes: list[tuple[type, ...]] = []
+        classes: list[tuple[type, ...]] = []
         for step in steps:
-            self._classes.append(STEPS[step.kind])
+            classes.append(STEPS[step.kind])
             if isinstance(step.chain, Chain):
-                self._classes += ((kind,) for kind in step.chain.classes)
+                classes += ((kind,) for kind in step.chain.classes)
+        self._classes = tuple(classes)
         self.__name__ = "layer_run"  # torch.fx writes this name into the forward
         # What the last call depended on, and the layers and the precision that follow from it.
         self._known: tuple[list[Any], list[int], int] | None = None
@@ -107,13 +104,14 @@ class LayerRun:
         if torch.compiler.is_compiling():
             output = self._in_graph(input, modules) if is_plain_graph() else None
             return self._one_by_one(input, modules) if output is None else output
-        read = self._read(modules) if self._applies(input) else None
+        sizes = input.shape if type(input) is Tensor else ()
+        read = self._read(modules) if _may_be_one_call(input, sizes) else None
         if read is None:
             return self._one_by_one(input, modules)
         parameters, state = read
         if _is_differentiated(input, parameters):
             return self._one_by_one(input, modules)
-        state.append(input.shape[1:])
+        state.append(sizes[1:])
         # Read once, and used as it was read: another thread may write it meanwhile.
         known = self._known
         if known is None or known[0] != state:
@@ -124,7 +122,10 @@ class LayerRun:
                 return output
             # Not `output`: later calls must give the same bits.
             known = self._known = (state, *numbers)
-        result: Tensor = layer_chain(input, parameters, *known[1:])
+        try:
+            result: Tensor = layer_chain(input, parameters, *known[1:])
+        except RuntimeError:
+            return self._one_by_one(input, modules)  # the layers say better what is wrong
         return result
 
     def _modules(self, modules: tuple[Any, ...]) -> Iterator[tuple[Step, Any, tuple[Any, ...]]]:
@@ -134,18 +135,6 @@ class LayerRun:
             end = place + 1 + step.links
             yield step, modules[place], modules[place + 1 : end]
             place = end
-
-    def _applies(self, input: Tensor) -> bool:
-        return (
-            type(input) is Tensor
-            and is_plain_eager()
-            and input.dim() == 4
-            and input.shape[0] <= MOST_IMAGES
-            and input.is_cpu
-            and not _has_any_global_hook()
-            and not _autocast.is_on()
-            and not dispatch_modes()
-        )
 
     def _in_graph(self, input: Tensor, modules: tuple[Any, ...]) -> Tensor | None:
         """`__call__` as torch.compile traces it; None where the layers run one by one.
@@ -163,17 +152,14 @@ class LayerRun:
             return None
         state: list[Any] = []
         for module in modules:
-            if type(module) in _NAMES:
-                own = module.__dict__
-                state += [own[name] for name in _NAMES[type(module)]]
-                if type(module) is Conv2d:
-                    state.append(module.precision)
+            if type(module) in _ATTRIBUTES:
+                state += [getattr(module, name) for name in _ATTRIBUTES[type(module)]]
         numbers = self._constants(tuple(input.shape), input.device.type, *modules, *state)
         if numbers is None:
             return None
         parameters: list[Tensor] = []
         for module in modules:
-            if type(module) in _WITH_PARAMETERS:
+            if type(module) in (Conv2d, Linear):
                 held = module.__dict__["_parameters"]
                 parameters += [each for each in (held["weight"], held["bias"]) if each is not None]
         if _is_differentiated(input, parameters):
@@ -197,38 +183,8 @@ class LayerRun:
             return None  # the layers, one by one, say what is wrong
 
     def _read(self, modules: tuple[Any, ...]) -> tuple[list[Tensor], list[Any]] | None:
-        """The parameters in order, and what the numbers depend on; None if a layer changed.
-
-        Each microsecond here is one of a call that takes fifty: hence no functions.
-        """
-        parameters: list[Tensor] = []
-        state: list[Any] = []
-        for module, kinds in zip(modules, self._classes):  # noqa: B905  (as many by construction)
-            if module is None:
-                continue
-            kind, own = type(module), module.__dict__
-            if (
-                kind not in kinds
-                or own["_forward_hooks"]
-                or own["_forward_pre_hooks"]
-                or own["_backward_hooks"]
-                or own["_backward_pre_hooks"]
-                or "_compiled_call_impl" in own
-                or "forward" in own
-            ):
-                return None
-            if kind in _ATTRIBUTES:
-                state.append(_ATTRIBUTES[kind](own))
-            if kind in _WITH_PARAMETERS:
-                held = own["_parameters"]
-                weight, bias = held["weight"], held["bias"]
-                if type(weight) not in _PLAIN_TENSORS or not weight.is_contiguous():
-                    return None
-                parameters.append(weight)
-                if bias is not None:
-                    parameters.append(bias)
-                state += (weight.dtype, bias is None, own.get("precision"))
-        return parameters, state
+        """The parameters in order, and what the numbers depend on; None if a layer changed."""
+        return _C.read_layers(modules, self._classes, _ATTRIBUTES, _PLAIN_TENSORS)
 
     def _numbers(self, input: Tensor, modules: tuple[Any, ...]) -> tuple[list[int], int] | None:
         """The layers as the operator takes them, and the precision; None for what it has not."""
@@ -287,6 +243,18 @@ class LayerRun:
                 output = F.relu(output)
         result: Tensor = output
         return result
+
+
+def _may_be_one_call(input: Tensor, sizes: tuple[int, ...]) -> bool:
+    return (
+        len(sizes) == 4
+        and sizes[0] <= MOST_IMAGES
+        and is_plain_eager()
+        and input.is_cpu
+        and not _has_any_global_hook()
+        and not _autocast.is_on()
+        and not dispatch_modes()
+    )
 
 
 def _is_differentiated(input: Tensor, parameters: list[Tensor]) -> bool:
