@@ -155,6 +155,17 @@ def test_linear(size: int, outputs: int) -> None:
     assert_accurate(actual, expected, reference, "linear")
 
 
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_linear_has_the_same_bits_in_any_batch(dtype: torch.dtype, isa: str) -> None:
+    for size in (7, 511, 513, 1100, 2047, 4099):
+        x = torch.randn(19, size).to(dtype)
+        w, b = torch.randn(67, size).to(dtype), torch.randn(67).to(dtype)  # fetched ahead and not
+        alone = torch.cat([layer_chain(row, [w, b], linear(True, False), 0) for row in x.split(1)])
+        for images in (2, 3, 4, 5, 8, 19):
+            batch = layer_chain(x[:images], [w, b], linear(True, False), 0)
+            assert torch.equal(batch, alone[:images])
+
+
 def test_same_bits_for_any_thread_count() -> None:
     x, w = torch.randn(1, 4096), torch.randn(512, 4096)
     before = torch.get_num_threads()
