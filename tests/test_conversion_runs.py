@@ -234,6 +234,49 @@ def test_runs_need_two_layers_that_compute() -> None:
         )
 
 
+def classifier() -> nn.Sequential:
+    """The end of AlexNet, as torchvision has it."""
+    layers = [nn.Dropout(), nn.Linear(36, 33), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Dropout(), nn.Linear(33, 5, bias=False))
+
+
+@pytest.mark.parametrize("images", [0, 1, 2, 4, 5, 8])
+def test_linear_layers_alone_are_one_call(images: int, calls: Calls) -> None:
+    model, ours, _ = converted(classifier, (36,))
+    for x in (torch.randn(images, 36), torch.randn(36, images).t()):
+        output, count = calls.during(lambda x=x: ours(x))
+        assert count == 1
+        assert_same(output, model(x))
+    weight = model[1].weight
+    weight.data = weight.t().contiguous().t()
+    assert_same(ours(x), model(x))
+
+
+def test_where_linear_layers_run_one_by_one(calls: Calls) -> None:
+    model, ours, x = converted(classifier, (36,))
+    for input in (torch.randn(9, 36), torch.randn(36), torch.randn(2, 3, 36)):
+        output, count = calls.during(lambda input=input: ours(input))
+        assert count == 0
+        assert_same(output, model(input))
+    with torch.enable_grad():
+        output, count = calls.during(lambda: ours(x))
+    assert count == 0 and output.requires_grad
+    assert calls.during(lambda: ours.train()(x))[1] == 0
+    with pytest.raises(RuntimeError):
+        ours.eval()(torch.randn(2, 35))
+
+
+def test_the_report_names_the_linear_layers_of_a_run() -> None:
+    when = "up to 8 images without gradients,"
+    for make, notes in (
+        (classifier, {"1": f"{when} with 4", "4": f"{when} into 1"}),
+        (LeNet, {"fc1": f"{when} into conv1", "fc2": f"{when} into conv1"}),
+    ):
+        rows = {row.name: row for row in nnops.conversion_report(nnops.convert(make())).rows}
+        for name, note in notes.items():
+            assert (rows[name].state, rows[name].note) == ("fused", note)
+
+
 def test_threads_infer_and_differentiate_one_net() -> None:
     """Images of two sizes, of which runs remember different things, and gradients, at once."""
     model = LeNet().eval()

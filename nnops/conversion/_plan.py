@@ -26,7 +26,7 @@ from torch.nn import Module, ModuleDict, ModuleList, Sequential
 
 from nnops.conversion._chains import LINKS, Chain, is_fusible_pool, is_plain
 from nnops.conversion._fused import class_derived_from
-from nnops.conversion._runs import STEPS, LayerRun, Step
+from nnops.conversion._runs import MOST_IMAGES, STEPS, LayerRun, Step
 from nnops.conversion._trace import MISSING, NotTraced, Tensors, Trace, required_arguments, trace
 from nnops.nn import Conv2d, functional as F
 
@@ -369,8 +369,7 @@ def _rewrite(module: Module, traced: Trace) -> list[Finding]:
         if function in EXCHANGED.values() and function is not node.target:
             node.op, node.target = "call_function", function
             findings.append(Finding(f"{function.__name__}()", "swapped", ""))
-    _rewrite_runs(module, traced.graph)
-    return findings
+    return findings + _rewrite_runs(module, traced.graph)
 
 
 def _rewrite_chain(module: Module, graph: Graph, conv: Node) -> list[Finding]:
@@ -522,17 +521,19 @@ def _run_from(module: Module, first: Node) -> tuple[list[Node], list[Step]]:
     return nodes, steps
 
 
-def _rewrite_runs(module: Module, graph: Graph) -> None:
+def _rewrite_runs(module: Module, graph: Graph) -> list[Finding]:
     """Lets convolutions and linear layers in a row run as one call where that is allowed."""
+    findings: list[Finding] = []
     seen: set[Node] = set()
     for first in list(graph.nodes):
         step = None if first in seen else _step(module, first)
-        if step is None or step.kind != "conv":
+        if step is None or step.kind not in ("conv", "linear"):
             continue
         nodes, steps = _run_from(module, first)
         seen.update(nodes)
         if sum(step.kind in ("conv", "linear") for step in steps) < 2:
             continue
+        findings += _findings_of_run(nodes, steps)
         with graph.inserting_before(first):
             layers: list[Node | None] = []
             for node, step in zip(nodes, steps, strict=True):
@@ -552,6 +553,22 @@ def _rewrite_runs(module: Module, graph: Graph) -> None:
             for each in unused:
                 if not each.users:
                     graph.erase_node(each)
+    return findings
+
+
+def _findings_of_run(nodes: list[Node], steps: list[Step]) -> list[Finding]:
+    """Of the linear layers; the convolutions have those of their chains."""
+    when = f"up to {MOST_IMAGES} images without gradients,"
+    linear = [_name(node) for node, step in zip(nodes, steps, strict=True) if step.kind == "linear"]
+    if steps[0].kind == "conv":
+        first = nodes[0].target
+        head = first.head if isinstance(first, Chain) else _name(nodes[0])
+        return [Finding(name, "fused", f"{when} into", (head,)) for name in linear]
+    head, *others = linear
+    return [
+        Finding(head, "fused", f"{when} with", tuple(others)),
+        *(Finding(name, "fused", f"{when} into", (head,)) for name in others),
+    ]
 
 
 # --- writing ----------------------------------------------------------------------------------

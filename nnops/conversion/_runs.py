@@ -1,7 +1,8 @@
 """What a converted forward calls where several layers in a row can be one call.
 
-On a small net's few images calls cost more than sums. Where nothing is differentiated, a run of
-convolutions (each with its chain), a flattening and linear layers is one operator. Like a chain, a
+On a small net's few images calls cost more than sums, and linear layers of few images only read
+their weights. Where nothing is differentiated, a run of convolutions (each with its chain), a
+flattening and linear layers, or of linear layers alone, is one operator. Like a chain, a
 run holds no layer: each call brings them and asks whether they are what they were. Where they are
 not, or the call is another one (gradients, many images, another device), the layers run one by one;
 so do, once more, the first images of a size, which shows that the layers fit together.
@@ -82,6 +83,7 @@ class LayerRun:
             if isinstance(step.chain, Chain):
                 classes += ((kind,) for kind in step.chain.classes)
         self._classes = tuple(classes)
+        self._dimensions = 2 if steps[0].kind == "linear" else 4  # of the input
         self.__name__ = "layer_run"  # torch.fx writes this name into the forward
         # What the last call depended on, and the layers and the precision that follow from it.
         self._known: tuple[list[Any], list[int], int] | None = None
@@ -105,7 +107,7 @@ class LayerRun:
             output = self._in_graph(input, modules) if is_plain_graph() else None
             return self._one_by_one(input, modules) if output is None else output
         sizes = input.shape if type(input) is Tensor else ()
-        read = self._read(modules) if _may_be_one_call(input, sizes) else None
+        read = self._read(modules) if self._applies(input, sizes) else None
         if read is None:
             return self._one_by_one(input, modules)
         parameters, state = read
@@ -136,6 +138,17 @@ class LayerRun:
             yield step, modules[place], modules[place + 1 : end]
             place = end
 
+    def _applies(self, input: Tensor, sizes: tuple[int, ...]) -> bool:
+        return (
+            len(sizes) == self._dimensions
+            and sizes[0] <= MOST_IMAGES
+            and is_plain_eager()
+            and input.is_cpu
+            and not _has_any_global_hook()
+            and not _autocast.is_on()
+            and not dispatch_modes()
+        )
+
     def _in_graph(self, input: Tensor, modules: tuple[Any, ...]) -> Tensor | None:
         """`__call__` as torch.compile traces it; None where the layers run one by one.
 
@@ -144,7 +157,7 @@ class LayerRun:
         """
         if (
             type(input) is not Tensor
-            or input.dim() != 4
+            or input.dim() != self._dimensions
             or not all(map(has_static_value, input.shape))
             or input.shape[0] > MOST_IMAGES
             or _autocast.is_on()
@@ -225,9 +238,9 @@ class LayerRun:
                     return None
             elif type(module) is Dropout and module.training:
                 return None
-        if len(precisions) != 1:
+        if len(precisions) > 1:
             return None
-        (precision,) = precisions
+        precision = precisions.pop() if precisions else None
         return layers, 0 if precision is None else CONV_PRECISIONS[precision]
 
     def _one_by_one(self, input: Tensor, modules: tuple[Any, ...]) -> Tensor:
@@ -243,18 +256,6 @@ class LayerRun:
                 output = F.relu(output)
         result: Tensor = output
         return result
-
-
-def _may_be_one_call(input: Tensor, sizes: tuple[int, ...]) -> bool:
-    return (
-        len(sizes) == 4
-        and sizes[0] <= MOST_IMAGES
-        and is_plain_eager()
-        and input.is_cpu
-        and not _has_any_global_hook()
-        and not _autocast.is_on()
-        and not dispatch_modes()
-    )
 
 
 def _is_differentiated(input: Tensor, parameters: list[Tensor]) -> bool:
