@@ -50,30 +50,32 @@ NNOPS_INLINE void add_piece(Wide<acc_t<T>>* totals, bool begins, const T* x, con
   for (int r = 0; r < kCount; ++r) totals[r] = total[r];
 }
 
-// kCount sums over `size` elements for each of `images` rows of the input. While a piece is
-// multiplied with all rows of the input but the first, which has waited for it, the next piece is
-// fetched: kFetched rows of it at a time.
-template <typename T, int kCount, int kFetched>
+// kCount sums over `size` elements for each of `images` rows of the input, at most kMost. While a
+// piece is multiplied with all rows of the input but the first, which has waited for it, the next
+// piece is fetched: kFetched rows of it at a time.
+template <typename T, int kCount, int kFetched, int64_t kMost>
 NNOPS_INLINE void dot_rows(acc_t<T> (*sums)[kRows], const T* x, int64_t images, const T* rows,
                            int64_t size) {
   using A = acc_t<T>;
   constexpr int64_t kBlock = kChain * kLanes<A>;
-  const int64_t length = images == 1 ? kBlock : kBlock / kPieces;
-  Wide<A> totals[kImages][kCount];
-  for (int64_t begin = 0; begin < size; begin += length) {
-    const bool begins = begin % kBlock == 0;
-    const int64_t piece = smaller(length, size - begin);
-    const int64_t fetched_images = size - begin < 2 * length ? 0 : kCount / larger(1, kFetched);
+  constexpr int64_t kLength = kMost == 1 ? kBlock : kBlock / kPieces;
+  if (kMost == 1) images = 1;
+  Wide<A> totals[kMost][kCount];
+  for (int64_t begin = 0; begin < size; begin += kLength) {
+    const bool begins = kMost == 1 || begin % kBlock == 0;
+    const int64_t piece = smaller(kLength, size - begin);
+    const int64_t fetched_images = size - begin < 2 * kLength ? 0 : kCount / larger(1, kFetched);
     for (int64_t n = 0; n < images; ++n) {
       const T* read = x + n * size + begin;
       if (kFetched > 0 && n > 0 && n <= fetched_images) {
-        const T* ahead = rows + (n - 1) * kFetched * size + begin + length;
+        const T* ahead = rows + (n - 1) * kFetched * size + begin + kLength;
         add_piece<T, kCount, kFetched>(totals[n], begins, read, rows + begin, size, piece, ahead);
       } else {
         add_piece<T, kCount, 0>(totals[n], begins, read, rows + begin, size, piece, nullptr);
       }
     }
-    if ((begin + piece) % kBlock != 0 && begin + piece < size) continue;
+    const bool ends = kMost == 1 || (begin + piece) % kBlock == 0 || begin + piece == size;
+    if (!ends) continue;
     for (int64_t n = 0; n < images; ++n) {
       for (int r = 0; r < kCount; ++r) {
         const A sum = lane_sum(totals[n][r]);
@@ -101,15 +103,17 @@ void linear_forward(void* output, const void* input, const void* weight, const v
       if (end - begin < kRows) {
         for (int64_t o = begin; o < end; ++o) {
           A sum[kImages][kRows];
-          dot_rows<T, 1, 0>(sum, first, images, w + o * g.in, g.in);
+          dot_rows<T, 1, 0, kImages>(sum, first, images, w + o * g.in, g.in);
           for (int64_t n = 0; n < images; ++n) sums[n][o - begin] = sum[n][0];
         }
-      } else if (!fetches || images == 1) {
-        dot_rows<T, kRows, 0>(sums, first, images, rows, g.in);
+      } else if (images == 1) {
+        dot_rows<T, kRows, 0, 1>(sums, first, images, rows, g.in);
+      } else if (!fetches) {
+        dot_rows<T, kRows, 0, kImages>(sums, first, images, rows, g.in);
       } else if (images <= kRows) {
-        dot_rows<T, kRows, kRows / 2>(sums, first, images, rows, g.in);
+        dot_rows<T, kRows, kRows / 2, kImages>(sums, first, images, rows, g.in);
       } else {
-        dot_rows<T, kRows, 1>(sums, first, images, rows, g.in);
+        dot_rows<T, kRows, 1, kImages>(sums, first, images, rows, g.in);
       }
       for (int64_t n = 0; n < images; ++n) {
         for (int64_t o = begin; o < end; ++o) {

@@ -28,7 +28,7 @@ from nnops.conversion._chains import Chain
 from nnops.nn import Conv2d, MaxPool2d, ReLU, _autocast, functional as F
 from nnops.nn.conv import convolution_arguments
 from nnops.nn.functional import _convolution, _window
-from nnops.ops._operator import dispatch_modes, is_plain_eager, is_plain_graph
+from nnops.ops._operator import dispatch_modes, is_plain_graph, is_transformed
 from nnops.ops.conv2d import sizes_behind
 from nnops.ops.layer_chain import convolution, layer_chain, linear
 from nnops.ops.max_pool2d import pooled_size
@@ -142,11 +142,11 @@ class LayerRun:
         return (
             len(sizes) == self._dimensions
             and sizes[0] <= MOST_IMAGES
-            and is_plain_eager()
             and input.is_cpu
-            and not _has_any_global_hook()
-            and not _autocast.is_on()
             and not dispatch_modes()
+            and not is_transformed()
+            and not _autocast.is_on()
+            and not _has_any_global_hook()
         )
 
     def _in_graph(self, input: Tensor, modules: tuple[Any, ...]) -> Tensor | None:

@@ -228,12 +228,12 @@ def _is_inside_transform() -> bool:
 
 def is_plain_eager() -> bool:
     """Whether a call made now is neither traced nor transformed."""
-    return not (
-        _is_compiling()
-        or _transforms_active()
-        or forward_ad._current_level >= 0
-        or (dispatch_modes() and _is_recording())
-    )
+    return not (_is_compiling() or is_transformed() or (dispatch_modes() and _is_recording()))
+
+
+def is_transformed() -> bool:
+    """Whether a functorch transform or forward-mode AD sees a call made now."""
+    return _transforms_active() or forward_ad._current_level >= 0
 
 
 def is_plain_graph() -> bool:
