@@ -39,7 +39,7 @@ WINDOWS = (
     ([3, 2], [1, 2], [1, 0], [2, 1]),
 )
 # Around the widths of all vectors; one and two columns; odd and even heights.
-SIZES = ((1, 5, 6), (3, 8, 9), (4, 6, 18), (6, 7, 33), (20, 9, 36), (37, 6, 70))
+SIZES = ((1, 5, 6), (3, 8, 9), (5, 13, 13), (4, 6, 18), (6, 7, 33), (20, 9, 36), (37, 6, 70))
 
 
 def image_of_ties(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -191,7 +191,7 @@ def test_a_wrong_offset_among_small_planes_is_found(
 @about_the_cpu
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize("pad", [0, 1])
-@pytest.mark.parametrize("size", [(11, 18), (12, 17), (7, 36), (16, 33)])
+@pytest.mark.parametrize("size", [(11, 18), (12, 17), (7, 36), (16, 33), (13, 13), (9, 14)])
 def test_phases_finds_what_scatter_finds(
     size: tuple[int, int], pad: int, ceil_mode: bool, isa: str
 ) -> None:

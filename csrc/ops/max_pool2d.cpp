@@ -88,7 +88,7 @@ std::string supports_backward_shifts(const Pool2dGeometry& g, DType) {
   return g.kernel_h * g.kernel_w > kMostTaps ? "only for windows of at most 64 elements" : "";
 }
 
-std::string supports_backward_phases(const Pool2dGeometry& g, DType) {
+std::string supports_backward_phases(const Pool2dGeometry& g, DType dtype) {
   if (g.channels_last) return "only for row-major gradients";
   if (g.kernel_h != 3 || g.kernel_w != 3) return "only for kernel 3x3";
   if (g.stride_h != 2 || g.stride_w != 2) return "only for stride 2";
@@ -97,8 +97,9 @@ std::string supports_backward_phases(const Pool2dGeometry& g, DType) {
   if (g.n * g.c < 8) return "only for 8 planes or more";
   // Vectors of narrow rows are half empty; with padding scatter's checks cost more than that.
   const bool padded = g.pad_h > 0 || g.pad_w > 0;
-  if (g.ow < 8 && !padded) return "only for rows of at least 8 windows, or with padding";
-  if (g.oh * g.ow < g.ow + kPhaseReach) return "only for planes of a row and 32 windows or more";
+  const int64_t least = dtype == DType::kFloat32 ? 6 : 8;
+  if (g.ow < least && !padded) return "only for rows of 6 windows in float32, 8, or with padding";
+  if (g.oh * g.ow < g.ow + kPhaseReach) return "only for planes of a row and 16 windows or more";
   return g.ow > kMostPhaseColumns ? "only for rows of at most 512 windows" : "";
 }
 

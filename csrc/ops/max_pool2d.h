@@ -50,7 +50,7 @@ inline constexpr int64_t kChannelBlock = 64;
 
 // Windows of one row that "phases" keeps three rows of, and how far beyond one row it may read.
 inline constexpr int64_t kMostPhaseColumns = 512;
-inline constexpr int64_t kPhaseReach = 32;
+inline constexpr int64_t kPhaseReach = 16;
 
 struct MaxPool2dKernels {
   // output: (n, c, oh, ow). record: null, uint8 offsets or int64 indices, sized as the output.
