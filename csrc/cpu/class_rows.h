@@ -7,18 +7,33 @@
 
 NNOPS_BEGIN_KERNELS
 
-// body(chunk, n, s_begin, s_end) for every n of every chunk, in parallel over the chunks; rows are
-// visited in the order of their numbers within a chunk.
+// The rows of a chunk, (n, s).
+struct ClassChunk {
+  int64_t n_begin, n_end;
+  int64_t s_begin, s_end;
+};
+
+// body(index, chunk) for every chunk, in parallel over them.
 template <typename Body>
-NNOPS_INLINE void for_each_class_chunk(const ClassGeometry& g, int threads, Body body) {
+NNOPS_INLINE void for_each_chunk(const ClassGeometry& g, int threads, Body body) {
   in_parallel(threads, [&] {
 #pragma omp for schedule(static)
-    for (int64_t chunk = 0; chunk < g.chunks; ++chunk) {
-      const int64_t n_begin = chunk / g.s_chunks * g.n_step;
-      const int64_t s_begin = chunk % g.s_chunks * g.s_step;
-      const int64_t n_end = n_begin + g.n_step < g.batch ? n_begin + g.n_step : g.batch;
-      const int64_t s_end = s_begin + g.s_step < g.spatial ? s_begin + g.s_step : g.spatial;
-      for (int64_t n = n_begin; n < n_end; ++n) body(chunk, n, s_begin, s_end);
+    for (int64_t index = 0; index < g.chunks; ++index) {
+      const int64_t n = index / g.s_chunks * g.n_step;
+      const int64_t s = index % g.s_chunks * g.s_step;
+      body(index, ClassChunk{n, n + g.n_step < g.batch ? n + g.n_step : g.batch, s,
+                             s + g.s_step < g.spatial ? s + g.s_step : g.spatial});
+    }
+  });
+}
+
+// body(index of the chunk, n, s_begin, s_end) for every n of every chunk; rows are visited in the
+// order of their numbers within a chunk.
+template <typename Body>
+NNOPS_INLINE void for_each_class_chunk(const ClassGeometry& g, int threads, Body body) {
+  for_each_chunk(g, threads, [&](int64_t index, const ClassChunk& chunk) {
+    for (int64_t n = chunk.n_begin; n < chunk.n_end; ++n) {
+      body(index, n, chunk.s_begin, chunk.s_end);
     }
   });
 }

@@ -7,8 +7,11 @@
 #include "ops/nll_loss.h"
 
 #include "cpu/class_rows.h"
+#include "cpu/wide.h"
 
 NNOPS_BEGIN_KERNELS
+
+constexpr int64_t kBlockRows = 64;
 
 template <typename T>
 int64_t nll_loss_forward(void* loss, void* total_weight, const void* input, const void* target,
@@ -18,23 +21,47 @@ int64_t nll_loss_forward(void* loss, void* total_weight, const void* input, cons
   const T* x = static_cast<const T*>(input);
   const T* w = static_cast<const T*>(weight);
   clear_sums(sums, g);
-  for_each_class_chunk(
-      g, threads, [=, &g](int64_t chunk, int64_t n, int64_t s_begin, int64_t s_end) {
-        ClassSums total = sums[chunk];
-        for (int64_t s = s_begin; s < s_end; ++s) {
-          const int64_t row = n * g.spatial + s;
+  for_each_chunk(g, threads, [=, &g](int64_t index, const ClassChunk& chunk) {
+    ClassSums total = sums[index];
+    const auto logit = [=, &g](int64_t n, int64_t s, int64_t t) NNOPS_INLINE_LAMBDA {
+      const bool is_class = t >= 0 && t < g.classes;
+      return is_class ? to_acc(x[n * g.input.n + t * g.input.c + s * g.input.s]) : A{};
+    };
+    const auto add_row = [&](int64_t n, int64_t s, int64_t t, A value) NNOPS_INLINE_LAMBDA {
+      const int64_t row = n * g.spatial + s;
+      A lost{};
+      if (classify(t, row, g, total) == RowKind::kCounts) {
+        const A factor = w ? to_acc(w[t]) : A{1};
+        lost = -factor * value;
+        total.loss += lost;
+        total.weight += factor;
+      }
+      if (g.reduction == Reduction::kNone) y[row] = from_acc<T>(lost);
+    };
+    if (g.spatial > 1) {
+      for (int64_t n = chunk.n_begin; n < chunk.n_end; ++n) {
+        for (int64_t s = chunk.s_begin; s < chunk.s_end; ++s) {
           const int64_t t = class_index(target, g, n, s);
-          A value{};
-          if (classify(t, row, g, total) == RowKind::kCounts) {
-            const A factor = w ? to_acc(w[t]) : A{1};
-            value = -factor * to_acc(x[n * g.input.n + t * g.input.c + s * g.input.s]);
-            total.loss += value;
-            total.weight += factor;
-          }
-          if (g.reduction == Reduction::kNone) y[row] = from_acc<T>(value);
+          add_row(n, s, t, logit(n, s, t));
         }
-        sums[chunk] = total;
-      });
+      }
+      sums[index] = total;
+      return;
+    }
+    // Each logit lies in a row of its own, in a page of its own perhaps: the loads of a block come
+    // before all else, so that many are under way at a time.
+    for (int64_t begin = chunk.n_begin; begin < chunk.n_end; begin += kBlockRows) {
+      int64_t targets[kBlockRows];
+      A values[kBlockRows];
+      const int64_t count = smaller(kBlockRows, chunk.n_end - begin);
+      for (int64_t i = 0; i < count; ++i) {
+        targets[i] = class_index(target, g, begin + i, 0);
+        values[i] = logit(begin + i, 0, targets[i]);
+      }
+      for (int64_t i = 0; i < count; ++i) add_row(begin + i, 0, targets[i], values[i]);
+    }
+    sums[index] = total;
+  });
   finish_loss(y, static_cast<A*>(total_weight), sums, g);
   return first_bad_row(sums, g);
 }
