@@ -49,27 +49,26 @@ void relu_backward(void* grad_input, const void* grad_output, const void* output
   });
 }
 
-// Elements that a vector's bits describe, in whole bytes.
-template <typename T>
-constexpr int64_t kMaskGroup = kMostLanes<T> < 8 ? 8 : kMostLanes<T>;
+// Elements whose bits are written together.
+constexpr int64_t kMaskGroup = 32;
 
 template <typename T>
 void relu_forward_with_mask(void* output, uint8_t* mask, const void* input, int64_t n,
                             int threads) {
   constexpr int kN = kMostLanes<T>;
-  constexpr int64_t kGroup = kMaskGroup<T>;
   T* y = static_cast<T*>(output);
   const T* x = static_cast<const T*>(input);
   parallel_chunks(n, kElementwiseChunk, threads, [=](int64_t begin, int64_t end) {
     int64_t i = begin;
-    for (; i + kGroup <= end; i += kGroup) {
+    for (; i + kMaskGroup <= end; i += kMaskGroup) {
       uint32_t bits = 0;
-      for (int64_t j = 0; j < kGroup; j += kN) {
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < kMaskGroup; j += kN) {
         const auto v = load_lanes<kN>(x + i + j);
         store_lanes<kN>(y + i + j, v < 0 ? decltype(v){} : v);
         bits |= lane_bits<acc_t<T>, kN>(~(v <= 0)) << j;
       }
-      std::memcpy(mask + i / 8, &bits, kGroup / 8);
+      std::memcpy(mask + i / 8, &bits, sizeof(bits));
     }
     for (; i < end; i += 8) {
       uint8_t bits = 0;
@@ -87,15 +86,15 @@ template <typename T>
 void relu_mask_backward(void* grad_input, const void* grad_output, const uint8_t* mask, int64_t n,
                         int threads) {
   constexpr int kN = kMostLanes<T>;
-  constexpr int64_t kGroup = kMaskGroup<T>;
   T* gx = static_cast<T*>(grad_input);
   const T* gy = static_cast<const T*>(grad_output);
   parallel_chunks(n, kElementwiseChunk, threads, [=](int64_t begin, int64_t end) {
     int64_t i = begin;
-    for (; i + kGroup <= end; i += kGroup) {
+    for (; i + kMaskGroup <= end; i += kMaskGroup) {
       uint32_t bits = 0;
-      std::memcpy(&bits, mask + i / 8, kGroup / 8);
-      for (int64_t j = 0; j < kGroup; j += kN) {
+      std::memcpy(&bits, mask + i / 8, sizeof(bits));
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < kMaskGroup; j += kN) {
         const auto passes = mask_from_bits<acc_t<T>, kN>(bits >> j);
         const auto g = load_lanes<kN>(gy + i + j);
         store_lanes<kN>(gx + i + j, passes ? g : decltype(g){});
