@@ -62,15 +62,14 @@ struct LayerPlan {
   std::variant<FusedConv2dPlan, LinearPlan> layer;
   bool has_bias;
   IntList output_sizes;
-  int64_t output_bytes;
 };
 
 struct ChainPlan {
   std::vector<int64_t> signature;  // of the calls that it is for
   std::vector<LayerPlan> layers;
   DType dtype;
-  int64_t scratch_bytes;  // the largest output but the last
-  Choice choice;          // the last one
+  std::array<int64_t, 2> scratch_bytes;  // the largest outputs of layers 0, 2, ... and 1, 3, ...
+  Choice choice;                         // the last one
 };
 
 // Reads the numbers and the parameters of the layers, one layer after the other.
@@ -85,9 +84,10 @@ class Planner {
     plan.dtype = dtype_of(kOp, input_);
     while (number_ < numbers_.size()) {
       LayerPlan layer = next_layer();
-      layer.output_bytes = checked_numel(kOp, layer.output_sizes) * element_size(plan.dtype);
-      const bool is_last = number_ == numbers_.size();
-      if (!is_last) plan.scratch_bytes = std::max(plan.scratch_bytes, layer.output_bytes);
+      const int64_t bytes = checked_numel(kOp, layer.output_sizes) * element_size(plan.dtype);
+      int64_t& most = plan.scratch_bytes[plan.layers.size() % 2];
+      const bool is_last = number_ == numbers_.size();  // which writes the output
+      if (!is_last) most = std::max(most, bytes);
       plan.layers.push_back(std::move(layer));
     }
     plan.choice = last_choice();
@@ -151,7 +151,7 @@ class Planner {
                                                    stride, padding, dilation, groups, tail);
     const IntList sizes = plan.output_sizes();
     current_ = empty_image(sizes, plan.channels_last, plan.dtype, input_);
-    return {plan, has_bias, sizes, 0};
+    return {plan, has_bias, sizes};
   }
 
   LayerPlan linear() {
@@ -185,7 +185,7 @@ class Planner {
     plan.threads = thread_count(g.n * g.in * g.out, kGrainProducts);
     const IntList sizes{g.n, g.out};
     current_ = empty_contiguous(sizes, dtype, input_);
-    return {plan, has_bias, sizes, 0};
+    return {plan, has_bias, sizes};
   }
 
   const DeviceScope& scope_;
@@ -210,17 +210,17 @@ std::vector<int64_t> signature_of(Isa isa, const Tensor& input,
                                   const std::vector<int64_t>& numbers) {
   std::vector<int64_t> signature;
   signature.reserve(numbers.size() + 16 * (parameters.size() + 1));
-  signature = numbers;
-  signature.push_back(static_cast<int64_t>(isa));
-  signature.push_back(static_cast<int64_t>(conv_precision()));
-  signature.push_back(thread_count(std::numeric_limits<int64_t>::max(), 1));
+  signature.assign({static_cast<int64_t>(isa), static_cast<int64_t>(conv_precision()),
+                    thread_count(std::numeric_limits<int64_t>::max(), 1),
+                    static_cast<int64_t>(numbers.size())});
+  signature.insert(signature.end(), numbers.begin(), numbers.end());
   append_signature(&signature, input);
   for (const Tensor& each : parameters) append_signature(&signature, each);
   return signature;
 }
 
 // The calling thread's plan of that signature, made if there is none.
-const ChainPlan& kept_plan(std::vector<int64_t> signature, Planner planner) {
+const ChainPlan& kept_plan(std::vector<int64_t> signature, Planner& planner) {
   static thread_local std::list<ChainPlan> plans;  // the most recently used first
   const auto place = std::find_if(plans.begin(), plans.end(), [&](const ChainPlan& each) {
     return each.signature == signature;
@@ -250,8 +250,8 @@ Tensor run_chain(const ChainPlan& plan, const DeviceScope& scope, const Tensor& 
   const bool begins_linear = std::holds_alternative<LinearPlan>(plan.layers.front().layer);
   const Tensor first = begins_linear ? packed(input) : input;
   // Layers read one and write the other, in turns.
-  const Scratch even(scope, plan.scratch_bytes);
-  const Scratch odd(scope, plan.layers.size() > 2 ? plan.scratch_bytes : 0);
+  const Scratch even(scope, plan.scratch_bytes[0]);
+  const Scratch odd(scope, plan.scratch_bytes[1]);
   const void* read = first.const_data_ptr();
   auto parameter = parameters.begin();
   for (size_t i = 0; i < plan.layers.size(); ++i) {
@@ -283,9 +283,8 @@ Tensor layer_chain(const Tensor& input, const std::vector<Tensor>& parameters,
   const DeviceScope scope(input);
   Planner planner(scope, input, parameters, layers);
   if (!plans_alike(scope.isa())) return run_chain(planner.plan(), scope, input, parameters);
-  return run_chain(
-      kept_plan(signature_of(scope.isa(), input, parameters, layers), std::move(planner)), scope,
-      input, parameters);
+  const ChainPlan& plan = kept_plan(signature_of(scope.isa(), input, parameters, layers), planner);
+  return run_chain(plan, scope, input, parameters);
 }
 
 }  // namespace
