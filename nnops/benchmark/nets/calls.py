@@ -29,9 +29,11 @@ from torch.nn import CrossEntropyLoss, Module, Parameter
 import nnops
 from nnops.benchmark.timing import Contestant
 
-# The threads of one runtime look out for work for some milliseconds after a call; they must not
-# meet the call of the next contestant, who brings threads of his own.
-PAUSE = 0.01
+# The threads of one runtime look out for work for a while after a call, up to 50 ms measured; they
+# must not meet the call of the next contestant, who brings threads of his own. After such a pause
+# the first calls are slow: other threads sleep, and the clock is low.
+PAUSE = 0.1
+WARMING = 0.02
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,9 @@ def contestant(name: str, runner: Runner, labels: Tensor | None, pause: bool) ->
         with torch.set_grad_enabled(training):
             if pause:
                 time.sleep(PAUSE)
-                call()
+                end = time.perf_counter() + WARMING
+                while time.perf_counter() < end:
+                    call()
             yield
 
     return Contestant(name, call, around)
