@@ -18,7 +18,7 @@
 #include "core/isa.h"
 #include "core/tf32.h"
 #include "core/workspace.h"
-#include "layer_state.h"
+#include "read_layers.h"
 #include "ops/conv2d_partition.h"
 #include "ops/conv2d_precision.h"
 #include "ops/conv2d_winners.h"

@@ -110,8 +110,8 @@ struct Conv2dAlgorithm {
   // a byte for each image, which `run` sets where the image is to be computed by another algorithm.
   // In backward_weight, which adds the images up, a single byte stands for the whole result.
   bool flags_images = false;
-  // As `run`, but of the weight itself, for calls for which conv2d_transforms_in_cache. Null: the
-  // weight is always packed.
+  // As `run`, but of the weight itself, for calls for which conv2d_transforms_in_cache and whose
+  // packed weight is not kept. Null: the weight is always packed.
   PerDType<Function> run_unpacked{};
   // How many images `run` computes as fast as one: a batch had best be cut into multiples of it.
   int64_t images_together = 1;

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import nnops
 from nnops.benchmark.timing import Contestant
 from nnops.testing.compare import outputs_of
 from nnops.testing.samples import (
@@ -82,6 +83,17 @@ def _without_mkldnn() -> Iterator[None]:
 def _compiled(function: Function) -> Function:
     compiled: Function = torch.compile(function, dynamic=False)
     return compiled
+
+
+@contextmanager
+def changing_weights() -> Iterator[None]:
+    """For measuring steps of training, where weights stay: packed ones are not found, as in training."""
+    limit = nnops.packed_weight_cache().limit
+    nnops.set_packed_weight_cache(0)
+    try:
+        yield
+    finally:
+        nnops.set_packed_weight_cache(limit)
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,8 @@ def contestant(
 
     @contextmanager
     def around() -> Iterator[None]:
-        with torch.set_grad_enabled(mode.needs_gradients), peer.around():
+        weights = changing_weights() if mode.needs_gradients else nullcontext()
+        with torch.set_grad_enabled(mode.needs_gradients), peer.around(), weights:
             yield
 
     with around():

@@ -16,7 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import CrossEntropyLoss, Module, Parameter
 
 import nnops
+from nnops.benchmark.calls import changing_weights
 from nnops.benchmark.timing import Contestant
 
 # The threads of one runtime look out for work for a while after a call, up to 50 ms measured; they
@@ -181,7 +182,8 @@ def contestant(name: str, runner: Runner, labels: Tensor | None, pause: bool) ->
 
     @contextmanager
     def around() -> Iterator[None]:
-        with torch.set_grad_enabled(training):
+        weights = changing_weights() if training else nullcontext()
+        with torch.set_grad_enabled(training), weights:
             if pause:
                 time.sleep(PAUSE)
                 end = time.perf_counter() + WARMING

@@ -1,4 +1,4 @@
-#include "layer_state.h"
+#include "read_layers.h"
 
 #include <array>
 
