@@ -87,7 +87,7 @@ def _compiled(function: Function) -> Function:
 
 @contextmanager
 def changing_weights() -> Iterator[None]:
-    """For measuring steps of training, where weights stay: packed ones are not found, as in training."""
+    """Packed weights are not found, as in training: here the weights stay, there they change."""
     limit = nnops.packed_weight_cache().limit
     nnops.set_packed_weight_cache(0)
     try:
