@@ -155,6 +155,13 @@ def test_linear(size: int, outputs: int) -> None:
     assert_accurate(actual, expected, reference, "linear")
 
 
+@pytest.mark.parametrize("images", [1, 5])
+def test_linear_without_inputs_is_the_bias(images: int) -> None:
+    w, b = torch.zeros(7, 0), torch.randn(7)
+    output = layer_chain(torch.zeros(images, 0), [w, b], linear(True, False), 0)
+    assert torch.equal(output, b.expand(images, 7))
+
+
 @pytest.mark.parametrize("dtype", FLOATING)
 def test_linear_has_the_same_bits_in_any_batch(dtype: torch.dtype, isa: str) -> None:
     for size in (7, 511, 513, 1100, 2047, 4099):

@@ -60,6 +60,9 @@ NNOPS_INLINE void dot_rows(acc_t<T> (*sums)[kRows], const T* x, int64_t images, 
   constexpr int64_t kBlock = kChain * kLanes<A>;
   constexpr int64_t kLength = kMost == 1 ? kBlock : kBlock / kPieces;
   if (kMost == 1) images = 1;
+  for (int64_t n = 0; n < images; ++n) {
+    for (int r = 0; r < kCount; ++r) sums[n][r] = 0;
+  }
   Wide<A> totals[kMost][kCount];
   for (int64_t begin = 0; begin < size; begin += kLength) {
     const bool begins = kMost == 1 || begin % kBlock == 0;
@@ -77,10 +80,7 @@ NNOPS_INLINE void dot_rows(acc_t<T> (*sums)[kRows], const T* x, int64_t images, 
     const bool ends = kMost == 1 || (begin + piece) % kBlock == 0 || begin + piece == size;
     if (!ends) continue;
     for (int64_t n = 0; n < images; ++n) {
-      for (int r = 0; r < kCount; ++r) {
-        const A sum = lane_sum(totals[n][r]);
-        sums[n][r] = begin < kBlock ? A{0} + sum : sums[n][r] + sum;
-      }
+      for (int r = 0; r < kCount; ++r) sums[n][r] += lane_sum(totals[n][r]);
     }
   }
 }
