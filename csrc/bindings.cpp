@@ -18,11 +18,11 @@
 #include "core/isa.h"
 #include "core/tf32.h"
 #include "core/workspace.h"
-#include "read_layers.h"
 #include "ops/conv2d_partition.h"
 #include "ops/conv2d_precision.h"
 #include "ops/conv2d_winners.h"
 #include "ops/packed_weights.h"
+#include "read_layers.h"
 
 namespace py = pybind11;
 
@@ -153,9 +153,9 @@ PYBIND11_MODULE(_C, module) {
       },
       "(bytes in use, packed weights kept, calls that found theirs since the process began).");
   module.def("read_layers", &nnops::read_layers, py::arg("modules"), py::arg("kinds"),
-             py::arg("attributes"), py::arg("tensors"),
-             "(parameters, values of the attributes) of plain modules of these kinds, None for "
-             "others.");
+             py::arg("attributes"), py::arg("with_weights"), py::arg("tensors"),
+             "(parameters, what else a layer's numbers depend on) of plain modules of these kinds, "
+             "None for others.");
   using Lists = std::map<std::string, std::vector<std::string>>;
   module.def(
       "algorithms",

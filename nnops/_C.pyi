@@ -26,6 +26,7 @@ def read_layers(
     modules: tuple[Any, ...],
     kinds: tuple[tuple[type, ...], ...],
     attributes: dict[type, tuple[str, ...]],
+    with_weights: tuple[type, ...],
     tensors: tuple[type, ...],
 ) -> tuple[list[Any], list[Any]] | None: ...
 

@@ -267,6 +267,54 @@ def test_where_linear_layers_run_one_by_one(calls: Calls) -> None:
         ours.eval()(torch.randn(2, 35))
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_runs_one_by_one(calls: Calls) -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)).eval()
+    nested = torch.nested.nested_tensor([torch.randn(2, 6), torch.randn(4, 6)])
+    ours: Any = nnops.convert(model)
+    output, count = calls.during(lambda: ours(nested))
+    assert count == 0
+    for actual, expected in zip(output.unbind(), model(nested).unbind(), strict=True):
+        assert_same(actual, expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(net[0], "weight", nn.Parameter(torch.randn(4, 3, 5, 5))),
+        lambda net: net[2].stride.__setitem__(0, 1),
+        lambda net: setattr(net[3], "dilation", [2, 1]),
+        lambda net: setattr(net[0], "bias", None),
+    ],
+    ids=["kernel size under padding='same'", "list", "a list for a tuple", "no bias"],
+)
+def test_what_the_numbers_depend_on_is_seen(change: Any, calls: Calls) -> None:
+    def make() -> nn.Sequential:
+        first = nn.Conv2d(3, 4, 3, padding="same")
+        pool = nn.MaxPool2d([2, 2], [2, 2])  # type: ignore[arg-type]
+        return nn.Sequential(first, nn.ReLU(), pool, nn.Conv2d(4, 4, 3, padding="same"), nn.ReLU())
+
+    model, ours, x = converted(make, (3, 8, 8))
+    assert calls.during(lambda: ours(x))[1] == 1
+    reference = copy.deepcopy(model)
+    torch.manual_seed(1)
+    change(ours)
+    torch.manual_seed(1)
+    change(reference)
+    for _ in range(3):
+        assert_same(ours(x), reference(x))
+
+
+def test_a_weight_that_is_no_parameter_runs_one_by_one(calls: Calls) -> None:
+    model, ours, x = converted(classifier, (36,))
+    weight = model[1].weight.detach().clone()
+    del ours[1].weight
+    ours[1].weight = weight
+    output, count = calls.during(lambda: ours(x))
+    assert count == 0
+    assert_same(output, nn.Sequential(*ours)(x))
+
+
 def test_the_report_names_the_linear_layers_of_a_run() -> None:
     when = "up to 8 images without gradients,"
     for make, notes in (

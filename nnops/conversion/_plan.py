@@ -72,7 +72,7 @@ class Variant:
     source: str
     # A Chain, a constant of a guard, or "module:name" of what is imported.
     names: dict[str, Any]
-    guarded: bool  # whether `holds` asks anything
+    guarded: bool = True  # whether `holds` asks anything
     holds: Callable[[Module], bool] = field(init=False)
     run: Callable[..., Any] = field(init=False)
     scope: dict[str, Any] = field(init=False)

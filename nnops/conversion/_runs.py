@@ -54,6 +54,7 @@ _ATTRIBUTES: dict[type, tuple[str, ...]] = {
     Flatten: ("start_dim", "end_dim"),
     Dropout: ("training",),
 }
+_WITH_WEIGHTS = (Conv2d, Linear)
 _PLAIN_TENSORS = (Parameter, Tensor)
 
 
@@ -106,7 +107,9 @@ class LayerRun:
         if torch.compiler.is_compiling():
             output = self._in_graph(input, modules) if is_plain_graph() else None
             return self._one_by_one(input, modules) if output is None else output
-        sizes = input.shape if type(input) is Tensor else ()
+        # A nested tensor has dimensions, but no sizes.
+        fits = type(input) is Tensor and input.dim() == self._dimensions
+        sizes = input.shape if fits else ()
         read = self._read(modules) if self._applies(input, sizes) else None
         if read is None:
             return self._one_by_one(input, modules)
@@ -140,7 +143,7 @@ class LayerRun:
 
     def _applies(self, input: Tensor, sizes: tuple[int, ...]) -> bool:
         return (
-            len(sizes) == self._dimensions
+            len(sizes) > 0
             and sizes[0] <= MOST_IMAGES
             and input.is_cpu
             and not dispatch_modes()
@@ -172,7 +175,7 @@ class LayerRun:
             return None
         parameters: list[Tensor] = []
         for module in modules:
-            if type(module) in (Conv2d, Linear):
+            if type(module) in _WITH_WEIGHTS:
                 held = module.__dict__["_parameters"]
                 parameters += [each for each in (held["weight"], held["bias"]) if each is not None]
         if _is_differentiated(input, parameters):
@@ -197,7 +200,7 @@ class LayerRun:
 
     def _read(self, modules: tuple[Any, ...]) -> tuple[list[Tensor], list[Any]] | None:
         """The parameters in order, and what the numbers depend on; None if a layer changed."""
-        return _C.read_layers(modules, self._classes, _ATTRIBUTES, _PLAIN_TENSORS)
+        return _C.read_layers(modules, self._classes, _ATTRIBUTES, _WITH_WEIGHTS, _PLAIN_TENSORS)
 
     def _numbers(self, input: Tensor, modules: tuple[Any, ...]) -> tuple[list[int], int] | None:
         """The layers as the operator takes them, and the precision; None for what it has not."""
