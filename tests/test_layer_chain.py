@@ -203,6 +203,7 @@ def test_opcheck() -> None:
         ([7, 0, 0], 1, "unknown kind of layer, 7"),
         (linear(True, False), 1, "too few parameters, 1"),
         (linear(False, False), 0, "too few parameters, 0"),
+        (linear(False, False), 2, "too many parameters, 2"),
     ],
 )
 def test_wrong_layers(layers: list[int], parameters: int, match: str) -> None:

@@ -65,6 +65,7 @@ struct OrderedWeight {
   Function run;
   const void* data;
   bool transformed_in_run;                    // by each part of the work, for itself
+  int64_t packed_bytes = 0;                   // of its packed form, whether or not it is used
   std::shared_ptr<const Workspace> keeper{};  // of `data`, or null
 };
 template <typename Function>
@@ -87,8 +88,8 @@ OrderedWeight<Function> ordered_weight(const Conv2dAlgorithm<Function>& algorith
       run_unpacked != nullptr &&
       conv2d_transforms_in_cache(g.n * std::max(g.h * g.w, g.oh * g.ow), g.oc * (g.c / g.groups));
   auto packed = transforms_in_run ? kept_packed_weights(request) : packed_weights(request);
-  if (packed == nullptr) return {run_unpacked, weight.data, true};
-  return {run, packed->data(), false, packed};
+  if (packed == nullptr) return {run_unpacked, weight.data, true, request.packed_bytes};
+  return {run, packed->data(), false, request.packed_bytes, packed};
 }
 
 // The first algorithm, of those that pay, that leaves out no image; `image` is what another one

@@ -43,12 +43,10 @@ std::shared_ptr<const Workspace> set_convolution(FusedConv2dCall& call,
                                                  const Conv2dForward& algorithm,
                                                  const WeightMemory& weight, DType dtype) {
   const Conv2dGeometry& g = call.g.conv;
-  const Conv2dGeometry packing = forward_packing_geometry(g);
-  auto ordered = ordered_weight(algorithm, weight, dtype, g, packing);
+  auto ordered = ordered_weight(algorithm, weight, dtype, g, forward_packing_geometry(g));
   call.conv = ordered.run;
   call.conv_workspace = algorithm.workspace_bytes.entries[static_cast<int>(dtype)];
-  const auto packed_bytes = algorithm.packed_bytes.entries[static_cast<int>(dtype)];
-  call.packed_bytes = packed_bytes != nullptr ? packed_bytes(packing) : 0;
+  call.packed_bytes = ordered.packed_bytes;
   call.together = algorithm.images_together;
   call.unpacked = ordered.transformed_in_run;
   call.weight = ordered.data;

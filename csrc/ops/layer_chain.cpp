@@ -90,6 +90,8 @@ class Planner {
       if (!is_last) most = std::max(most, bytes);
       plan.layers.push_back(std::move(layer));
     }
+    NNOPS_CHECK(parameter_ == parameters_.size(), kOp, ": too many parameters, ",
+                parameters_.size());
     plan.choice = last_choice();
     return plan;
   }

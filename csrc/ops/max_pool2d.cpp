@@ -98,7 +98,8 @@ std::string supports_backward_phases(const Pool2dGeometry& g, DType dtype) {
   // Vectors of narrow rows are half empty; with padding scatter's checks cost more than that.
   const bool padded = g.pad_h > 0 || g.pad_w > 0;
   const int64_t least = dtype == DType::kFloat32 ? 6 : 8;
-  if (g.ow < least && !padded) return "only for rows of 6 windows in float32, 8, or with padding";
+  if (g.ow < least && !padded)
+    return "only for rows of at least 6 windows (8 but in float32), or with padding";
   if (g.oh * g.ow < g.ow + kPhaseReach) return "only for planes of a row and 16 windows or more";
   return g.ow > kMostPhaseColumns ? "only for rows of at most 512 windows" : "";
 }

@@ -168,10 +168,6 @@ std::shared_ptr<const Workspace> pack_now(const PackingRequest& request) {
   return packed;
 }
 
-}  // namespace
-
-namespace {
-
 // Whether weights of such a request may be kept from call to call.
 bool may_be_kept(const PackingRequest& request) {
   return request.weight_bytes >= kLeastBytes && request.pixels <= kMostPixels &&
@@ -202,7 +198,8 @@ std::shared_ptr<const Workspace> packed_weights(const PackingRequest& request) {
 }
 
 std::shared_ptr<const Workspace> kept_packed_weights(const PackingRequest& request) {
-  if (!may_be_kept(request) || request.packed_bytes > kMostOptionalBytes) return nullptr;
+  const int64_t most = std::min(kMostOptionalBytes, Cache::instance().limit());
+  if (!may_be_kept(request) || request.packed_bytes > most) return nullptr;
   return looked_up(request, true);
 }
 

@@ -9,8 +9,8 @@
 // and pass) say where its packed form would be. The first call with new bytes keeps their
 // fingerprint alone, the next one with the same bytes the packed weights too: a weight that
 // training changes at every step costs its fingerprint, one that stays (inference, frozen layers)
-// is packed twice in all. Who can do without the packed form asks ever less often for a weight that
-// keeps changing.
+// is packed twice in all. Who can do without the packed form has it packed once, and asks ever less
+// often for a weight that keeps changing.
 //
 // The least recently used go first when all would take more than the limit. What a call uses lives
 // until the call ends, whatever others evict. Safe from many threads and across fork.
@@ -36,7 +36,7 @@ struct PackingRequest {
 
 std::shared_ptr<const Workspace> packed_weights(const PackingRequest& request);
 // The same for a caller who can do without: null where the bytes are not known to have stayed, and
-// for weights that are not kept.
+// for weights that are not kept or take more than 16 MB packed.
 std::shared_ptr<const Workspace> kept_packed_weights(const PackingRequest& request);
 
 // Bytes that packed weights may take; 0 keeps none. NNOPS_PACKED_WEIGHTS sets it at the start.
