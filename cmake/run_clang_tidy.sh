@@ -11,7 +11,7 @@ omp="$(dirname "$("${CXX:-g++}" -print-file-name=include/omp.h)")"
 
 {
   find csrc/core csrc/ops -name '*.cpp'
-  echo csrc/bindings.cpp
+  find csrc -maxdepth 1 -name '*.cpp'
   find csrc/cpu -name '*.cpp' | while read -r kernel; do
     for level in default avx2 avx512; do
       copy="$build/isa/$level/${kernel#csrc/cpu/}"
