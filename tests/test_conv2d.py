@@ -248,6 +248,23 @@ def test_every_algorithm_has_the_same_bits_on_any_number_of_threads(
         torch.set_num_threads(before)
 
 
+@pytest.mark.skipif("cuda" in _C.available_isas(), reason="an algorithm of the CPU")
+def test_strips_of_unlike_widths_are_computed_at_once(isa: str) -> None:
+    """Of 259 columns a strip of grouped_channels has 130, the next 129: threads share no width."""
+    x = torch.randn(2, 8, 24, 520).to(memory_format=torch.channels_last)
+    w = torch.randn(16, 1, 3, 3)
+    before = torch.get_num_threads()
+    try:
+        with forced_algorithm("conv2d", "grouped_channels"):
+            torch.set_num_threads(1)
+            expected = F.conv2d(x, w, stride=2, groups=8)
+            torch.set_num_threads(4)
+            for _ in range(40):
+                assert torch.equal(F.conv2d(x, w, stride=2, groups=8), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_every_algorithm_computes_an_image_as_in_any_batch(algorithm: str) -> None:
     for name, args, parameters in awkward_problems(algorithm):
         x, w, b = args

@@ -199,9 +199,7 @@ void run_grouped_pass(T* written, const T* read, const T* weight, const T* bias,
   A* packed = static_cast<A*>(workspace);
   A* per_thread = packed + plan.packed_size();
   const int64_t spread_row_size = plan.read_columns * kBlock;
-  TapAxis x = pass.x;
-  x.first = 0;  // the spread rows begin where the strip's first element reads
-  const ChannelsFunctions<T, A> functions = channels_functions_of<T, A>(x);
+  const ChannelsFunctions<T, A> functions = channels_functions_of<T, A>(pass.x);
   in_parallel(threads, [&] {
     A* spread = per_thread + thread_index() * plan.spread_size;
     LaneSources<A> lanes;
@@ -249,6 +247,8 @@ void run_grouped_pass(T* written, const T* read, const T* weight, const T* bias,
       const int64_t written_step = pass.x.out_step * pass.written.w;
       T row[kSpreadColumns * kBlock];
       task.written_step = beside ? kBlock : written_step;
+      TapAxis x = pass.x;
+      x.first = 0;  // the spread rows begin where the strip's first element reads
       x.grid = strip.width;
       x.limit = (x.grid - 1) * x.step + (x.taps - 1) * x.gap + 1;
       for (int64_t y = 0; y < strip.height; ++y) {
