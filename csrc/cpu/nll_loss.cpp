@@ -13,6 +13,17 @@ NNOPS_BEGIN_KERNELS
 
 constexpr int64_t kBlockRows = 64;
 
+// A product that no sum is to swallow unrounded: reduction "sum" adds up what "none" gives.
+template <typename A>
+NNOPS_INLINE A rounded(A product) {
+#if defined(__SSE2__)
+  asm("" : "+x"(product));
+#else
+  asm("" : "+m"(product));
+#endif
+  return product;
+}
+
 template <typename T>
 int64_t nll_loss_forward(void* loss, void* total_weight, const void* input, const void* target,
                          const void* weight, ClassSums* sums, const ClassGeometry& g, int threads) {
@@ -32,7 +43,7 @@ int64_t nll_loss_forward(void* loss, void* total_weight, const void* input, cons
       A lost{};
       if (classify(t, row, g, total) == RowKind::kCounts) {
         const A factor = w ? to_acc(w[t]) : A{1};
-        lost = -factor * value;
+        lost = rounded(-factor * value);
         total.loss += lost;
         total.weight += factor;
       }
