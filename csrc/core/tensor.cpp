@@ -280,7 +280,7 @@ std::optional<Tensor> packed(const std::optional<Tensor>& tensor) {
   if (!tensor.has_value()) return std::nullopt;
   return packed(*tensor);
 }
-const void* data_of(const std::optional<Tensor>& tensor) {
+const void* data_or_null(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
 }
 

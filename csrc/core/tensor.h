@@ -74,7 +74,7 @@ Tensor packed_image(const Tensor& tensor, bool channels_last);
 Tensor packed(const Tensor& tensor);
 std::optional<Tensor> packed(const std::optional<Tensor>& tensor);
 // The memory of a tensor that may be missing; null if it is.
-const void* data_of(const std::optional<Tensor>& tensor);
+const void* data_or_null(const std::optional<Tensor>& tensor);
 
 // Appends what a kernel can tell of the tensor but its memory: dtype, device, sizes and strides. It
 // has passed check_device.

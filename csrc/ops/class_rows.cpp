@@ -173,8 +173,4 @@ DType accumulate_dtype(DType dtype) {
   return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
 }
 
-const void* data_or_null(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
-}
-
 }  // namespace nnops

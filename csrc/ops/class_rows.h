@@ -57,6 +57,4 @@ inline int64_t sums_bytes(const ClassGeometry& g) {
 // The type that sums and logarithms are kept in: float64 for float64, else float32.
 DType accumulate_dtype(DType dtype);
 
-const void* data_or_null(const std::optional<Tensor>& tensor);
-
 }  // namespace nnops

@@ -138,7 +138,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
         ordered_weight(call.algorithm, memory, dtype, call.g, forward_packing_geometry(g));
     ordered.run(from_image(output.mutable_data_ptr(), call.first_image, g.output, dtype),
                 from_image(input.const_data_ptr(), call.first_image, g.input, dtype), ordered.data,
-                data_of(packed_bias), call.g, call.workspace, call.threads);
+                data_or_null(packed_bias), call.g, call.workspace, call.threads);
   });
   return output;
 }

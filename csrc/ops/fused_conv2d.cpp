@@ -181,7 +181,7 @@ Result fused_conv2d(const char* op, const Tensor& input, const Tensor& weight,
   }
   memory.input = input.const_data_ptr();
   memory.weight = weight.const_data_ptr();
-  memory.bias = data_of(packed_bias);
+  memory.bias = data_or_null(packed_bias);
   run_fused_conv2d(plan, scope, memory);
   return result;
 }

@@ -265,11 +265,12 @@ Tensor run_chain(const ChainPlan& plan, const DeviceScope& scope, const Tensor& 
         layer.has_bias ? packed(std::make_optional(*parameter++)) : std::nullopt;
     if (const auto* convolution = std::get_if<FusedConv2dPlan>(&layer.layer)) {
       run_fused_conv2d(*convolution, scope,
-                       {written, nullptr, read, weight.const_data_ptr(), data_of(bias)});
+                       {written, nullptr, read, weight.const_data_ptr(), data_or_null(bias)});
     } else {
       const auto& linear = std::get<LinearPlan>(layer.layer);
       const Tensor rows = packed(weight);
-      linear.run(written, read, rows.const_data_ptr(), data_of(bias), linear.g, linear.threads);
+      linear.run(written, read, rows.const_data_ptr(), data_or_null(bias), linear.g,
+                 linear.threads);
     }
     read = written;
   }
