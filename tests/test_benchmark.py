@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import nnops.nn.functional as F
 from nnops import _C
 from nnops.__main__ import app
-from nnops.benchmark import engine, goals, limits, results
+from nnops.benchmark import engine, goals, limits, report, results
 from nnops.benchmark.calls import (
     EAGER,
     PEERS,
@@ -227,6 +227,22 @@ def test_summary_holds_means_and_worst_against_the_goal_of_the_isa() -> None:
     for percent, met in ((89.0, False), (91.0, True)):
         large = row(op="mse_loss", mode="fwd", sample="2^24", percent_of_limit=percent)
         assert [line.met for line in goals.summary([large])] == [met]
+
+
+def test_goals_as_markdown_begin_with_what_is_missed() -> None:
+    settings: list[dict[str, object]] = [{}, {"threads": 2}, {"isa": "avx2"}]
+    rows = [row(4.0, **setting) for setting in settings]
+    rows += [row(9.0, op="mse_loss", **setting) for setting in settings[:2]]
+    rows.append(row(1.0, op="mse_loss", sample="b", threads=2))
+    heads, _, first, second = report.goals_markdown(goals.summary(rows)).splitlines()
+    assert heads.split(" | ")[7:] == [
+        "avx512, 2 thr, a CPU",
+        "avx512, 1 thr, a CPU",
+        "avx2, 1 thr, a CPU |",
+    ]
+    assert first.startswith("| mse_loss | full |")
+    assert first.endswith("| **3 of 5**; **1 of 2 (b)** | 9 of 5; 9 of 2 (2^12) |  |")
+    assert second.endswith("| 4 of 1.04; 4 of 0.76 (2^12) |") and "**" not in second
 
 
 def test_summary_says_what_rows_at_their_limits_would_have() -> None:
@@ -616,7 +632,9 @@ def test_bench_writes_rows_tables_and_plots_and_compare_reads_them(tmp_path: Pat
     old = slowed("old.jsonl", 1)
     assert "0 slower" in run("bench-compare", old, old)
     assert "0 slower" not in run("bench-compare", old, slowed("slower.jsonl", 100), code=1)
-    assert "relu" in run("bench-report", str(out))
+    markdown = tmp_path / "goals.md"
+    assert "relu" in run("bench-report", str(out), "--markdown", str(markdown))
+    assert "| relu | full |" in markdown.read_text()
 
 
 def test_many_rows_are_drawn_in_order_with_the_worst_named(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def _matches(text: str, pattern: str) -> bool:
 
 @dataclass(frozen=True)
 class Line:
-    """Rows of one list, dtype, ISA and thread count, summed up: of a goal, or a class without."""
+    """Rows of one list, dtype and setting, summed up: of a goal, or of a class without one."""
 
     op: str
     mode: str
@@ -70,6 +70,7 @@ class Line:
     dtype: str
     isa: str
     threads: int
+    cpu: str
     rows: int
     geomean: float
     worst: float
@@ -141,7 +142,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def summary(rows: Iterable[Row]) -> list[Line]:
-    """Per list, dtype, ISA and thread count a line for each goal, then for each class without.
+    """Per list, dtype, ISA, CPU and thread count a line for each goal, then each class without.
 
     Bytes, the price of a call and the layers of a net are no matter of classes: where no goal
     covers them, their rows say it all.
@@ -163,7 +164,7 @@ def _has_class(row: Row) -> bool:
 
 
 def _setting(row: Row) -> tuple[str | int, ...]:
-    return (row.isa, row.threads, row.dtype, row.shape_list)
+    return (row.isa, row.cpu, row.threads, row.dtype, row.shape_list)
 
 
 def _class(row: Row) -> tuple[str, ...]:
@@ -192,6 +193,7 @@ def _line(rows: list[Row], goal: Goal | None) -> Line:
         dtype=first.dtype,
         isa=first.isa,
         threads=first.threads,
+        cpu=first.cpu,
         rows=len(measured),
         geomean=geometric_mean([ratio for ratio, _ in measured]),
         worst=worst,

@@ -161,6 +161,45 @@ def summary_table(lines: Iterable[Line]) -> Table:
     return table
 
 
+def goals_markdown(lines: Iterable[Line]) -> str:
+    """A row per goal, a column per CPU, ISA and thread count; the goals that are missed first."""
+    by_goal: dict[tuple[str, ...], dict[tuple[str, str, int], Line]] = {}
+    for line in lines:
+        if line.goal is not None:
+            name = (line.op, line.mode, line.layout, line.kernel_class, line.sample, line.dtype)
+            setting = (line.isa, line.cpu, line.threads)
+            by_goal.setdefault((*name, line.shape_list), {})[setting] = line
+    settings = sorted({setting for found in by_goal.values() for setting in found}, reverse=True)
+
+    def share_met(name_and_lines: tuple[object, dict[tuple[str, str, int], Line]]) -> float:
+        found = name_and_lines[1].values()
+        return sum(bool(line.met) for line in found) / len(found)
+
+    heads = ["op", "mode", "layout", "class", "sample", "dtype", "list"]
+    heads += [f"{isa}, {threads} thr, {cpu}" for isa, cpu, threads in settings]
+    table = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for labels, found in sorted(by_goal.items(), key=share_met):
+        cells = [_goal_cell(found[each]) if each in found else "" for each in settings]
+        names = [text.replace("*", "\\*") for text in labels]
+        table.append(f"| {' | '.join((*names, *cells))} |")
+    return "\n".join(table) + "\n"
+
+
+def _goal_cell(line: Line) -> str:
+    """Mean, worst row and share of the limit, each of what the goal asks for; missed in bold."""
+    assert line.goal is not None
+    parts = [f"{line.errors} errors"] if line.errors else []
+    for figure, wanted, unit, sample in (
+        (line.geomean, line.goal.geomean, "", ""),
+        (line.worst, line.goal.floor, "", f" ({line.worst_sample})"),
+        (line.least_percent, line.goal.percent, " %", ""),
+    ):
+        if wanted is not None:
+            text = f"{_number(figure)} of {_number(wanted)}{unit}{sample}"
+            parts.append(text if figure >= wanted else f"**{text}**")
+    return "; ".join(parts)
+
+
 def comparison_table(comparison: Comparison) -> Table:
     """Regressions first, then by factor; what is within the noise stays grey."""
 

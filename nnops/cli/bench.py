@@ -172,11 +172,14 @@ def bench(
 def bench_report(
     files: Annotated[list[Path], typer.Argument(help="result files, read as one")],
     plot: Annotated[Path | None, typer.Option(help="draw the plots into this folder")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="write what came of the goals here")] = None,
 ) -> None:
     """Print the tables of result files again, and draw their plots."""
     console = _console()
     measured = results.read(files)
     _show(measured, console)
+    if markdown is not None:
+        markdown.write_text(report.goals_markdown(goals.summary(measured.rows)))
     if plot is not None:
         _plot(measured, plot.with_suffix(".jsonl"), console)
 
