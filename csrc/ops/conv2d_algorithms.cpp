@@ -404,7 +404,9 @@ constexpr Conv2dCandidate<Conv2dBackwardWeight> kBackwardWeightCpu[] = {
      [](const Conv2dGeometry& g, DType) { return weight_fits_transposed(g); }},
     {"depthwise_dots",
      [](const Conv2dGeometry& g, DType dtype) -> std::string {
-       return g.c != g.groups ? "more than one input channel a group" : floating_only(g, dtype);
+       if (g.c != g.groups) return "more than one input channel a group";
+       if (g.kw > kConv2dLongestChain) return "too many columns of the kernel";
+       return floating_only(g, dtype);
      },
      &Conv2dKernels::backward_weight_depthwise_dots,
      [](const Conv2dGeometry& g, DType) { return dots_pay(g); }},
