@@ -1,13 +1,22 @@
-// A linear layer on the CPU, for a few rows of input: see ops/linear.h.
+// A linear layer on the CPU and its gradients, for a few rows of input: see ops/linear.h. The
+// weight is larger than anything else: it is read, or its gradient written, as rarely as can be.
+// bfloat16 and float16 are summed in float.
 //
-// A sum goes along the input in virtual lanes, kRows outputs at a time so that the additions do not
-// wait for each other; lanes are added pairwise after kBlock elements, and the blocks' sums in
-// order. The bias comes last. bfloat16 and float16 are summed in float.
+// forward. A sum goes along the input in virtual lanes, kRows outputs at a time so that the
+// additions do not wait for each other; lanes are added pairwise after kBlock elements, and the
+// blocks' sums in order. The bias comes last. The weight comes from memory once for every kImages
+// rows of the input: a piece of it is multiplied with all of them while it is in L1, and the next
+// piece is fetched meanwhile. Parallel over outputs.
 //
-// The weight comes from memory once for every kImages rows of the input: a piece of it is
-// multiplied with all of them while it is in L1, and the next piece is fetched meanwhile.
+// backward_input. Vectors go along the inputs, some columns of the weight at a time: kChain rows of
+// them stay in the cache while the sums of all rows of the gradient are added to, kRows products at
+// a time; the next rows are fetched meanwhile. A sum is chains of kChain outputs, added in order.
+// Parallel over columns.
 //
-// Parallel over outputs; no sum is split.
+// backward_weight. Vectors go along the inputs, too; a sum is one chain over the rows of input.
+// Some columns of these stay in the cache while the weight's rows are written. Parallel over them.
+//
+// No sum is split among threads, and none of forward or backward_input knows of other rows.
 #include "ops/linear.h"
 
 #include "cpu/wide.h"
@@ -126,9 +135,167 @@ void linear_forward(void* output, const void* input, const void* weight, const v
   });
 }
 
+// --- the gradient of the input ------------------------------------------------------------------
+
+constexpr int64_t kColumns = 512;
+constexpr int64_t kTogether = 4;       // images whose sums are added to together
+constexpr int64_t kMostTogether = 16;  // images for which the weight comes from memory once
+
+// sums[n][i] += the products of `count` rows of the weight, for kCount images n, whose sums are
+// `width` apart, and `columns` columns; `gradients` points at the rows' first factors, `pitch`
+// apart from image to image.
+template <typename T, int kCount>
+NNOPS_INLINE void add_rows(acc_t<T>* sums, int64_t width, const T* gradients, int64_t pitch,
+                           const T* rows, int64_t stride, int64_t columns, int64_t count,
+                           bool fetches) {
+  using A = acc_t<T>;
+  using V = Wide<A>;
+  const auto add = [&](auto rows_at_once, const T* weight, const T* factors) NNOPS_INLINE_LAMBDA {
+    constexpr int kAtOnce = decltype(rows_at_once)::value;
+    A factor[kCount][kAtOnce];
+#pragma GCC unroll 4
+    for (int n = 0; n < kCount; ++n) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kAtOnce; ++r) factor[n][r] = to_acc(factors[n * pitch + r]);
+    }
+    const auto add_vector = [&](int64_t i, auto read_row) NNOPS_INLINE_LAMBDA {
+      V weights[kAtOnce];
+#pragma GCC unroll 4
+      for (int r = 0; r < kAtOnce; ++r) weights[r] = read_row(weight + r * stride + i);
+#pragma GCC unroll 4
+      for (int n = 0; n < kCount; ++n) {
+        V sum = read<V>(static_cast<const A*>(sums) + n * width + i);
+#pragma GCC unroll 4
+        for (int r = 0; r < kAtOnce; ++r) sum += weights[r] * factor[n][r];
+        write(sums + n * width + i, sum);
+      }
+    };
+    int64_t i = 0;
+    for (; i + kLanes<A> <= columns; i += kLanes<A>) {
+      add_vector(i, [](const T* p) NNOPS_INLINE_LAMBDA { return read<V>(p); });
+      if (fetches) {
+#pragma GCC unroll 4
+        for (int r = 0; r < kAtOnce; ++r) {
+          __builtin_prefetch(weight + (kAtOnce + r) * stride + i, 0, 3);
+        }
+      }
+    }
+    if (i < columns) {
+      add_vector(i, [&](const T* p) NNOPS_INLINE_LAMBDA { return read_first<V>(p, columns - i); });
+    }
+  };
+  int64_t o = 0;
+  for (; o + kRows <= count; o += kRows) {
+    add(std::integral_constant<int, kRows>{}, rows + o * stride, gradients + o);
+  }
+  for (; o < count; ++o) {
+    add(std::integral_constant<int, 1>{}, rows + o * stride, gradients + o);
+  }
+}
+
+template <typename T>
+void linear_backward_input(void* grad_input, const void* grad_output, const void* weight,
+                           const LinearGeometry& g, int threads) {
+  using A = acc_t<T>;
+  using V = Wide<A>;
+  T* gx = static_cast<T*>(grad_input);
+  const T* gy = static_cast<const T*>(grad_output);
+  const T* w = static_cast<const T*>(weight);
+  // Of few images the sums of more columns fit: long runs of memory are read faster.
+  const int64_t most = g.n < kTogether ? kTogether * kColumns : kColumns;
+  const int64_t share = (g.in + threads - 1) / threads;
+  const int64_t width = smaller(most, share / kLanes<A> * kLanes<A> + kLanes<A>);
+  parallel_chunks(g.in, width, threads, [&](int64_t begin, int64_t end) {
+    const int64_t columns = end - begin;
+    alignas(64) A totals[kMostTogether * kColumns];
+    alignas(64) A sums[kTogether * kColumns];
+    for (int64_t n0 = 0; n0 < g.n; n0 += kMostTogether) {
+      const int64_t images = smaller(kMostTogether, g.n - n0);
+      for (int64_t i = 0; i < images * width; ++i) totals[i] = 0;
+      for (int64_t o = 0; o < g.out; o += kChain) {
+        const int64_t count = smaller(kChain, g.out - o);
+        const T* rows = w + o * g.in + begin;
+        for (int64_t n = 0; n < images;) {
+          const int64_t together = n + kTogether <= images ? kTogether : 1;
+          for (int64_t i = 0; i < together * width; ++i) sums[i] = 0;
+          const T* factors = gy + (n0 + n) * g.out + o;
+          if (together == kTogether) {
+            add_rows<T, kTogether>(sums, width, factors, g.out, rows, g.in, columns, count, n == 0);
+          } else {
+            add_rows<T, 1>(sums, width, factors, g.out, rows, g.in, columns, count, n == 0);
+          }
+          A* total = totals + n * width;
+          for (int64_t i = 0; i < together * width; i += kLanes<A>) {
+            write(total + i, read<V>(static_cast<const A*>(total) + i) +
+                                 read<V>(static_cast<const A*>(sums) + i));
+          }
+          n += together;
+        }
+      }
+      for (int64_t n = 0; n < images; ++n) {
+        T* row = gx + (n0 + n) * g.in + begin;
+        for (int64_t i = 0; i < columns; ++i) row[i] = from_acc<T>(totals[n * width + i]);
+      }
+    }
+  });
+}
+
+// --- the gradient of the weight -----------------------------------------------------------------
+
+// kCount rows of the gradient, `columns` of their columns.
+template <typename T, int kCount>
+NNOPS_INLINE void write_rows(T* written, const T* gradients, const T* x, const LinearGeometry& g,
+                             int64_t columns) {
+  using A = acc_t<T>;
+  using V = Wide<A>;
+  const auto sums_of = [&](V* sums, auto read_row) NNOPS_INLINE_LAMBDA {
+    for (int64_t n = 0; n < g.n; ++n) {
+      const V pixels = read_row(x + n * g.in);
+#pragma GCC unroll 4
+      for (int r = 0; r < kCount; ++r) sums[r] += pixels * to_acc(gradients[n * g.out + r]);
+    }
+  };
+  int64_t i = 0;
+  for (; i + kLanes<A> <= columns; i += kLanes<A>) {
+    V sums[kCount] = {};
+    sums_of(sums, [&](const T* p) NNOPS_INLINE_LAMBDA { return read<V>(p + i); });
+#pragma GCC unroll 4
+    for (int r = 0; r < kCount; ++r) write(written + r * g.in + i, sums[r]);
+  }
+  if (i < columns) {
+    V sums[kCount] = {};
+    sums_of(sums,
+            [&](const T* p) NNOPS_INLINE_LAMBDA { return read_first<V>(p + i, columns - i); });
+#pragma GCC unroll 4
+    for (int r = 0; r < kCount; ++r) write_first(written + r * g.in + i, sums[r], columns - i);
+  }
+}
+
+template <typename T>
+void linear_backward_weight(void* grad_weight, const void* grad_output, const void* input,
+                            const LinearGeometry& g, int threads) {
+  T* gw = static_cast<T*>(grad_weight);
+  const T* gy = static_cast<const T*>(grad_output);
+  const T* x = static_cast<const T*>(input);
+  // Rows enough that the columns' pieces of the input are worth fetching.
+  constexpr int64_t kWrittenRows = 16 * kRows;
+  parallel_chunks(g.out, kWrittenRows, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = 0; i < g.in; i += kColumns) {
+      const int64_t columns = smaller(kColumns, g.in - i);
+      int64_t o = begin;
+      for (; o + kRows <= end; o += kRows) {
+        write_rows<T, kRows>(gw + o * g.in + i, gy + o, x + i, g, columns);
+      }
+      for (; o < end; ++o) write_rows<T, 1>(gw + o * g.in + i, gy + o, x + i, g, columns);
+    }
+  });
+}
+
 }  // namespace
 
-extern const LinearKernels linear_kernels = {NNOPS_FLOAT_DTYPES(linear_forward)};
+extern const LinearKernels linear_kernels = {NNOPS_FLOAT_DTYPES(linear_forward),
+                                             NNOPS_FLOAT_DTYPES(linear_backward_input),
+                                             NNOPS_FLOAT_DTYPES(linear_backward_weight)};
 
 }  // namespace NNOPS_ISA
 }  // namespace nnops

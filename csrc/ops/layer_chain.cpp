@@ -43,8 +43,6 @@ namespace {
 constexpr const char* kOp = "_layer_chain";
 constexpr KernelTable<LinearKernels> kLinearTable = NNOPS_CPU_KERNEL_TABLE(linear_kernels);
 
-// Products below which another thread does not pay; they come with a byte of weights or four each.
-constexpr int64_t kGrainProducts = int64_t{1} << 18;
 // Of each thread.
 constexpr size_t kMostPlans = 16;
 
@@ -184,7 +182,7 @@ class Planner {
     const Isa isa = scope_.isa();
     plan.run =
         kernel_for("linear", "vector", active_kernels(kLinearTable, isa).forward, dtype, isa);
-    plan.threads = thread_count(g.n * g.in * g.out, kGrainProducts);
+    plan.threads = thread_count(g.n * g.in * g.out, kLinearGrain);
     const IntList sizes{g.n, g.out};
     current_ = empty_contiguous(sizes, dtype, input_);
     return {plan, has_bias, sizes};

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import has_static_value
-from torch.nn import Dropout, Flatten, Identity, Linear, Parameter
+from torch.nn import Dropout, Flatten, Identity, Linear as TorchLinear, Parameter
 from torch.nn.modules.module import _has_any_global_hook
 
 from nnops._library import _C
 from nnops.conversion._chains import Chain
-from nnops.nn import Conv2d, MaxPool2d, ReLU, _autocast, functional as F
+from nnops.nn import Conv2d, Linear, MaxPool2d, ReLU, _autocast, functional as F
 from nnops.nn.conv import convolution_arguments
 from nnops.nn.functional import _convolution, _window
 from nnops.ops._operator import dispatch_modes, is_plain_graph, is_transformed
@@ -42,7 +42,7 @@ MOST_IMAGES = 8
 STEPS: dict[str, tuple[type, ...]] = {
     "conv": (Conv2d,),
     "flatten": (Flatten,),
-    "linear": (Linear,),
+    "linear": (Linear, TorchLinear),
     "relu": (ReLU,),
     "pass": (Identity, Dropout),
 }
@@ -54,7 +54,7 @@ _ATTRIBUTES: dict[type, tuple[str, ...]] = {
     Flatten: ("start_dim", "end_dim"),
     Dropout: ("training",),
 }
-_WITH_WEIGHTS = (Conv2d, Linear)
+_WITH_WEIGHTS = (Conv2d, Linear, TorchLinear)
 _PLAIN_TENSORS = (Parameter, Tensor)
 
 

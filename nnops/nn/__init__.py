@@ -20,6 +20,7 @@ from nnops.nn.fused import (
     ConvReLU2d as ConvReLU2d,
     ConvReLUMaxPool2d as ConvReLUMaxPool2d,
 )
+from nnops.nn.linear import Linear
 from nnops.nn.loss import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -39,6 +40,7 @@ __all__ = [
     "HuberLoss",
     "KLDivLoss",
     "L1Loss",
+    "Linear",
     "MSELoss",
     "MaxPool2d",
     "MaxUnpool2d",

@@ -31,6 +31,7 @@ from nnops.nn._pointwise_losses import (
 from nnops.ops import (
     conv2d as _conv2d,
     fused_conv2d as _fused_conv2d,
+    linear as _linear,
     max_pool2d as _max_pool2d,
     max_unpool2d as _max_unpool2d,
     relu as _relu,
@@ -464,3 +465,35 @@ def max_unpool2d(
 for _name, _value in list(globals().items()):
     if isinstance(_value, FunctionType) and _name[0] != "_":
         torch.fx.wrap(_name)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input @ weight.T + bias: nnops's for a few rows of input, else torch's.
+
+    With at most 32 rows, on the CPU, and a weight of 2^18 elements or more, nnops reads the weight
+    once and writes its gradient into huge pages. With more rows, a smaller weight, more dimensions,
+    under torch.compile, torch.func, forward-mode AD and autocast it is torch's matrix product,
+    which nnops has none of its own for.
+
+    Args:
+        input (Tensor[N, I] | Tensor[*, I]): rows; strided floating tensors for nnops's own.
+        weight (Tensor[O, I]).
+        bias (Tensor[O]).
+
+    Returns:
+        Tensor[N, O] | Tensor[*, O].
+
+    Raises:
+        What torch.nn.functional.linear raises.
+
+    Differences from torch:
+        A row's numbers do not depend on the other rows as long as there are at most 32.
+
+    Source: torch.nn.functional.linear.
+    """
+    output: Tensor
+    if _linear.applies(input, weight, bias) and not _autocast.is_on():
+        output = _linear.linear(input, weight, bias)
+    else:
+        output = _torch_functional.linear(input, weight, bias)
+    return output

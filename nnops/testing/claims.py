@@ -42,6 +42,10 @@ MODULES = (
     "BCEWithLogitsLoss",
 )
 
+# Replaced for some calls; the others stay torch's (nnops/ops/linear.py says which).
+FUNCTIONS_IN_PART = ("linear",)
+MODULES_IN_PART = ("Linear",)
+
 
 def function_is_ours(name: str) -> bool:
     """False while nnops.nn.functional serves torch's own function under this name."""
