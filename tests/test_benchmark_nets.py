@@ -159,7 +159,7 @@ def test_a_training_step_leaves_gradients_and_the_weights(
     model, images, labels = zoo.prepared(SMALL, SMALL.sizes[0], 4, "NCHW", True)
     before = [each.detach().clone() for each in model.parameters()]
     versions = [each._version for each in model.parameters()]
-    timed = calls.contestant("", make(model, images), labels, pause=True)
+    timed = calls.contestant("", make(model, images), labels, 0.001, 0.001)
     with timed.around():
         timed.call()
     for parameter, weight, version in zip(model.parameters(), before, versions, strict=True):
@@ -171,7 +171,7 @@ def test_a_training_step_leaves_gradients_and_the_weights(
 
 def test_a_forward_records_no_graph() -> None:
     model, images, labels = zoo.prepared(SMALL, SMALL.sizes[0], 4, "NCHW", False)
-    timed = calls.contestant("", calls.ours(model, images), labels, pause=False)
+    timed = calls.contestant("", calls.ours(model, images), labels)
     with timed.around():
         scores = timed.call()
     assert isinstance(scores, Tensor) and not scores.requires_grad
@@ -185,7 +185,7 @@ def test_peers_give_torchs_scores(name: str) -> None:
     if name == "compile":
         pytest.skip("takes a minute; bench measures it")
     subject = engine.Subject(SMALL, SMALL.sizes[0], 4, "NCHW", False, ())
-    engine._ready(peer, subject, pause=True)
+    engine._ready(peer, subject, calls.REST, calls.WARMING)
 
 
 def test_peers_that_fail_are_left_out_and_named() -> None:

@@ -30,10 +30,13 @@ import nnops
 from nnops.benchmark.calls import changing_weights
 from nnops.benchmark.timing import Contestant
 
-# The threads of one runtime look out for work for a while after a call, up to 50 ms measured; they
-# must not meet the call of the next contestant, who brings threads of his own. After such a pause
-# the first calls are slow: other threads sleep, and the clock is low.
-PAUSE = 0.1
+# Seconds before a turn in which nothing is timed. The threads of one runtime look out for work for a
+# while after a call, up to 50 ms measured; they must not meet the call of the next contestant, who
+# brings threads of his own. After such a rest the first calls are slow: other threads sleep, and the
+# clock is low. The first training step of a turn is slow too, twice or three times in a virtual
+# machine: the memory that the step before it freed, which it would get in training, was taken by
+# others, or given back to the host.
+REST = 0.1
 WARMING = 0.02
 
 
@@ -175,8 +178,13 @@ def training_step(runner: Runner, labels: Tensor) -> Callable[[], None]:
     return step
 
 
-def contestant(name: str, runner: Runner, labels: Tensor | None, pause: bool) -> Contestant:
-    """A training step if there are labels, else a forward. `pause`: let other threads settle."""
+def contestant(
+    name: str, runner: Runner, labels: Tensor | None, rest: float = 0.0, warming: float = 0.0
+) -> Contestant:
+    """A training step if there are labels, else a forward.
+
+    Each turn begins with `rest` and `warming` seconds, of sleep and of calls.
+    """
     training = labels is not None
     call = runner.forward if labels is None else training_step(runner, labels)
 
@@ -184,11 +192,10 @@ def contestant(name: str, runner: Runner, labels: Tensor | None, pause: bool) ->
     def around() -> Iterator[None]:
         weights = changing_weights() if training else nullcontext()
         with torch.set_grad_enabled(training), weights:
-            if pause:
-                time.sleep(PAUSE)
-                end = time.perf_counter() + WARMING
-                while time.perf_counter() < end:
-                    call()
+            time.sleep(rest)
+            end = time.perf_counter() + warming
+            while time.perf_counter() < end:
+                call()
             yield
 
     return Contestant(name, call, around)

@@ -22,7 +22,7 @@ from torch.nn import Module
 from nnops import _C
 from nnops.benchmark.engine import OURS, settled, where, with_times
 from nnops.benchmark.nets import layers
-from nnops.benchmark.nets.calls import NetPeer, Runner, contestant, eager, ours
+from nnops.benchmark.nets.calls import REST, WARMING, NetPeer, Runner, contestant, eager, ours
 from nnops.benchmark.nets.check import Expected, check, check_peer, expected_of
 from nnops.benchmark.nets.memory import measure_in_fresh_process
 from nnops.benchmark.nets.zoo import Net, Size, prepared
@@ -163,26 +163,27 @@ def _failed(row: Row, error: Exception) -> Row:
 
 def _timed(row: Row, subject: Subject, plan: NetPlan) -> Iterator[Row]:
     peers = [peer for peer in plan.peers if peer.fits(subject.training, subject.layout)]
-    pause = any(peer.foreign for peer in peers)
+    rest = REST if any(peer.foreign for peer in peers) else 0.0
+    warming = WARMING if rest or subject.training else 0.0
     contestants = [
-        contestant(name, prepare(subject.model, subject.images), subject.labels, pause)
+        contestant(name, prepare(subject.model, subject.images), subject.labels, rest, warming)
         for name, prepare in ((OURS, ours), (EAGER, eager))
     ]
     absent = {}
     for peer in peers:
         try:
-            contestants.append(_ready(peer, subject, pause))
+            contestants.append(_ready(peer, subject, rest, warming))
         except Exception as reason:
             absent[peer.name] = f"{type(reason).__name__}: {reason}"
     yield replace(with_times(row, contestants, plan.seconds), absent=absent)
 
 
-def _ready(peer: NetPeer, subject: Subject, pause: bool) -> Contestant:
+def _ready(peer: NetPeer, subject: Subject, rest: float, warming: float) -> Contestant:
     """Exported, compiled, and checked as far as a peer can be."""
     runner: Runner = peer.prepare(subject.model, subject.images)
     if not subject.training:
         check_peer(runner, subject.expected)
-    ready = contestant(peer.name, runner, subject.labels, pause)
+    ready = contestant(peer.name, runner, subject.labels, rest, warming)
     with ready.around():
         ready.call()
     return ready

@@ -42,7 +42,7 @@ def measure(net: zoo.Net, size: zoo.Size, batch: int, layout: str, who: str, mod
 def _measure(net: zoo.Net, size: zoo.Size, batch: int, layout: str, who: str, mode: str) -> Bytes:
     model, images, labels = zoo.prepared(net, size, batch, layout, mode == "train")
     runner = (calls.ours if who == "ours" else calls.eager)(model, images)
-    timed = calls.contestant(who, runner, labels, pause=False)
+    timed = calls.contestant(who, runner, labels)
     with timed.around():
         # The peak first: the net's first step finds nothing that an earlier one has left.
         peak = peak_growth(timed.call)
