@@ -30,10 +30,10 @@ import nnops
 from nnops.benchmark.calls import changing_weights
 from nnops.benchmark.timing import Contestant
 
-# Seconds before a turn in which nothing is timed. The threads of one runtime look out for work for a
-# while after a call, up to 50 ms measured; they must not meet the call of the next contestant, who
-# brings threads of his own. After such a rest the first calls are slow: other threads sleep, and the
-# clock is low. The first training step of a turn is slow too, twice or three times in a virtual
+# Seconds before a turn in which nothing is timed. The threads of one runtime look out for work for
+# a while after a call, up to 50 ms measured; they must not meet the call of the next contestant,
+# who brings threads of his own. After such a rest the first calls are slow: other threads sleep,
+# and the clock is low. The first training step of a turn is slow too, three times in a virtual
 # machine: the memory that the step before it freed, which it would get in training, was taken by
 # others, or given back to the host.
 REST = 0.1
