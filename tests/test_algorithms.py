@@ -156,6 +156,17 @@ def test_what_cannot_be_computed_is_an_error() -> None:
         train(layer, x)
 
 
+def test_a_depthwise_kernel_of_very_many_columns_is_for_others() -> None:
+    images = torch.randn(2, 3, 4, 400)
+    layer = nn.Conv2d(3, 3, (1, 200), groups=3)
+    assert chosen(train, layer, images)["conv2d_backward_weight"] == "outer_products"
+    theirs = torch.nn.functional.conv2d(
+        images, weight := layer.weight.detach().requires_grad_(), layer.bias, groups=3
+    )
+    (expected,) = torch.autograd.grad(theirs.sum(), weight)
+    torch.testing.assert_close(layer.weight.grad, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_other_threads_choose_for_themselves() -> None:
     layer, x = layer_and_image()
     barrier = threading.Barrier(3)

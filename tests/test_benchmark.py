@@ -245,6 +245,24 @@ def test_goals_as_markdown_begin_with_what_is_missed() -> None:
     assert second.endswith("| 4 of 1.04; 4 of 0.76 (2^12) |") and "**" not in second
 
 
+def test_rows_of_another_cpu_stay_beside_each_other(tmp_path: Path) -> None:
+    files = []
+    for index, each in enumerate(
+        [row(4.0), row(5.0, cpu="another"), row(6.0, isa_forced=True), row(7.0)]
+    ):
+        files.append(tmp_path / f"{index}.jsonl")
+        with files[-1].open("w") as file:
+            results.write(each, file)
+    measured = results.read(files).rows
+    assert sorted(each.ratio or 0 for each in measured) == [5, 6, 7]
+    heads, *_ = report.goals_markdown(goals.summary(measured)).splitlines()
+    assert heads.split(" | ")[7:] == [
+        "avx512, 1 thr, another",
+        "avx512, 1 thr, a CPU",
+        "avx512 forced, 1 thr, a CPU |",
+    ]
+
+
 def test_summary_says_what_rows_at_their_limits_would_have() -> None:
     rows = [row(2.0, percent_of_limit=50.0), row(9.0, sample="b", percent_of_limit=225.0)]
     (line,) = goals.summary([*rows, row(sample="c", peers={}, error="wrong")])

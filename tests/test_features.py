@@ -1032,10 +1032,12 @@ under fork, forkserver and spawn, after the parent has used them.
   `Conv2dFunction`. Its own count of FLOPs (`with_flops`) knows torch's operators alone;
   `torch.utils.flop_counter` knows ours.
 * `torch.fx.symbolic_trace`: a layer of nnops.nn is traced through and becomes a call of its
-  function; layers of torch.nn are leaves. Functions imported by name, with
+  function (`Linear`: of torch's); layers of torch.nn are leaves. Functions imported by name, with
   `from nnops.nn.functional import conv2d`, are not seen by it.
 * Tensors of other layouts (sparse, mkldnn, nested), quantised ones, and DTensor, of which torch's
-  functions take some, raise NotImplementedError.
+  functions take some, raise NotImplementedError; `linear` gives them to torch's.
+* `nnops.convert` makes linear layers nnops.nn.Linear: what looks for exactly torch.nn.Linear, such
+  as `torch.ao.quantization.quantize_dynamic`, comes before it, or after `nnops.revert`.
 * Operators whose name begins with an underscore, `torch.ops.nnops._conv2d` and so on, are what all
   of this is made of, and have no derivative: transforms of them give zeros.
 * `vmap` over the class weights of `cross_entropy` and `nll_loss`, and over the operator

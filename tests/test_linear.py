@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import nnops
 import nnops.nn as nn
@@ -204,6 +205,51 @@ def test_torch_says_what_is_wrong(change: Callable[..., tuple[Tensor, ...]]) -> 
     with pytest.raises(RuntimeError) as actual:
         F.linear(*arguments)
     assert str(actual.value) == str(expected.value)
+
+
+def test_only_what_a_gradient_needs_is_saved() -> None:
+    x, w, b = operands((4, 8, 6))
+    # A frozen weight: the input may be written. An input without a gradient: the weight may be.
+    frozen = x.clone().requires_grad_() * 1
+    output = F.linear(frozen, w, b)
+    frozen.add_(1)
+    output.sum().backward()
+    leaf = w.clone().requires_grad_()
+    output = F.linear(x, leaf, b)
+    output.sum().backward(retain_graph=True)
+    with torch.no_grad():
+        leaf.add_(1)
+    output.sum().backward()
+    torch.testing.assert_close(leaf.grad, 2 * x.sum(0).expand(6, 8))
+    with torch.inference_mode():
+        inferred = torch.ones(4, 8)
+    bias = b.clone().requires_grad_()
+    F.linear(inferred, w, bias).sum().backward()
+    assert torch.equal(bias.grad, torch.full((6,), 4.0))  # type: ignore[arg-type]
+
+
+def test_other_gradients_and_modes_are_torchs() -> None:
+    x, w, _ = operands((4, 8, 6))
+    leaf = w.clone().requires_grad_()
+    index = torch.tensor([[1], [2], [0], [5]])
+    F.linear(x, leaf).gather(1, index, sparse_grad=True).sum().backward()
+    expected = torch.zeros(6, 8).index_add_(0, index[:, 0], x)
+    torch.testing.assert_close(leaf.grad, expected)
+    output = F.linear(x, leaf)
+    with FlopCounterMode(display=False) as counter:
+        output.sum().backward()
+    assert counter.get_total_flops() == 2 * 4 * 8 * 6
+    assert not is_ours(F.linear(x, w.t().contiguous().t().requires_grad_()))
+    traced = torch.jit.trace(F.linear, (x, leaf))
+    assert torch.equal(traced(x, leaf), torch.nn.functional.linear(x, leaf))
+
+
+def test_a_linear_function_in_a_forward_stays_torchs_when_converted() -> None:
+    class Model(torch.nn.Module):
+        def forward(self, x: Tensor, w: Tensor) -> Tensor:
+            return torch.nn.functional.linear(x, w)
+
+    assert type(nnops.convert(Model())) is Model
 
 
 def test_torchs_own_samples_and_error_inputs() -> None:

@@ -71,6 +71,7 @@ class Line:
     isa: str
     threads: int
     cpu: str
+    isa_forced: bool
     rows: int
     geomean: float
     worst: float
@@ -164,7 +165,7 @@ def _has_class(row: Row) -> bool:
 
 
 def _setting(row: Row) -> tuple[str | int, ...]:
-    return (row.isa, row.cpu, row.threads, row.dtype, row.shape_list)
+    return (row.isa, row.isa_forced, row.cpu, row.threads, row.dtype, row.shape_list)
 
 
 def _class(row: Row) -> tuple[str, ...]:
@@ -194,6 +195,7 @@ def _line(rows: list[Row], goal: Goal | None) -> Line:
         isa=first.isa,
         threads=first.threads,
         cpu=first.cpu,
+        isa_forced=first.isa_forced,
         rows=len(measured),
         geomean=geometric_mean([ratio for ratio, _ in measured]),
         worst=worst,

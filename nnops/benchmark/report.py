@@ -163,20 +163,23 @@ def summary_table(lines: Iterable[Line]) -> Table:
 
 def goals_markdown(lines: Iterable[Line]) -> str:
     """A row per goal, a column per CPU, ISA and thread count; the goals that are missed first."""
-    by_goal: dict[tuple[str, ...], dict[tuple[str, str, int], Line]] = {}
+    by_goal: dict[tuple[str, ...], dict[tuple[str, bool, str, int], Line]] = {}
     for line in lines:
         if line.goal is not None:
             name = (line.op, line.mode, line.layout, line.kernel_class, line.sample, line.dtype)
-            setting = (line.isa, line.cpu, line.threads)
+            setting = (line.isa, not line.isa_forced, line.cpu, line.threads)
             by_goal.setdefault((*name, line.shape_list), {})[setting] = line
     settings = sorted({setting for found in by_goal.values() for setting in found}, reverse=True)
 
-    def share_met(name_and_lines: tuple[object, dict[tuple[str, str, int], Line]]) -> float:
+    def share_met(name_and_lines: tuple[object, dict[tuple[str, bool, str, int], Line]]) -> float:
         found = name_and_lines[1].values()
         return sum(bool(line.met) for line in found) / len(found)
 
     heads = ["op", "mode", "layout", "class", "sample", "dtype", "list"]
-    heads += [f"{isa}, {threads} thr, {cpu}" for isa, cpu, threads in settings]
+    heads += [
+        f"{isa}{'' if own else ' forced'}, {threads} thr, {cpu}"
+        for isa, own, cpu, threads in settings
+    ]
     table = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for labels, found in sorted(by_goal.items(), key=share_met):
         cells = [_goal_cell(found[each]) if each in found else "" for each in settings]
@@ -188,7 +191,7 @@ def goals_markdown(lines: Iterable[Line]) -> str:
 def _goal_cell(line: Line) -> str:
     """Mean, worst row and share of the limit, each of what the goal asks for; missed in bold."""
     assert line.goal is not None
-    parts = [f"{line.errors} errors"] if line.errors else []
+    parts = [f"**{line.errors} errors**"] if line.errors else []
     for figure, wanted, unit, sample in (
         (line.geomean, line.goal.geomean, "", ""),
         (line.worst, line.goal.floor, "", f" ({line.worst_sample})"),

@@ -148,11 +148,11 @@ def write(line: Limits | Row, file: TextIO) -> None:
 
 
 def read(paths: Iterable[Path]) -> Results:
-    """All rows of these files; of rows with the same key, the last one."""
+    """All rows of these files; of those with the same key, measured on a like CPU, the last."""
     results = Results()
     for line in _lines(paths):
         results.add(line)
-    latest = {row.key: row for row in results.rows}
+    latest = {(row.key, row.cpu, row.isa_forced): row for row in results.rows}
     return Results(results.limits, list(latest.values()))
 
 

@@ -45,6 +45,8 @@ def _exchanged_functions() -> dict[Any, Callable[..., Any]]:
         torch.max_pool2d: F.max_pool2d,
     }
     for name, ours in vars(F).items():
+        if name == "linear":
+            continue  # mostly torch's: not worth what a call is guarded with
         theirs = getattr(torch.nn.functional, name, None)
         if isinstance(ours, FunctionType) and not name.startswith("_") and callable(theirs):
             functions[theirs] = ours

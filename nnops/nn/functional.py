@@ -467,13 +467,15 @@ for _name, _value in list(globals().items()):
         torch.fx.wrap(_name)
 
 
+# Below the loop: in a trace it is torch's linear, which it would choose there anyway.
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """input @ weight.T + bias: nnops's for a few rows of input, else torch's.
 
-    With at most 32 rows, on the CPU, and a weight of 2^18 elements or more, nnops reads the weight
-    once and writes its gradient into huge pages. With more rows, a smaller weight, more dimensions,
-    under torch.compile, torch.func, forward-mode AD and autocast it is torch's matrix product,
-    which nnops has none of its own for.
+    With at most 32 rows, on the CPU, and a contiguous weight of 2^18 elements or more, nnops reads
+    the weight once and writes its gradient, from 4 MB on, into huge pages. With more rows, a
+    smaller weight, other dimensions, layouts and subclasses, in traces, under torch.compile,
+    torch.func, forward-mode AD, autocast and dispatch modes it is torch's matrix product, which
+    nnops has none of its own for.
 
     Args:
         input (Tensor[N, I] | Tensor[*, I]): rows; strided floating tensors for nnops's own.
@@ -488,6 +490,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Differences from torch:
         A row's numbers do not depend on the other rows as long as there are at most 32.
+        torch.autograd.grad by the input alone computes the gradient of a weight that requires one
+        too.
 
     Source: torch.nn.functional.linear.
     """

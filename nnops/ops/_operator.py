@@ -37,6 +37,7 @@ _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 # How many are active.
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+is_tracing: Callable[[], bool] = torch._C._is_tracing  # torch.jit.trace
 
 # Holds the kernels in Python, for as long as it lives.
 library_fragment = torch.library.Library("nnops", "FRAGMENT")

@@ -22,9 +22,11 @@ from torch.nn import Parameter
 from nnops.ops._operator import (
     _apply_of,
     _old_style_function,
+    _one_device,
     dispatch_modes,
     function_of,
     is_plain_eager,
+    is_tracing,
 )
 
 # With more rows than these torch's product is about as fast, or faster.
@@ -43,10 +45,11 @@ _backward_weight = function_of(torch.ops.nnops._linear_backward_weight.default)
 def applies(input: Any, weight: Any, bias: Any) -> bool:
     """Whether `linear` is for this call; else torch's is, which also says what is wrong."""
     return (
-        is_plain_eager()
-        and not dispatch_modes()
+        _is_ordinary_call()
+        and not is_tracing()
         and type(weight) in _TENSORS
         and weight.numel() >= LEAST_WEIGHTS
+        and weight.is_contiguous()  # else a copy of it would cost what is gained
         and type(input) in _TENSORS
         and input.dim() == 2
         and 0 < input.shape[0] <= MOST_ROWS
@@ -62,6 +65,11 @@ def applies(input: Any, weight: Any, bias: Any) -> bool:
             )
         )
     )
+
+
+def _is_ordinary_call() -> bool:
+    """Whether nothing traces, transforms or watches a call made now."""
+    return is_plain_eager() and not dispatch_modes()
 
 
 def _are_alike(input: Tensor, other: Tensor) -> bool:
@@ -85,7 +93,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def linear_backward_input(grad_output: Tensor, weight: Tensor) -> Tensor:
-    if not is_plain_eager():
+    if not (_is_ordinary_call() and grad_output.layout is torch.strided):
         return grad_output @ weight
     call = _apply_backward_input if _is_differentiated(grad_output, weight) else _backward_input
     grad_input: Tensor = call(grad_output, weight)
@@ -93,7 +101,7 @@ def linear_backward_input(grad_output: Tensor, weight: Tensor) -> Tensor:
 
 
 def linear_backward_weight(grad_output: Tensor, input: Tensor) -> Tensor:
-    if not is_plain_eager():
+    if not (_is_ordinary_call() and grad_output.layout is torch.strided):
         return grad_output.mT @ input
     call = _apply_backward_weight if _is_differentiated(grad_output, input) else _backward_weight
     grad_weight: Tensor = call(grad_output, input)
@@ -109,7 +117,7 @@ def _is_differentiated(*tensors: Tensor | None) -> bool:
 class _Linear:
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-        ctx.save_for_backward(input, weight)
+        _save(ctx, input, weight)
         return _forward(input, weight, bias)
 
     @staticmethod
@@ -129,7 +137,7 @@ class _LinearBackwardInput:
 
     @staticmethod
     def forward(ctx: Any, grad_output: Tensor, weight: Tensor) -> Any:
-        ctx.save_for_backward(grad_output, weight)
+        _save(ctx, grad_output, weight)
         return _backward_input(grad_output, weight)
 
     @staticmethod
@@ -148,7 +156,7 @@ class _LinearBackwardWeight:
 
     @staticmethod
     def forward(ctx: Any, grad_output: Tensor, input: Tensor) -> Any:
-        ctx.save_for_backward(grad_output, input)
+        _save(ctx, grad_output, input)
         return _backward_weight(grad_output, input)
 
     @staticmethod
@@ -163,7 +171,14 @@ class _LinearBackwardWeight:
 
 
 def _linear_alone(input: Tensor, weight: Tensor) -> Tensor:
-    return linear(input, weight, None) if is_plain_eager() else input @ weight.mT
+    ours = _is_ordinary_call() and input.layout is weight.layout is torch.strided
+    return linear(input, weight, None) if ours else input @ weight.mT
+
+
+def _save(ctx: Any, left: Tensor, right: Tensor) -> None:
+    """Of the operands of a product, those that the gradient of the other needs."""
+    needs_left, needs_right, *_ = ctx.needs_input_grad
+    ctx.save_for_backward(left if needs_right else None, right if needs_left else None)
 
 
 def _applied(formulas: type) -> Any:
@@ -192,6 +207,9 @@ def _fake_backward_weight(grad_output: Tensor, input: Tensor) -> Tensor:
     return input.new_empty(grad_output.shape[1], input.shape[1])
 
 
-torch.library.register_fake("nnops::_linear", _fake)
-torch.library.register_fake("nnops::_linear_backward_input", _fake_backward_input)
-torch.library.register_fake("nnops::_linear_backward_weight", _fake_backward_weight)
+for _name, _fake_kernel in (
+    ("_linear", _fake),
+    ("_linear_backward_input", _fake_backward_input),
+    ("_linear_backward_weight", _fake_backward_weight),
+):
+    torch.library.register_fake(f"nnops::{_name}", _one_device(_name, _fake_kernel))
