@@ -97,8 +97,7 @@ def timed(runners: list[calls.Runner], labels: Tensor | None) -> Gain:
     """In alternating rounds, by turns, the ratio taken within each."""
     names = ("torch", "nnops")
     contestants = [
-        calls.contestant(name, runner, labels, pause=False)
-        for name, runner in zip(names, runners, strict=True)
+        calls.contestant(name, runner, labels) for name, runner in zip(names, runners, strict=True)
     ]
     rounds = calmest(contestants, SPEED_SECONDS).rounds
     torchs, ours = (rounds[name] for name in names)

@@ -44,7 +44,7 @@ def algorithm(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
 
 
-def tested_dtype(algorithm: str) -> torch.dtype:
+def dtype_of(algorithm: str) -> torch.dtype:
     return torch.bfloat16 if algorithm in DOT_PRODUCTS else torch.float32
 
 
@@ -79,7 +79,7 @@ def forward_and_gradients(function, args, kwargs) -> list[torch.Tensor]:
 
 
 def test_every_algorithm_is_accurate(algorithm: str, isa: str) -> None:
-    tested = tested_dtype(algorithm)
+    tested = dtype_of(algorithm)
     for sample in case("conv2d").samples(Maker(tested)):
         if not computable(sample.args, sample.kwargs):
             continue
@@ -186,7 +186,7 @@ def awkward_problems(
     algorithm: str, dtype: torch.dtype | None = None, channels_last: bool = False
 ) -> Iterator[tuple[str, list[torch.Tensor], dict[str, object]]]:
     """Those that the algorithm can compute."""
-    dtype = dtype or tested_dtype(algorithm)
+    dtype = dtype or dtype_of(algorithm)
     generator = torch.Generator().manual_seed(0)
     for name, input, weight, parameters in AWKWARD:
         x = torch.randn(input, generator=generator)
@@ -289,7 +289,7 @@ def test_infinities_stay_where_they_are_multiplied(algorithm: str, isa: str) -> 
         x, w = torch.randn(2, 20, 9, 21), torch.randn(20, 20 // groups, size, size)
         x[0, 3, 4, 0] = x[1, 7, 8, 20] = float("inf")
         x[1, 11, 0, 9] = float("nan")
-        x = x.contiguous(memory_format=layout).to(tested_dtype(algorithm))
+        x = x.contiguous(memory_format=layout).to(dtype_of(algorithm))
         w = w.to(x.dtype)
         for stride in (1, 2):
             parameters = {"groups": groups, "stride": stride}
