@@ -181,13 +181,9 @@ def _save(ctx: Any, left: Tensor, right: Tensor) -> None:
     ctx.save_for_backward(left if needs_right else None, right if needs_left else None)
 
 
-def _applied(formulas: type) -> Any:
-    function = _old_style_function(
-        f"{formulas.__name__[1:]}Function",
-        vars(formulas)["forward"].__func__,
-        vars(formulas)["backward"].__func__,
-    )
-    return _apply_of(function)
+def _applied(formulas: Any) -> Any:
+    class_name = f"{formulas.__name__[1:]}Function"
+    return _apply_of(_old_style_function(class_name, formulas.forward, formulas.backward))
 
 
 _apply = _applied(_Linear)
