@@ -244,6 +244,18 @@ def test_other_gradients_and_modes_are_torchs() -> None:
     assert torch.equal(traced(x, leaf), torch.nn.functional.linear(x, leaf))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+def test_other_layouts_are_torchs() -> None:
+    x, w, _ = operands((4, 8, 6))
+    expected = torch.nn.functional.linear(x, w)
+    for weight in (w.to_sparse_csr(), w.to_sparse(), w.to_mkldnn()):
+        images = x.to_mkldnn() if weight.is_mkldnn else x
+        output = F.linear(images, weight)
+        torch.testing.assert_close(output.to_dense() if weight.is_mkldnn else output, expected)
+    nested = F.linear(torch.nested.nested_tensor([x[:3], x[3:]]), w)
+    torch.testing.assert_close(torch.cat(nested.unbind()), expected)
+
+
 def test_a_linear_function_in_a_forward_stays_torchs_when_converted() -> None:
     class Model(torch.nn.Module):
         def forward(self, x: Tensor, w: Tensor) -> Tensor:

@@ -49,13 +49,13 @@ def applies(input: Any, weight: Any, bias: Any) -> bool:
         and not is_tracing()
         and type(weight) in _TENSORS
         and weight.numel() >= LEAST_WEIGHTS
-        and weight.is_contiguous()  # else a copy of it would cost what is gained
         and type(input) in _TENSORS
+        and _are_alike(input, weight)
+        and weight.is_contiguous()  # else a copy of it would cost what is gained
         and input.dim() == 2
         and 0 < input.shape[0] <= MOST_ROWS
         and weight.dim() == 2
         and input.shape[1] == weight.shape[1]
-        and _are_alike(input, weight)
         and (
             bias is None
             or (
