@@ -29,10 +29,9 @@ SIZES = [
 ]
 TOLERANCES = {torch.float32: 3e-6, torch.float64: 1e-14, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
-on_cpu = pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(
     _C.build_info()["cuda"] in ("emulated", "checked"), reason="linear has no kernels for CUDA"
 )
-pytestmark = on_cpu
 
 
 @pytest.fixture(autouse=True)

@@ -67,9 +67,13 @@ def applies(input: Any, weight: Any, bias: Any) -> bool:
     )
 
 
-def _is_ordinary_call() -> bool:
-    """Whether nothing traces, transforms or watches a call made now."""
-    return is_plain_eager() and not dispatch_modes()
+def _is_ordinary_call(*operands: Tensor) -> bool:
+    """Whether nothing traces, transforms or watches a call made now, on strided operands."""
+    return (
+        is_plain_eager()
+        and not dispatch_modes()
+        and all(operand.layout is torch.strided for operand in operands)
+    )
 
 
 def _are_alike(input: Tensor, other: Tensor) -> bool:
@@ -93,7 +97,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def linear_backward_input(grad_output: Tensor, weight: Tensor) -> Tensor:
-    if not (_is_ordinary_call() and grad_output.layout is torch.strided):
+    if not _is_ordinary_call(grad_output):
         return grad_output @ weight
     call = _apply_backward_input if _is_differentiated(grad_output, weight) else _backward_input
     grad_input: Tensor = call(grad_output, weight)
@@ -101,7 +105,7 @@ def linear_backward_input(grad_output: Tensor, weight: Tensor) -> Tensor:
 
 
 def linear_backward_weight(grad_output: Tensor, input: Tensor) -> Tensor:
-    if not (_is_ordinary_call() and grad_output.layout is torch.strided):
+    if not _is_ordinary_call(grad_output):
         return grad_output.mT @ input
     call = _apply_backward_weight if _is_differentiated(grad_output, input) else _backward_weight
     grad_weight: Tensor = call(grad_output, input)
@@ -171,7 +175,7 @@ class _LinearBackwardWeight:
 
 
 def _linear_alone(input: Tensor, weight: Tensor) -> Tensor:
-    ours = _is_ordinary_call() and input.layout is weight.layout is torch.strided
+    ours = _is_ordinary_call(input, weight)
     return linear(input, weight, None) if ours else input @ weight.mT
 
 
