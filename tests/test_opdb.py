@@ -15,6 +15,7 @@ from torch.library import opcheck
 
 from nnops import _C
 from nnops.ops._operator import FORMULAS
+from nnops.ops.pointwise_losses import Loss
 from nnops.testing.compare import outputs_of
 from nnops.testing.opdb import CASES
 from nnops.testing.recorder import OPCHECKS, OperatorCalls, operators, public_operators
@@ -395,6 +396,8 @@ def test_every_operator_has_a_case_a_fake_and_autograd() -> None:
     # The private names are the same functions, and those that Python alone calls.
     others = {"_relu_", "_layer_chain"}  # the second: tests/test_layer_chain.py
     others |= {"_linear", "_linear_backward_input", "_linear_backward_weight"}  # test_linear.py
+    losses = {name for name, formulas in FORMULAS.items() if issubclass(formulas, Loss)}
+    others |= {f"_{name}_with_gradient" for name in losses}  # test_pointwise_losses.py
     assert {name for name in operators() if name[0] == "_"} - others == {
         f"_{name}" for name in registered
     }

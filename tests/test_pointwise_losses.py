@@ -31,6 +31,7 @@ DTYPES = (
     torch.uint8,
     torch.bool,
 )
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -277,6 +278,136 @@ def test_second_derivatives_are_torchs(name: str, reduction: str) -> None:
     torch.testing.assert_close(*seconds)
 
 
+def operands_of(layout: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    shape = (3, 5, 37, 31)  # several blocks, a ragged end
+    pair = torch.rand(shape, dtype=dtype) * 0.8 + 0.1, torch.rand(shape, dtype=dtype)
+    if layout == "channels_last":
+        pair = pair[0].to(memory_format=torch.channels_last), pair[1]
+    elif layout == "sliced":
+        pair = pair[0][:, :, ::2], pair[1][:, :, ::2]
+    elif layout == "empty":
+        pair = pair[0][:0], pair[1][:0]
+    return pair[0].requires_grad_(), pair[1]
+
+
+def by_formula(name: str, input: Tensor, target: Tensor, scale: float, **kwargs: Any) -> Any:
+    """The loss, and the gradient that the operator of backward computes."""
+    loss = getattr(F, name)(input, target.clone().requires_grad_(), **kwargs)
+    return loss, *torch.autograd.grad(loss * scale, input)
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last", "sliced", "empty"))
+@pytest.mark.parametrize("reduction", ("mean", "sum"))
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
+def test_gradient_of_forward_has_the_bits_of_backwards(
+    name: str, reduction: str, layout: str, dtype: torch.dtype, isa: str
+) -> None:
+    input, target = operands_of(layout, dtype)
+    kwargs: dict[str, Any] = {"reduction": reduction}
+    if name in PROBABILITIES:
+        kwargs["weight"] = torch.rand(5, 1, 1, dtype=dtype)
+    for scale in (1.0, 0.3):
+        expected, expected_gradient = by_formula(name, input, target, scale, **kwargs)
+        loss = getattr(F, name)(input, target, **kwargs)
+        (gradient,) = torch.autograd.grad(loss * scale, input)
+        assert torch.equal(loss.nan_to_num(), expected.nan_to_num())
+        assert torch.equal(gradient, expected_gradient)
+        if layout != "sliced" and name != "kl_div":  # whose formula sees the target alone
+            assert gradient.stride() == input.stride()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
+def test_gradient_of_forward_is_there_where_it_will_be_asked_for(name: str) -> None:
+    def saved_floats(dtype: torch.dtype, reduction: str, target_too: bool = False) -> int:
+        input, target = operands_of("contiguous", dtype)
+        saved: set[int] = set()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: saved.add(tensor.data_ptr()) or tensor, lambda tensor: tensor
+        ):
+            loss = getattr(F, name)(input, target.requires_grad_(target_too), reduction=reduction)
+        assert loss.grad_fn is not None
+        return len(saved)
+
+    operands = 1 if name == "kl_div" else 2
+    assert saved_floats(torch.float32, "mean") == operands + 1
+    assert saved_floats(torch.float64, "sum") == operands + 1
+    assert saved_floats(torch.float32, "none") == operands
+    assert saved_floats(torch.bfloat16, "mean") == operands
+    assert saved_floats(torch.float32, "mean", target_too=True) == 2
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
+def test_gradient_of_forward_is_handed_out_once(name: str) -> None:
+    """Whoever got it may write to it, and a second backward may follow."""
+    input, target = operands_of("contiguous", torch.float32)
+    expected = by_formula(name, input, target, 1.0)[1]
+    loss = getattr(F, name)(input, target)
+    (first,) = torch.autograd.grad(loss, input, retain_graph=True)
+    first.zero_()
+    (second,) = torch.autograd.grad(loss, input, retain_graph=True)
+    assert torch.equal(second, expected)
+    second.zero_()
+    loss.backward()
+    assert torch.equal(input.grad, expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
+def test_gradient_of_forward_leaves_all_other_derivatives(name: str) -> None:
+    input, target = (tensor.detach() for tensor in pair_of(name, 3, 4))
+    input.requires_grad_()
+    seconds = []
+    for module in (F, TF):
+        loss = getattr(module, name)(input, target)
+        (gradient,) = torch.autograd.grad(loss, input, create_graph=True)
+        second = gradient
+        if gradient.requires_grad:  # kl_div is linear in its input
+            (second,) = torch.autograd.grad(gradient.square().sum(), input, retain_graph=True)
+        (batched,) = torch.autograd.grad(
+            loss, input, torch.ones(2, dtype=input.dtype), is_grads_batched=True, retain_graph=True
+        )
+        checkpointed = torch.utils.checkpoint.checkpoint(
+            lambda x, module=module: getattr(module, name)(x * 0.5, target),
+            input,
+            use_reentrant=False,
+        )
+        seconds.append((second, batched, *torch.autograd.grad(checkpointed, input)))
+    torch.testing.assert_close(*seconds)
+
+
+def test_gradient_of_forward_does_not_hide_a_write() -> None:
+    input, target = operands_of("contiguous", torch.float32)
+    inner = input * 1.0
+    loss = F.mse_loss(inner, target)
+    inner += 1.0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_operators_with_gradient_refuse_what_they_cannot(name: str) -> None:
+    operator = getattr(torch.ops.nnops, f"_{name}_with_gradient")
+    extra: dict[str, tuple[Any, ...]] = {
+        "smooth_l1_loss": (1.0,),
+        "huber_loss": (1.0,),
+        "kl_div": (False,),
+        "binary_cross_entropy": (None,),
+        "binary_cross_entropy_with_logits": (None, None, False),
+    }
+    between = extra.get(name, ())
+    x = torch.rand(4)
+    with pytest.raises(ValueError, match="reduction"):
+        operator(x, x, *between, 0)
+    with pytest.raises(NotImplementedError, match="bfloat16"):
+        operator(x.bfloat16(), x.bfloat16(), *between, 1)
+    with pytest.raises((RuntimeError, ValueError), match="same sizes"):
+        operator(x, x[:3], *between, 1)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_third_derivative_exists(name: str) -> None:
     input, target = pair_of(name, 4)
@@ -354,9 +485,6 @@ def test_small_losses_of_logits_keep_relative_accuracy() -> None:
     )
     exact = torch.nn.functional.softplus(-logits.double().abs()).float()
     torch.testing.assert_close(loss, exact, rtol=1e-6, atol=0)
-
-
-FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def largest_logit(dtype: torch.dtype) -> float:

@@ -1,6 +1,6 @@
 // Pointwise losses on the CPU: the formulas of math/pointwise_losses.h over dense memory.
 //
-// forward writes one value an element. reduce is one pass without a temporary of n elements: blocks
+// forward writes one value an element. reduce, with or without the gradient beside it, is one pass without a temporary of n elements: blocks
 // of kLossBlock elements; inside a block one accumulator a vector lane (for 16 lanes of float in
 // double, into which go the sums of four vectors at a time; for 8 of double compensated), the lanes
 // added pairwise; the block sums added in ascending order, compensated. The order depends on n
@@ -157,16 +157,20 @@ NNOPS_INLINE int map_elements(T* output, const PointwiseLossArguments& arguments
 
 template <template <typename> class Loss>
 struct Kernels {
-  // Adds the losses of the elements of [begin, end) to `lanes`. Answers as map_elements.
-  template <typename T>
+  // Adds the losses of the elements of [begin, end) to `lanes`, and hands each vector of elements,
+  // the place of its first one and their number to `visit`. Answers as map_elements.
+  template <typename T, typename Visit>
   NNOPS_INLINE int sum_elements(LaneSums<acc_t<T>>& lanes, const PointwiseLossArguments& arguments,
-                                int64_t begin, int64_t end) {
+                                int64_t begin, int64_t end, Visit visit) {
     using Scalar = acc_t<T>;
     using F = Loss<VectorArithmetic<Scalar>>;
     constexpr int64_t kWidth = kLanes<Scalar>;
     Elements<T, F> elements(arguments);
-    const auto value = [&](int64_t i)
-                           NNOPS_INLINE_LAMBDA { return F::value(elements.at(i, AllLanes<T>{})); };
+    const auto value = [&](int64_t i) NNOPS_INLINE_LAMBDA {
+      const auto element = elements.at(i, AllLanes<T>{});
+      visit(element, i, kWidth);
+      return F::value(element);
+    };
     int64_t i = begin;
     if constexpr (sizeof(Scalar) == sizeof(float)) {
       // Pairs of pairs are added in float: converting to double would cost more than the loss.
@@ -178,8 +182,10 @@ struct Kernels {
     }
     for (; i + kWidth <= end; i += kWidth) add_lanes(lanes, value(i));
     if (i < end) {
-      const Wide<Scalar> last = F::value(elements.at(i, FirstLanes<T>{end - i}));
-      add_lanes(lanes, select(first_lanes<Wide<Scalar>>(end - i), last, Wide<Scalar>{}));
+      const auto element = elements.at(i, FirstLanes<T>{end - i});
+      visit(element, i, end - i);
+      add_lanes(lanes,
+                select(first_lanes<Wide<Scalar>>(end - i), F::value(element), Wide<Scalar>{}));
     }
     return elements.outside();
   }
@@ -212,31 +218,40 @@ struct Kernels {
     return outside;
   }
 
+  // The sum of the losses / divisor; `visit` as in sum_elements.
+  template <typename T, typename Visit>
+  NNOPS_INLINE int reduce_elements(void* output, void* block_sums,
+                                   const PointwiseLossArguments& arguments, double divisor,
+                                   int threads, Visit visit) {
+    using Scalar = acc_t<T>;
+    double* sums = static_cast<double*>(block_sums);
+    int outside = 0;
+    parallel_chunks(arguments.n, kLossBlock, threads, [&](int64_t begin, int64_t end) {
+      LaneSums<Scalar> lanes;
+      const int found = sum_elements<T>(lanes, arguments, begin, end, visit);
+      if (found != 0) __atomic_fetch_or(&outside, found, __ATOMIC_RELAXED);
+      sums[begin / kLossBlock] = total_of(lanes);
+    });
+    const int64_t blocks = (arguments.n + kLossBlock - 1) / kLossBlock;
+    double total = 0;
+    double lost = 0;
+    for (int64_t i = 0; i < blocks; ++i) add_compensated(total, lost, sums[i]);
+    if (lost - lost == 0) total += lost;
+    // A sum that is infinite in Scalar has an infinite mean, as in torch.
+    const Scalar sum = static_cast<Scalar>(total);
+    const bool overflows = sum - sum != 0;
+    *static_cast<T*>(output) = from_acc<T>(overflows ? sum : static_cast<Scalar>(total / divisor));
+    return outside;
+  }
+
   template <typename T>
   static int reduce(void* output, void* block_sums, const PointwiseLossArguments& arguments,
                     double divisor, int threads) {
-    const int64_t blocks = (arguments.n + kLossBlock - 1) / kLossBlock;
     if constexpr (kIsFloating<T>) {
-      using Scalar = acc_t<T>;
-      double* sums = static_cast<double*>(block_sums);
-      int outside = 0;
-      parallel_chunks(arguments.n, kLossBlock, threads, [&](int64_t begin, int64_t end) {
-        LaneSums<Scalar> lanes;
-        const int found = sum_elements<T>(lanes, arguments, begin, end);
-        if (found != 0) __atomic_fetch_or(&outside, found, __ATOMIC_RELAXED);
-        sums[begin / kLossBlock] = total_of(lanes);
-      });
-      double total = 0;
-      double lost = 0;
-      for (int64_t i = 0; i < blocks; ++i) add_compensated(total, lost, sums[i]);
-      if (lost - lost == 0) total += lost;
-      // A sum that is infinite in Scalar has an infinite mean, as in torch.
-      const Scalar sum = static_cast<Scalar>(total);
-      const bool overflows = sum - sum != 0;
-      *static_cast<T*>(output) =
-          from_acc<T>(overflows ? sum : static_cast<Scalar>(total / divisor));
-      return outside;
+      return reduce_elements<T>(output, block_sums, arguments, divisor, threads,
+                                [](const auto&, int64_t, int64_t) NNOPS_INLINE_LAMBDA {});
     } else {
+      const int64_t blocks = (arguments.n + kLossBlock - 1) / kLossBlock;
       uint64_t* sums = static_cast<uint64_t*>(block_sums);
       parallel_chunks(arguments.n, kLossBlock, threads, [=](int64_t begin, int64_t end) {
         uint64_t sum = 0;
@@ -250,6 +265,26 @@ struct Kernels {
       *static_cast<int64_t*>(output) = static_cast<int64_t>(total);
       return 0;
     }
+  }
+
+  template <typename T>
+  static int reduce_with_gradient(void* output, void* gradient, void* block_sums,
+                                  const PointwiseLossArguments& arguments, double divisor,
+                                  int threads) {
+    using F = Loss<VectorArithmetic<T>>;
+    constexpr int64_t kWidth = kLanes<T>;
+    T* result = static_cast<T*>(gradient);
+    const Wide<T> factor = splat<Wide<T>>(T{1} / static_cast<T>(divisor));
+    return reduce_elements<T>(
+        output, block_sums, arguments, divisor, threads,
+        [=](const auto& element, int64_t i, int64_t count) NNOPS_INLINE_LAMBDA {
+          const Wide<T> derivative = factor * F::by_input(element);
+          if (count == kWidth) {
+            write(result + i, derivative);
+          } else {
+            write_first(result + i, derivative, count);
+          }
+        });
   }
 
   // derivative(element) is F::by_input or F::by_target.
@@ -302,7 +337,8 @@ struct Kernels {
 #define NNOPS_FUNCTIONS(name, functor, dtypes)         \
   {NNOPS_##dtypes##_DTYPES(Kernels<functor>::forward), \
    NNOPS_##dtypes##_DTYPES(Kernels<functor>::reduce),  \
-   NNOPS_FLOAT_DTYPES(Kernels<functor>::backward), Kernels<functor>::backward_target_kernels()},
+   NNOPS_FLOAT_DTYPES(Kernels<functor>::backward), Kernels<functor>::backward_target_kernels(),  \
+   {Kernels<functor>::reduce_with_gradient<float>, Kernels<functor>::reduce_with_gradient<double>}},
 
 extern const PointwiseLossKernels pointwise_loss_kernels = {
     NNOPS_POINTWISE_LOSSES(NNOPS_FUNCTIONS)};

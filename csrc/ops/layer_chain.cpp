@@ -290,12 +290,8 @@ Tensor layer_chain(const Tensor& input, const std::vector<Tensor>& parameters,
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(nnops, library) {
-  library.def(
-      "_layer_chain(Tensor input, Tensor[] parameters, int[] layers, int precision=0) -> Tensor");
-}
-STABLE_TORCH_LIBRARY_IMPL(nnops, CompositeExplicitAutograd, library) {
-  library.impl("_layer_chain", TORCH_BOX(&layer_chain));
-}
+NNOPS_PRIVATE_OPERATOR(
+    layer_chain, "(Tensor input, Tensor[] parameters, int[] layers, int precision=0) -> Tensor",
+    layer_chain)
 
 }  // namespace nnops

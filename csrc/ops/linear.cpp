@@ -106,15 +106,10 @@ Tensor linear_backward_weight(const Tensor& grad_output, const Tensor& input) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(nnops, library) {
-  library.def("_linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
-  library.def("_linear_backward_input(Tensor grad_output, Tensor weight) -> Tensor");
-  library.def("_linear_backward_weight(Tensor grad_output, Tensor input) -> Tensor");
-}
-STABLE_TORCH_LIBRARY_IMPL(nnops, CompositeExplicitAutograd, library) {
-  library.impl("_linear", TORCH_BOX(&linear));
-  library.impl("_linear_backward_input", TORCH_BOX(&linear_backward_input));
-  library.impl("_linear_backward_weight", TORCH_BOX(&linear_backward_weight));
-}
+NNOPS_PRIVATE_OPERATOR(linear, "(Tensor input, Tensor weight, Tensor? bias) -> Tensor", linear)
+NNOPS_PRIVATE_OPERATOR(linear_backward_input, "(Tensor grad_output, Tensor weight) -> Tensor",
+                       linear_backward_input)
+NNOPS_PRIVATE_OPERATOR(linear_backward_weight, "(Tensor grad_output, Tensor input) -> Tensor",
+                       linear_backward_weight)
 
 }  // namespace nnops

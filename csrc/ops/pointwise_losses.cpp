@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <limits>
+#include <tuple>
 #include <vector>
 
 #include "core/check.h"
@@ -131,23 +132,42 @@ void check_domain(const char* op, int outside) {
       ": all elements of target should be between 0 and 1, but got a value outside, or NaN");
 }
 
-Tensor forward(const Problem& problem, const Tensor& input, const Tensor& target, Order order) {
+DType check_operands(const Problem& problem, const Tensor& input, const Tensor& target) {
   const char* op = problem.op;
   check_device(op, "input", input);
   check_like(op, "target", target, input);
   check_same_sizes(op, "target", target, input);
   check_reduction(op, problem.reduction);
-  const DType dtype = dtype_of(op, input);
+  return dtype_of(op, input);
+}
+
+// What a reduced loss is computed with, beside its operands.
+struct Reduction {
+  Tensor output;
+  Scratch block_sums;
+  double divisor;
+  int threads;
+
+  Reduction(const Problem& problem, const Tensor& input, DType dtype, const DeviceScope& scope)
+      : output(empty_contiguous({}, is_floating(dtype) ? dtype : DType::kInt64, input)),
+        block_sums(scope, (input.numel() + kLossBlock - 1) / kLossBlock *
+                              static_cast<int64_t>(sizeof(double))),
+        divisor(problem.reduction == kMean ? static_cast<double>(input.numel()) : 1.0),
+        threads(thread_count(input.numel(), kGrainElements)) {}
+};
+
+Tensor forward(const Problem& problem, const Tensor& input, const Tensor& target, Order order) {
+  const char* op = problem.op;
+  const DType dtype = check_operands(problem, input, target);
   const DeviceScope scope(input);
   const PointwiseLossFunctions& functions = functions_of(problem, scope);
-  const int64_t n = input.numel();
-  const int threads = thread_count(n, kGrainElements);
 
   if (problem.reduction == kNone) {
     const auto kernel = kernel_for(op, "vector", functions.forward, dtype, scope.isa());
     Tensor output = empty_in_order(order, input, target, dtype);
     const Operands operands(problem, input, target, output);
-    check_domain(op, kernel(output.mutable_data_ptr(), operands.arguments, threads));
+    check_domain(op, kernel(output.mutable_data_ptr(), operands.arguments,
+                            thread_count(input.numel(), kGrainElements)));
     return output;
   }
 
@@ -155,13 +175,28 @@ Tensor forward(const Problem& problem, const Tensor& input, const Tensor& target
   NNOPS_CHECK(is_floating(dtype) || problem.reduction == kSum, op,
               ": reduction 'mean' needs a floating dtype, but got dtype ", dtype_name(dtype));
   const Operands operands(problem, input, target, dense(input));
-  Tensor output = empty_contiguous({}, is_floating(dtype) ? dtype : DType::kInt64, input);
-  constexpr auto kSumBytes = static_cast<int64_t>(sizeof(double));
-  const Scratch block_sums(scope, (n + kLossBlock - 1) / kLossBlock * kSumBytes);
-  const double divisor = problem.reduction == kMean ? static_cast<double>(n) : 1.0;
-  check_domain(op, kernel(output.mutable_data_ptr(), block_sums.data(), operands.arguments, divisor,
-                          threads));
-  return output;
+  Reduction reduced(problem, input, dtype, scope);
+  check_domain(op, kernel(reduced.output.mutable_data_ptr(), reduced.block_sums.data(),
+                          operands.arguments, reduced.divisor, reduced.threads));
+  return reduced.output;
+}
+
+// The reduced loss, and its gradient by the input where that of the loss is 1, in one pass.
+std::tuple<Tensor, Tensor> forward_with_gradient(const Problem& problem, const Tensor& input,
+                                                 const Tensor& target) {
+  const char* op = problem.op;
+  const DType dtype = check_operands(problem, input, target);
+  NNOPS_CHECK_VALUE(problem.reduction != kNone, op, ": reduction must not be 0 (none)");
+  const DeviceScope scope(input);
+  const auto kernel = kernel_for(op, "vector", functions_of(problem, scope).reduce_with_gradient,
+                                 dtype, scope.isa());
+  Tensor gradient = empty_dense_like(input);
+  const Operands operands(problem, input, target, gradient);
+  Reduction reduced(problem, input, dtype, scope);
+  check_domain(op, kernel(reduced.output.mutable_data_ptr(), gradient.mutable_data_ptr(),
+                          reduced.block_sums.data(), operands.arguments, reduced.divisor,
+                          reduced.threads));
+  return {reduced.output, gradient};
 }
 
 // `input` and `target` may be one tensor, for a derivative that reads only one of them.
@@ -169,11 +204,8 @@ Tensor backward(const Problem& problem,
                 PerDType<PointwiseLossFunctions::Backward> PointwiseLossFunctions::* derivative,
                 const Tensor& grad_output, const Tensor& input, const Tensor& target) {
   const char* op = problem.op;
-  check_device(op, "input", input);
-  check_like(op, "target", target, input);
-  check_same_sizes(op, "target", target, input);
+  const DType dtype = check_operands(problem, input, target);
   check_like(op, "grad_output", grad_output, input);
-  check_reduction(op, problem.reduction);
   const int64_t n = input.numel();
   if (problem.reduction == kNone) {
     check_same_sizes(op, "grad_output", grad_output, input);
@@ -183,8 +215,8 @@ Tensor backward(const Problem& problem,
                 tuple_text(grad_output.sizes()));
   }
   const DeviceScope scope(input);
-  const auto kernel = kernel_for(op, "vector", functions_of(problem, scope).*derivative,
-                                 dtype_of(op, input), scope.isa());
+  const auto kernel =
+      kernel_for(op, "vector", functions_of(problem, scope).*derivative, dtype, scope.isa());
   Tensor gradient = empty_dense_like(input);
   const Operands operands(problem, input, target, gradient);
   if (n == 0) return gradient;
@@ -213,6 +245,11 @@ Tensor l1_loss(const Tensor& input, const Tensor& target, int64_t reduction) {
                  Order::kInputThenTarget);
 }
 
+std::tuple<Tensor, Tensor> l1_loss_with_gradient(const Tensor& input, const Tensor& target,
+                                                 int64_t reduction) {
+  return forward_with_gradient({"l1_loss", &PointwiseLossKernels::l1, reduction}, input, target);
+}
+
 Tensor l1_loss_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                         int64_t reduction) {
   return backward_input({"l1_loss_backward", &PointwiseLossKernels::l1, reduction}, grad_output,
@@ -222,6 +259,11 @@ Tensor l1_loss_backward(const Tensor& grad_output, const Tensor& input, const Te
 Tensor mse_loss(const Tensor& input, const Tensor& target, int64_t reduction) {
   return forward({"mse_loss", &PointwiseLossKernels::mse, reduction}, input, target,
                  Order::kInputThenTarget);
+}
+
+std::tuple<Tensor, Tensor> mse_loss_with_gradient(const Tensor& input, const Tensor& target,
+                                                  int64_t reduction) {
+  return forward_with_gradient({"mse_loss", &PointwiseLossKernels::mse, reduction}, input, target);
 }
 
 Tensor mse_loss_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
@@ -244,6 +286,11 @@ Tensor smooth_l1_loss(const Tensor& input, const Tensor& target, double beta, in
                  Order::kInputThenTarget);
 }
 
+std::tuple<Tensor, Tensor> smooth_l1_loss_with_gradient(const Tensor& input, const Tensor& target,
+                                                        double beta, int64_t reduction) {
+  return forward_with_gradient(smooth_l1_problem("smooth_l1_loss", beta, reduction), input, target);
+}
+
 Tensor smooth_l1_loss_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                                double beta, int64_t reduction) {
   return backward_input(smooth_l1_problem("smooth_l1_loss_backward", beta, reduction), grad_output,
@@ -257,6 +304,11 @@ Problem huber_problem(const char* op, double delta, int64_t reduction) {
 
 Tensor huber_loss(const Tensor& input, const Tensor& target, double delta, int64_t reduction) {
   return forward(huber_problem("huber_loss", delta, reduction), input, target, Order::kInput);
+}
+
+std::tuple<Tensor, Tensor> huber_loss_with_gradient(const Tensor& input, const Tensor& target,
+                                                    double delta, int64_t reduction) {
+  return forward_with_gradient(huber_problem("huber_loss", delta, reduction), input, target);
 }
 
 Tensor huber_loss_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
@@ -275,6 +327,11 @@ Problem kl_div_problem(const char* op, bool log_target, int64_t reduction) {
 Tensor kl_div(const Tensor& input, const Tensor& target, bool log_target, int64_t reduction) {
   return forward(kl_div_problem("kl_div", log_target, reduction), input, target,
                  Order::kTargetThenInput);
+}
+
+std::tuple<Tensor, Tensor> kl_div_with_gradient(const Tensor& input, const Tensor& target,
+                                                bool log_target, int64_t reduction) {
+  return forward_with_gradient(kl_div_problem("kl_div", log_target, reduction), input, target);
 }
 
 // The input's gradient does not depend on the input.
@@ -307,6 +364,15 @@ Tensor binary_cross_entropy(const Tensor& input, const Tensor& target, const Wei
   const Problem problem = bce_problem("binary_cross_entropy", weight, reduction);
   check_target_value_sizes(problem.op, input, target);
   return forward(problem, input, target, Order::kInput);
+}
+
+std::tuple<Tensor, Tensor> binary_cross_entropy_with_gradient(const Tensor& input,
+                                                              const Tensor& target,
+                                                              const Weight& weight,
+                                                              int64_t reduction) {
+  const Problem problem = bce_problem("binary_cross_entropy", weight, reduction);
+  check_target_value_sizes(problem.op, input, target);
+  return forward_with_gradient(problem, input, target);
 }
 
 Tensor binary_cross_entropy_backward(const Tensor& grad_output, const Tensor& input,
@@ -349,6 +415,15 @@ Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& targe
   return forward(problem, input, target, Order::kTarget);
 }
 
+std::tuple<Tensor, Tensor> binary_cross_entropy_with_logits_with_gradient(
+    const Tensor& input, const Tensor& target, const Weight& weight, const Weight& pos_weight,
+    bool finite, int64_t reduction) {
+  const Problem problem = bce_logits_problem("binary_cross_entropy_with_logits", input, weight,
+                                             pos_weight, finite, reduction);
+  check_target_value_sizes(problem.op, input, target);
+  return forward_with_gradient(problem, input, target);
+}
+
 Tensor binary_cross_entropy_with_logits_backward(const Tensor& grad_output, const Tensor& input,
                                                  const Tensor& target, const Weight& weight,
                                                  const Weight& pos_weight, bool finite,
@@ -370,27 +445,45 @@ Tensor binary_cross_entropy_with_logits_backward_target(const Tensor& grad_outpu
 }  // namespace
 
 NNOPS_OPERATOR(l1_loss, "(Tensor input, Tensor target, int reduction) -> Tensor", l1_loss)
+NNOPS_PRIVATE_OPERATOR(l1_loss_with_gradient,
+                       "(Tensor input, Tensor target, int reduction) -> (Tensor, Tensor)",
+                       l1_loss_with_gradient)
 NNOPS_OPERATOR(l1_loss_backward,
                "(Tensor grad_output, Tensor input, Tensor target, int reduction) -> Tensor",
                l1_loss_backward)
 NNOPS_OPERATOR(mse_loss, "(Tensor input, Tensor target, int reduction) -> Tensor", mse_loss)
+NNOPS_PRIVATE_OPERATOR(mse_loss_with_gradient,
+                       "(Tensor input, Tensor target, int reduction) -> (Tensor, Tensor)",
+                       mse_loss_with_gradient)
 NNOPS_OPERATOR(mse_loss_backward,
                "(Tensor grad_output, Tensor input, Tensor target, int reduction) -> Tensor",
                mse_loss_backward)
 NNOPS_OPERATOR(smooth_l1_loss, "(Tensor input, Tensor target, float beta, int reduction) -> Tensor",
                smooth_l1_loss)
+NNOPS_PRIVATE_OPERATOR(
+    smooth_l1_loss_with_gradient,
+    "(Tensor input, Tensor target, float beta, int reduction) -> (Tensor, Tensor)",
+    smooth_l1_loss_with_gradient)
 NNOPS_OPERATOR(
     smooth_l1_loss_backward,
     "(Tensor grad_output, Tensor input, Tensor target, float beta, int reduction) -> Tensor",
     smooth_l1_loss_backward)
 NNOPS_OPERATOR(huber_loss, "(Tensor input, Tensor target, float delta, int reduction) -> Tensor",
                huber_loss)
+NNOPS_PRIVATE_OPERATOR(
+    huber_loss_with_gradient,
+    "(Tensor input, Tensor target, float delta, int reduction) -> (Tensor, Tensor)",
+    huber_loss_with_gradient)
 NNOPS_OPERATOR(
     huber_loss_backward,
     "(Tensor grad_output, Tensor input, Tensor target, float delta, int reduction) -> Tensor",
     huber_loss_backward)
 NNOPS_OPERATOR(kl_div, "(Tensor input, Tensor target, bool log_target, int reduction) -> Tensor",
                kl_div)
+NNOPS_PRIVATE_OPERATOR(
+    kl_div_with_gradient,
+    "(Tensor input, Tensor target, bool log_target, int reduction) -> (Tensor, Tensor)",
+    kl_div_with_gradient)
 NNOPS_OPERATOR(kl_div_backward,
                "(Tensor grad_output, Tensor target, bool log_target, int reduction) -> Tensor",
                kl_div_backward)
@@ -401,6 +494,10 @@ NNOPS_OPERATOR(
 NNOPS_OPERATOR(binary_cross_entropy,
                "(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor",
                binary_cross_entropy)
+NNOPS_PRIVATE_OPERATOR(
+    binary_cross_entropy_with_gradient,
+    "(Tensor input, Tensor target, Tensor? weight, int reduction) -> (Tensor, Tensor)",
+    binary_cross_entropy_with_gradient)
 NNOPS_OPERATOR(binary_cross_entropy_backward,
                "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, int reduction)"
                " -> Tensor",
@@ -412,6 +509,10 @@ NNOPS_OPERATOR(binary_cross_entropy_with_logits,
                "(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, bool finite,"
                " int reduction) -> Tensor",
                binary_cross_entropy_with_logits)
+NNOPS_PRIVATE_OPERATOR(binary_cross_entropy_with_logits_with_gradient,
+                       "(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight,"
+                       " bool finite, int reduction) -> (Tensor, Tensor)",
+                       binary_cross_entropy_with_logits_with_gradient)
 NNOPS_OPERATOR(binary_cross_entropy_with_logits_backward,
                "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, "
                "Tensor? pos_weight, bool finite, int reduction) -> Tensor",

@@ -31,6 +31,11 @@ struct PointwiseLossFunctions {
   // kLossBlock elements. Integers: sums wrap in int64, the output is int64, the divisor unused.
   using Reduce = int (*)(void* output, void* block_sums, const PointwiseLossArguments& arguments,
                          double divisor, int threads);
+  // As Reduce, and gradient[i] = 1 / divisor * derivative of element i by the input. float32 and
+  // float64 alone; null on CUDA.
+  using ReduceWithGradient = int (*)(void* output, void* gradient, void* block_sums,
+                                     const PointwiseLossArguments& arguments, double divisor,
+                                     int threads);
   // gradient[i] = grad_output[per_element ? i : 0] / divisor * derivative of element i. The divisor
   // is 1 where the gradient is per element.
   using Backward = void (*)(void* gradient, const void* grad_output, bool per_element,
@@ -40,6 +45,7 @@ struct PointwiseLossFunctions {
   PerDType<Backward> backward;
   // Null for losses of input - target.
   PerDType<Backward> backward_target;
+  PerDType<ReduceWithGradient> reduce_with_gradient;
 };
 
 struct PointwiseLossKernels {

@@ -131,11 +131,6 @@ NNOPS_OPERATOR(relu_mask_backward, "(Tensor grad_output, Tensor mask, SymInt[] s
 NNOPS_OPERATOR(relu, "(Tensor input) -> Tensor", relu)
 NNOPS_OPERATOR(relu_backward, "(Tensor grad_output, Tensor output) -> Tensor", relu_backward)
 
-STABLE_TORCH_LIBRARY_FRAGMENT(nnops, library) {
-  library.def("_relu_(Tensor(a!) input) -> Tensor(a!)");
-}
-STABLE_TORCH_LIBRARY_IMPL(nnops, CompositeExplicitAutograd, library) {
-  library.impl("_relu_", TORCH_BOX(&relu_));
-}
+NNOPS_PRIVATE_OPERATOR(relu_, "(Tensor(a!) input) -> Tensor(a!)", relu_)
 
 }  // namespace nnops

@@ -97,7 +97,7 @@ def mount(formulas: type[Formulas]) -> Router:
     public = getattr(torch.ops.nnops, name).default
     raw = function_of(getattr(torch.ops.nnops, f"_{name}").default)
     class_name = f"{formulas.__name__}Function"
-    apply_light = _apply_of(_light_function(class_name, formulas, raw))
+    apply_light = light_apply(class_name, _light_forward(formulas, raw), formulas.backward)
     full = _full_function(class_name, formulas, raw)
     first, *others = formulas.differentiable
 
@@ -149,7 +149,7 @@ def first_output(route: Router, formulas: type[Formulas]) -> Router:
     """
     raw = function_of(getattr(torch.ops.nnops, f"_{formulas.name}").default)
     class_name = f"{formulas.__name__}Function"
-    apply_light = _apply_of(_first_output_function(class_name, formulas, raw))
+    apply_light = light_apply(class_name, _first_output_forward(formulas, raw), formulas.backward)
     first, *others = formulas.differentiable
 
     def route_first(*inputs: Any) -> Any:
@@ -165,6 +165,13 @@ def first_output(route: Router, formulas: type[Formulas]) -> Router:
         return raw(*inputs)[0]
 
     return route_first
+
+
+def light_apply(
+    class_name: str, forward: Callable[..., Any], backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """`apply` of an old-style Function, for callers who have asked that `is_plain_eager()`."""
+    return _apply_of(_old_style_function(class_name, forward, backward))
 
 
 def function_of(overload: Any) -> Callable[..., Any]:
@@ -289,9 +296,7 @@ def _old_style_function(
     return function  # type: ignore[no-any-return]
 
 
-def _light_function(
-    class_name: str, formulas: type[Formulas], raw: Callable[..., Any]
-) -> type[torch.autograd.Function]:
+def _light_forward(formulas: type[Formulas], raw: Callable[..., Any]) -> Callable[..., Any]:
     setup_context = _whole_setup(formulas)
 
     def forward(ctx: Any, *inputs: Any) -> Any:
@@ -299,12 +304,10 @@ def _light_function(
         setup_context(ctx, inputs, output)
         return output
 
-    return _old_style_function(class_name, forward, formulas.backward)
+    return forward
 
 
-def _first_output_function(
-    class_name: str, formulas: type[Formulas], raw: Callable[..., Any]
-) -> type[torch.autograd.Function]:
+def _first_output_forward(formulas: type[Formulas], raw: Callable[..., Any]) -> Callable[..., Any]:
     setup_context = formulas.setup_context
 
     def forward(ctx: Any, *inputs: Any) -> Any:
@@ -313,7 +316,7 @@ def _first_output_function(
         setup_context(ctx, inputs, output)
         return output[0]
 
-    return _old_style_function(class_name, forward, formulas.backward)
+    return forward
 
 
 def _autograd_kernel(

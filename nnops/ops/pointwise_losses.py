@@ -6,6 +6,9 @@ operators, the derivatives of f by input and by target (`Derivative`), and the d
 is the same for every loss and stands here once, in `Loss` and `Derivative`. Under vmap all slices
 are one call without reduction, which is reduced slice by slice behind it.
 
+Where a reduced loss will be differentiated by its input alone, the pass that computes it computes
+the gradient too (`_with_gradient`).
+
 In `reduction`, 0 is none, 1 mean, 2 sum.
 """
 
@@ -17,7 +20,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nnops.ops._operator import Formulas, Router, batch_first, mount, needed_inputs
+from nnops.ops._operator import (
+    Formulas,
+    Router,
+    batch_first,
+    dispatch_modes,
+    function_of,
+    is_plain_eager,
+    light_apply,
+    mount,
+    needed_inputs,
+)
 from nnops.ops.nll_loss import accumulate_dtype
 
 _NONE, _MEAN = 0, 1
@@ -232,7 +245,7 @@ class DifferenceLoss(Loss):
 
     @classmethod
     def backward(cls, ctx: Any, *grad_outputs: Any) -> Any:
-        input, target = ctx.saved_tensors
+        input, target = ctx.saved_tensors[:2]
         numbers = ctx.numbers
         gradient = cls.by_input.route(grad_outputs[0], input, target, *numbers)
         needs = ctx.needs_input_grad
@@ -264,7 +277,7 @@ class TwoDerivativesLoss(Loss):
 
     @classmethod
     def backward(cls, ctx: Any, *grad_outputs: Any) -> Any:
-        input, target, *weights = ctx.saved_tensors
+        input, target, *weights = ctx.saved_tensors[: 2 + cls.weights]
         extra = (*weights, *ctx.numbers)
         (grad,) = grad_outputs
         needs = ctx.needs_input_grad
@@ -518,13 +531,81 @@ class BinaryCrossEntropyWithLogits(TwoDerivativesLoss):
         return torch.empty_like(target)
 
 
+# --- routers --------------------------------------------------------------------------------------
+
+# Of other dtypes small gradients must be scaled before they are rounded.
+_PREPARED_DTYPES = frozenset((torch.float32, torch.float64))
+# Nobody else computes with tensors of these types.
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
+
+
+def _with_gradient(loss: type[Loss]) -> Router:
+    """The loss's router; on the CPU it prepares the input's gradient where one will be asked for.
+
+    An eager call that differentiates a reduced loss by its input alone computes both in one pass.
+    Backward hands the gradient out, once, if that of the loss is 1; if it is another, or
+    differentiated in its turn, the formulas compute as ever. It takes the memory, earlier, that
+    backward would have asked for.
+    """
+    forward_with_gradient = function_of(
+        getattr(torch.ops.nnops, f"_{loss.name}_with_gradient").default
+    )
+    route = loss.route
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output, gradient = forward_with_gradient(*inputs)
+        loss.setup_context(ctx, inputs, output)
+        # Behind what the formulas look for.
+        ctx.save_for_backward(*ctx.to_save, gradient)
+        ctx.no_others = (None,) * (len(inputs) - 1)
+        return output
+
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        if ctx.no_others and _is_one(grad_output):
+            others, ctx.no_others = ctx.no_others, None
+            # Who gets it may write to it: to `data`, whose version is not the saved tensor's.
+            return ctx.saved_tensors[-1].data, *others
+        return loss.backward(ctx, grad_output)
+
+    apply = light_apply(f"{loss.__name__}Function", forward, backward)
+
+    def route_with_gradient(*inputs: Any) -> Any:
+        input, target, reduction = inputs[0], inputs[1], inputs[-1]
+        if (
+            reduction != _NONE
+            and input.requires_grad
+            and not target.requires_grad
+            and torch.is_grad_enabled()
+            and is_plain_eager()
+            and not dispatch_modes()
+            and input.is_cpu
+            and input.dtype in _PREPARED_DTYPES
+            and type(input) in _PLAIN_TYPES
+            and type(target) in _PLAIN_TYPES
+        ):
+            return apply(*inputs)
+        return route(*inputs)
+
+    return route_with_gradient
+
+
+def _is_one(grad_output: Tensor) -> bool:
+    """Whether it is a plain 1, and nothing differentiates what is made of it."""
+    if torch.is_grad_enabled() or not is_plain_eager() or dispatch_modes():
+        return False
+    try:
+        return type(grad_output) is Tensor and grad_output.item() == 1
+    except RuntimeError:  # several at a time (is_grads_batched) have no value
+        return False
+
+
 def _mount(loss: type[Loss]) -> Router:
     for derivative in (loss.by_input, loss.by_target):
         if derivative is not None:
             derivative.loss = loss
             derivative.route = staticmethod(mount(derivative))
     loss.route = staticmethod(mount(loss))
-    return loss.route
+    return _with_gradient(loss)
 
 
 l1_loss = _mount(L1Loss)
