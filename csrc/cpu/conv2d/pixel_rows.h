@@ -377,6 +377,10 @@ struct RowsChain {
   int64_t depth;
   int64_t registers;
   bool first;
+  // Of a kernel of one tap that reads the image itself, where nobody has read these channels yet:
+  // how many numbers of a pixel to ask for, a tile ahead. The pieces are too short, and pixels too
+  // many at a time, for the hardware to follow. Else 0.
+  int64_t unread;
 };
 
 // The terms [begin, end) of the chain, for one tile of pixels, in pieces; goes on to the next tile.
@@ -436,6 +440,11 @@ void multiply_by_rows(const RowsChain<acc_t<T>, F>& chain, const PassStrip<T, F>
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t pixels = t < larger_tiles ? least + 1 : least;
         for (int64_t i = 0; i < pixels; ++i, pixel += plan.read_steps.pixel) tile.pixels[i] = pixel;
+        if (chain.unread > 0) {
+          for (int64_t i = 0; i < pixels; ++i) {
+            prefetch_span(pixel + i * plan.read_steps.pixel, chain.unread);
+          }
+        }
         if (chain.first && plan.writes_in_place) {
           const A* next = tile.sums + pixels * tile.sum_stride;
           const int64_t width = chain.registers * kRegisterLanes<A>;
@@ -532,6 +541,7 @@ void compute_rows_strip(const PassStrip<T, F>& strip, const PixelPass& pass,
           part.sums = sums + (plan.writes_in_place ? v0 : v0 - vector0) * kVector;
           part.sum_steps = sum_steps;
           part.first = channel0 + c0 == 0;
+          if (plan.reads_in_place && plan.taps == 1 && panel == first_panel) part.unread = chain;
           const bool last = channel0 + c0 + chain == plan.outer;
           if (bias != nullptr && last) part.bias = bias + v0 * kVector;
           A widened[RowsPlan<T, F>::kPanel];
