@@ -75,7 +75,10 @@ struct PiecePlan {
     const Conv2dGeometry& conv = g.conv;
     const int64_t row_bytes = conv.oc * conv.ow * element_bytes;
     const int64_t all_rows = written_rows(g);
-    images = larger(1, smaller(bytes / (row_bytes * conv.oh), (conv.n + sharers - 1) / sharers));
+    // As large as fits, and as many for every sharer.
+    const int64_t most = larger(1, bytes / (row_bytes * conv.oh));
+    const int64_t groups = round_up((conv.n + most - 1) / most, sharers);
+    images = (conv.n + groups - 1) / groups;
     const int64_t nearest = (images + call.together / 2) / call.together * call.together;
     if (nearest > 0) images = smaller(nearest, conv.n);
     rows = all_rows;
