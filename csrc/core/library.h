@@ -24,10 +24,8 @@
   }
 
 // As NNOPS_OPERATOR, of what only the autograd Functions call: the private name alone.
-#define NNOPS_PRIVATE_OPERATOR(name, signature, function)                \
-  STABLE_TORCH_LIBRARY_FRAGMENT(nnops, library) {                        \
-    library.def("_" #name signature);                                    \
-  }                                                                      \
-  STABLE_TORCH_LIBRARY_IMPL(nnops, CompositeExplicitAutograd, library) { \
-    library.impl("_" #name, TORCH_BOX(&function));                       \
+#define NNOPS_PRIVATE_OPERATOR(name, signature, function)                             \
+  STABLE_TORCH_LIBRARY_FRAGMENT(nnops, library) { library.def("_" #name signature); } \
+  STABLE_TORCH_LIBRARY_IMPL(nnops, CompositeExplicitAutograd, library) {              \
+    library.impl("_" #name, TORCH_BOX(&function));                                    \
   }

@@ -1,12 +1,12 @@
 // Pointwise losses on the CPU: the formulas of math/pointwise_losses.h over dense memory.
 //
-// forward writes one value an element. reduce, with or without the gradient beside it, is one pass without a temporary of n elements: blocks
-// of kLossBlock elements; inside a block one accumulator a vector lane (for 16 lanes of float in
-// double, into which go the sums of four vectors at a time; for 8 of double compensated), the lanes
-// added pairwise; the block sums added in ascending order, compensated. The order depends on n
-// alone, so the number of threads changes no bit. backward is one fused pass. bfloat16 and float16
-// compute in float, l1 of integers wraps as torch's subtraction does. Parallel over blocks or
-// chunks of elements.
+// forward writes one value an element. reduce, with or without the gradient beside it, is one pass
+// without a temporary of n elements: blocks of kLossBlock elements; inside a block one accumulator
+// a vector lane (for 16 lanes of float in double, into which go the sums of four vectors at a time;
+// for 8 of double compensated), the lanes added pairwise; the block sums added in ascending order,
+// compensated. The order depends on n alone, so the number of threads changes no bit. backward is
+// one fused pass. bfloat16 and float16 compute in float, l1 of integers wraps as torch's
+// subtraction does. Parallel over blocks or chunks of elements.
 #include "ops/pointwise_losses.h"
 
 #include <type_traits>
@@ -275,16 +275,16 @@ struct Kernels {
     constexpr int64_t kWidth = kLanes<T>;
     T* result = static_cast<T*>(gradient);
     const Wide<T> factor = splat<Wide<T>>(T{1} / static_cast<T>(divisor));
-    return reduce_elements<T>(
-        output, block_sums, arguments, divisor, threads,
-        [=](const auto& element, int64_t i, int64_t count) NNOPS_INLINE_LAMBDA {
-          const Wide<T> derivative = factor * F::by_input(element);
-          if (count == kWidth) {
-            write(result + i, derivative);
-          } else {
-            write_first(result + i, derivative, count);
-          }
-        });
+    return reduce_elements<T>(output, block_sums, arguments, divisor, threads,
+                              [=](const auto& element, int64_t i, int64_t count)
+                                  NNOPS_INLINE_LAMBDA {
+                                    const Wide<T> derivative = factor * F::by_input(element);
+                                    if (count == kWidth) {
+                                      write(result + i, derivative);
+                                    } else {
+                                      write_first(result + i, derivative, count);
+                                    }
+                                  });
   }
 
   // derivative(element) is F::by_input or F::by_target.
@@ -337,8 +337,10 @@ struct Kernels {
 #define NNOPS_FUNCTIONS(name, functor, dtypes)         \
   {NNOPS_##dtypes##_DTYPES(Kernels<functor>::forward), \
    NNOPS_##dtypes##_DTYPES(Kernels<functor>::reduce),  \
-   NNOPS_FLOAT_DTYPES(Kernels<functor>::backward), Kernels<functor>::backward_target_kernels(),  \
-   {Kernels<functor>::reduce_with_gradient<float>, Kernels<functor>::reduce_with_gradient<double>}},
+   NNOPS_FLOAT_DTYPES(Kernels<functor>::backward),     \
+   Kernels<functor>::backward_target_kernels(),        \
+   {Kernels<functor>::reduce_with_gradient<float>,     \
+    Kernels<functor>::reduce_with_gradient<double>}},
 
 extern const PointwiseLossKernels pointwise_loss_kernels = {
     NNOPS_POINTWISE_LOSSES(NNOPS_FUNCTIONS)};

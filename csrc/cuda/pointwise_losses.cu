@@ -121,7 +121,9 @@ struct Kernels {
 #define NNOPS_FUNCTIONS(name, functor, dtypes)         \
   {NNOPS_##dtypes##_DTYPES(Kernels<functor>::forward), \
    NNOPS_##dtypes##_DTYPES(Kernels<functor>::reduce),  \
-   NNOPS_FLOAT_DTYPES(Kernels<functor>::backward), Kernels<functor>::backward_target_kernels(), {}},
+   NNOPS_FLOAT_DTYPES(Kernels<functor>::backward),     \
+   Kernels<functor>::backward_target_kernels(),        \
+   {}},
 
 extern const PointwiseLossKernels pointwise_loss_kernels = {
     NNOPS_POINTWISE_LOSSES(NNOPS_FUNCTIONS)};

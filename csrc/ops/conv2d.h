@@ -158,6 +158,7 @@ struct Conv2dKernels {
   Conv2dBackwardWeight backward_weight_depthwise_transposed{};
   Conv2dBackwardWeight backward_weight_outer_products{};
   Conv2dBackwardWeight backward_weight_pair_products{};
+  Conv2dBackwardWeight backward_weight_plane_dots{};
   Conv2dBackwardWeight backward_weight_reference{};
   Conv2dBackwardWeight backward_weight_winograd_2x2_3x3{};
   Conv2dBackwardWeight backward_weight_winograd_2x2_5x5{};

@@ -234,6 +234,26 @@ std::string filters_pay_one_by_one(const Conv2dGeometry& g) {
   return filters <= most ? "" : "enough output channels share an input channel";
 }
 
+// Dot products of planes, with vectors along the rows of grad_output, want most lanes of these to
+// be pixels, and the sums, a vector each, to stay in the cache. They spare outer products'
+// transposing, which is little beside the products of many columns.
+std::string plane_dots_support(const Conv2dGeometry& g, DType dtype) {
+  if (g.kw > kConv2dLongestChain) return "too many columns of the kernel";
+  return floating_only(g, dtype);
+}
+std::string plane_dots_pay(const Conv2dGeometry& g, DType dtype) {
+  constexpr int64_t kLanes = 16;
+  constexpr int64_t kMostColumns = 48;
+  constexpr int64_t kMostSums = 4096;
+  const int64_t columns = g.c / g.groups * g.kh * g.kw;
+  if (g.input.w != 1 || g.output.w != 1) return "the images are not row-major";
+  if (element_size(dtype) < 4) return "grad_output must be widened, and can be transposed with that";
+  if (columns > kMostColumns) return "a filter has more than 48 numbers";
+  if (columns * (g.oc / g.groups) > kMostSums) return "a group has more than 4096 weights";
+  const int64_t lanes = (g.ow + kLanes - 1) / kLanes * kLanes;
+  return g.ow * 5 >= lanes * 4 ? "" : "rows of grad_output leave vectors empty";
+}
+
 // How the images of a batch are lanes: `outer` channels are read for rows of `width` pixels, each
 // `step` from the one before, and written with `strides`.
 std::string can_be_lanes(const Conv2dGeometry& g, DType dtype, int64_t outer, int64_t width,
@@ -410,6 +430,7 @@ constexpr Conv2dCandidate<Conv2dBackwardWeight> kBackwardWeightCpu[] = {
      },
      &Conv2dKernels::backward_weight_depthwise_dots,
      [](const Conv2dGeometry& g, DType) { return dots_pay(g); }},
+    {"plane_dots", plane_dots_support, &Conv2dKernels::backward_weight_plane_dots, plane_dots_pay},
     {"winograd_4x4_3x3", of_form<k4x4Of3x3, winograd_backward_weight_supports>,
      &Conv2dKernels::backward_weight_winograd_4x4_3x3,
      of_form<k4x4Of3x3, winograd_backward_weight_pays>, six_points_allowed},

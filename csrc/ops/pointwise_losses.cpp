@@ -193,9 +193,9 @@ std::tuple<Tensor, Tensor> forward_with_gradient(const Problem& problem, const T
   Tensor gradient = empty_dense_like(input);
   const Operands operands(problem, input, target, gradient);
   Reduction reduced(problem, input, dtype, scope);
-  check_domain(op, kernel(reduced.output.mutable_data_ptr(), gradient.mutable_data_ptr(),
-                          reduced.block_sums.data(), operands.arguments, reduced.divisor,
-                          reduced.threads));
+  check_domain(
+      op, kernel(reduced.output.mutable_data_ptr(), gradient.mutable_data_ptr(),
+                 reduced.block_sums.data(), operands.arguments, reduced.divisor, reduced.threads));
   return {reduced.output, gradient};
 }
 

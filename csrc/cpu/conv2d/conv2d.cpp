@@ -10,6 +10,7 @@
 #include "cpu/conv2d/outer_products.h"
 #include "cpu/conv2d/pair_algorithms.h"
 #include "cpu/conv2d/pixel_rows.h"
+#include "cpu/conv2d/plane_dots.h"
 #include "cpu/conv2d/reference.h"
 #include "cpu/conv2d/winograd.h"
 #include "cpu/conv2d/winograd_weight.h"
@@ -142,6 +143,9 @@ extern const Conv2dKernels conv2d_kernels = {
         NNOPS_BFLOAT16, PairProducts::backward_weight, PairProducts::backward_weight_workspace,
         PairProducts::backward_weight_partition),
 #endif
+    .backward_weight_plane_dots =
+        NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, plane_dots_backward_weight, plane_dots_workspace,
+                               plane_dots_partition),
     .backward_weight_reference =
         NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_backward_weight, reference_workspace,
                                reference_backward_weight_partition),

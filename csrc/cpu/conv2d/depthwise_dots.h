@@ -41,8 +41,9 @@ struct DotsPlan {
   int64_t gradients_pitch;  // of the rows of grad_output, if they are copied
   bool copies_gradients;
 
-  explicit DotsPlan(const Conv2dGeometry& g, bool converts)
-      : height(larger(1, smaller(g.oh, kDotPixels / g.ow))),
+  // `pixels` of the grid at a time, about.
+  DotsPlan(const Conv2dGeometry& g, bool converts, int64_t pixels = kDotPixels)
+      : height(larger(1, smaller(g.oh, pixels / g.ow))),
         vertical(divide_up(g.oh, height)),
         y(with_sequences(forward_axis(g.h, g.oh, g.kh, g.stride_h, g.pad_top, g.dilation_h),
                          height)),
