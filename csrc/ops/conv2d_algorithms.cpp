@@ -247,7 +247,7 @@ std::string plane_dots_pay(const Conv2dGeometry& g, DType dtype) {
   constexpr int64_t kMostSums = 4096;
   const int64_t columns = g.c / g.groups * g.kh * g.kw;
   if (g.input.w != 1 || g.output.w != 1) return "the images are not row-major";
-  if (element_size(dtype) < 4) return "grad_output must be widened, and can be transposed with that";
+  if (element_size(dtype) < 4) return "grad_output must be widened, which can transpose it too";
   if (columns > kMostColumns) return "a filter has more than 48 numbers";
   if (columns * (g.oc / g.groups) > kMostSums) return "a group has more than 4096 weights";
   const int64_t lanes = (g.ow + kLanes - 1) / kLanes * kLanes;
