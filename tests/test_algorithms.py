@@ -29,6 +29,24 @@ def train(layer: nn.Conv2d, x: torch.Tensor) -> None:
     layer(x.requires_grad_()).sum().backward()
 
 
+def train_with_dense_gradients(layer: nn.Conv2d, x: torch.Tensor) -> None:
+    layer(x).square().sum().backward()
+
+
+@pytest.mark.skipif("cuda" in _C.available_isas(), reason="algorithms of the CPU")
+def test_weight_gradients_of_first_layers_are_plane_dots() -> None:
+    def of(layer: nn.Conv2d, x: torch.Tensor) -> str:
+        return chosen(train_with_dense_gradients, layer, x)["conv2d_backward_weight"]
+
+    images = torch.randn(2, 3, 32, 32)
+    assert of(nn.Conv2d(3, 8, 3, padding=1), images) == "plane_dots"
+    assert of(nn.Conv2d(3, 8, 5, padding=2), images) == "outer_products"  # many numbers a filter
+    assert of(nn.Conv2d(3, 8, 3), images[..., :18]) == "plane_dots"
+    assert of(nn.Conv2d(3, 8, 3), images[..., :20]) == "outer_products"  # rows of 18 pixels
+    last = images.to(memory_format=torch.channels_last)
+    assert of(nn.Conv2d(3, 8, 3, padding=1), last) == "outer_products"
+
+
 def test_explain_names_every_candidate_with_its_reason(isa: str) -> None:
     layer, x = layer_and_image()
     explanation = nnops.explain(layer, x)

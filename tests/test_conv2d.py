@@ -327,6 +327,55 @@ def test_the_algorithms_of_a_pass_give_the_same_bits(operator: str, channels_las
                 assert torch.equal(a, b), f"{name} {algorithm} {index}"
 
 
+# input, weight, parameters
+OF_PLANE_DOTS = (
+    ("whole vectors", (2, 3, 18, 34), (5, 3, 3, 3), {}),
+    ("overlapping vectors", (3, 3, 30, 37), (9, 3, 3, 3), {"padding": 1}),
+    ("short rows", (2, 2, 9, 15), (3, 2, 3, 1), {"padding": (1, 0)}),
+    ("chunks", (7, 3, 61, 60), (4, 3, 3, 3), {"padding": 1}),
+    ("strided", (2, 3, 43, 67), (6, 3, 3, 5), {"stride": (3, 2), "padding": 2}),
+    ("dilated", (2, 2, 23, 40), (7, 2, 2, 3), {"dilation": (3, 2)}),
+    ("groups", (2, 6, 20, 33), (10, 3, 3, 3), {"groups": 2, "padding": 1}),
+    ("padding beyond the image", (1, 1, 3, 20), (2, 1, 5, 3), {"padding": (7, 2)}),
+)
+
+
+@pytest.mark.skipif("cuda" in _C.available_isas(), reason="an algorithm of the CPU")
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16))
+@pytest.mark.parametrize("problem", OF_PLANE_DOTS, ids=[name for name, *_ in OF_PLANE_DOTS])
+def test_plane_dots_of_any_gradient(problem, dtype: torch.dtype, isa: str) -> None:
+    """Dense, with gaps between rows, and one number for all: against float64, on 1 to 5 threads."""
+    _, input_size, weight_size, parameters = problem
+    x = torch.randn(input_size).to(dtype)
+    w = torch.randn(weight_size).to(dtype).requires_grad_()
+    y = F.conv2d(x, w, **parameters)
+    wide = torch.zeros(*y.shape[:2], 2 * y.shape[2], y.shape[3] + 3, dtype=dtype)
+    gradients = {
+        "dense": torch.randn(y.shape).to(dtype),
+        "gaps": wide[:, :, ::2, 3:].copy_(torch.randn(y.shape)),
+        "one": torch.randn(()).to(dtype).expand(y.shape),
+    }
+    exact = w.detach().double().requires_grad_()
+    expected_of = torch.nn.functional.conv2d(x.double(), exact, **parameters)
+    for name, gradient in gradients.items():
+        (expected,) = torch.autograd.grad(expected_of, exact, gradient.double(), retain_graph=True)
+        results: list[torch.Tensor] = []
+        before = torch.get_num_threads()
+        try:
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                with nnops.conv_algorithm(backward_weight="plane_dots"):
+                    results += torch.autograd.grad(y, w, gradient, retain_graph=True)
+        finally:
+            torch.set_num_threads(before)
+        assert all(torch.equal(result, results[0]) for result in results), name
+        tolerance = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 1e-2}[dtype]
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(
+            results[0].double(), expected, rtol=tolerance, atol=tolerance * scale
+        )
+
+
 # input without the batch, weight, parameters
 OF_LANES = (
     ("few channels", (6, 14, 14), (16, 6, 5, 5), {}),

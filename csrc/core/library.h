@@ -23,7 +23,7 @@
     library.impl("_" #name, TORCH_BOX(&function));                       \
   }
 
-// As NNOPS_OPERATOR, of what only the autograd Functions call: the private name alone.
+// As NNOPS_OPERATOR, of what Python alone calls: the private name.
 #define NNOPS_PRIVATE_OPERATOR(name, signature, function)                             \
   STABLE_TORCH_LIBRARY_FRAGMENT(nnops, library) { library.def("_" #name signature); } \
   STABLE_TORCH_LIBRARY_IMPL(nnops, CompositeExplicitAutograd, library) {              \

@@ -256,11 +256,13 @@ struct BceLogitsPosWeightLoss : LogitsLoss<A> {
   }
   NNOPS_MATH V by_input(Element e) {
     const V one = A::constant(1.0);
+    const V zero = A::constant(0.0);
     const V positive = e.pos_weight * e.target;
     const V log_weight = (e.pos_weight - one) * e.target + one;
-    const V tail = log_weight * BceLogitsPosWeightLoss::tail(e.input);
-    return e.weight *
-           A::select(e.input < A::constant(0.0), tail - positive, (one - e.target) - tail);
+    const V tail = BceLogitsPosWeightLoss::tail(e.input);
+    // One product to a sum: of two, a compiler would round the one here and the other there.
+    const V slope = A::select(e.input < zero, -positive, one - e.target);
+    return e.weight * (log_weight * A::select(e.input < zero, tail, -tail) + slope);
   }
   // log sigmoid(-x) - p log sigmoid(x)
   NNOPS_MATH V by_target(Element e) {

@@ -234,24 +234,27 @@ std::string filters_pay_one_by_one(const Conv2dGeometry& g) {
   return filters <= most ? "" : "enough output channels share an input channel";
 }
 
+double weights_of_group(const Conv2dGeometry& g) {
+  return static_cast<double>(g.c / g.groups) * static_cast<double>(g.oc / g.groups) *
+         static_cast<double>(g.kh) * static_cast<double>(g.kw);
+}
 // Dot products of planes, with vectors along the rows of grad_output, want most lanes of these to
 // be pixels, and the sums, a vector each, to stay in the cache. They spare outer products'
 // transposing, which is little beside the products of many columns.
 std::string plane_dots_support(const Conv2dGeometry& g, DType dtype) {
+  constexpr double kMostSums = 1 << 16;
   if (g.kw > kConv2dLongestChain) return "too many columns of the kernel";
+  if (weights_of_group(g) > kMostSums) return "the sums of a group's weights leave the cache";
   return floating_only(g, dtype);
 }
 std::string plane_dots_pay(const Conv2dGeometry& g, DType dtype) {
-  constexpr int64_t kLanes = 16;
   constexpr int64_t kMostColumns = 48;
-  constexpr int64_t kMostSums = 4096;
-  const int64_t columns = g.c / g.groups * g.kh * g.kw;
-  if (g.input.w != 1 || g.output.w != 1) return "the images are not row-major";
+  constexpr double kMostSums = 4096;
+  if (g.input.w != 1 || g.output.w != 1) return "rows of pixels are not dense in both images";
   if (element_size(dtype) < 4) return "grad_output must be widened, which can transpose it too";
-  if (columns > kMostColumns) return "a filter has more than 48 numbers";
-  if (columns * (g.oc / g.groups) > kMostSums) return "a group has more than 4096 weights";
-  const int64_t lanes = (g.ow + kLanes - 1) / kLanes * kLanes;
-  return g.ow * 5 >= lanes * 4 ? "" : "rows of grad_output leave vectors empty";
+  if (g.c / g.groups * g.kh * g.kw > kMostColumns) return "a filter has more than 48 numbers";
+  if (weights_of_group(g) > kMostSums) return "a group has more than 4096 weights";
+  return g.ow * 5 >= whole_vectors(g.ow) * 4 ? "" : "rows of grad_output leave vectors empty";
 }
 
 // How the images of a batch are lanes: `outer` channels are read for rows of `width` pixels, each

@@ -38,6 +38,9 @@ _is_grad_enabled = torch.is_grad_enabled
 # How many are active.
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 is_tracing: Callable[[], bool] = torch._C._is_tracing  # torch.jit.trace
+# Whether it holds several tensors (torch.autograd.grad with is_grads_batched), and no values.
+is_legacy_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
+_saved_tensors_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
 
 # Holds the kernels in Python, for as long as it lives.
 library_fragment = torch.library.Library("nnops", "FRAGMENT")
@@ -237,6 +240,11 @@ def _is_inside_transform() -> bool:
 def is_plain_eager() -> bool:
     """Whether a call made now is neither traced nor transformed."""
     return not (_is_compiling() or is_transformed() or (dispatch_modes() and _is_recording()))
+
+
+def are_saved_tensors_hooked() -> bool:
+    """Whether somebody handles what is saved now: checkpoints, offloading, compression."""
+    return _saved_tensors_hooks(False) is not None
 
 
 def is_transformed() -> bool:

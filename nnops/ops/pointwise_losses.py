@@ -20,12 +20,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from nnops import _C
 from nnops.ops._operator import (
     Formulas,
     Router,
+    are_saved_tensors_hooked,
     batch_first,
     dispatch_modes,
     function_of,
+    is_legacy_batched,
     is_plain_eager,
     light_apply,
     mount,
@@ -33,7 +36,7 @@ from nnops.ops._operator import (
 )
 from nnops.ops.nll_loss import accumulate_dtype
 
-_NONE, _MEAN = 0, 1
+_NONE, _MEAN, _SUM = 0, 1, 2
 
 
 def _reduce(values: Tensor, reduction: int) -> Tensor:
@@ -543,9 +546,10 @@ def _with_gradient(loss: type[Loss]) -> Router:
     """The loss's router; on the CPU it prepares the input's gradient where one will be asked for.
 
     An eager call that differentiates a reduced loss by its input alone computes both in one pass.
-    Backward hands the gradient out, once, if that of the loss is 1; if it is another, or
-    differentiated in its turn, the formulas compute as ever. It takes the memory, earlier, that
-    backward would have asked for.
+    Backward hands the gradient out, once, if that of the loss is 1, or, of a sum, times what it is.
+    In other cases (a scaled mean, a second backward, a gradient that is differentiated) it was
+    computed in vain, and the formulas compute as ever. Until backward it takes as much memory as
+    the input. It is not prepared where hooks handle what is saved, as those of checkpoints do.
     """
     forward_with_gradient = function_of(
         getattr(torch.ops.nnops, f"_{loss.name}_with_gradient").default
@@ -561,10 +565,15 @@ def _with_gradient(loss: type[Loss]) -> Router:
         return output
 
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        if ctx.no_others and _is_one(grad_output):
-            others, ctx.no_others = ctx.no_others, None
-            # Who gets it may write to it: to `data`, whose version is not the saved tensor's.
-            return ctx.saved_tensors[-1].data, *others
+        if _is_plain_number(grad_output):
+            is_one = grad_output.item() == 1
+            # Two backwards of one graph may be here at a time: one of them gets it.
+            if is_one or ctx.numbers[-1] == _SUM:
+                no_others = ctx.__dict__.pop("no_others", None)
+                if no_others is not None:
+                    # Who gets it may write to it: to `data`, whose version is not the saved one's.
+                    gradient = ctx.saved_tensors[-1].data
+                    return gradient if is_one else gradient.mul_(grad_output), *no_others
         return loss.backward(ctx, grad_output)
 
     apply = light_apply(f"{loss.__name__}Function", forward, backward)
@@ -578,6 +587,8 @@ def _with_gradient(loss: type[Loss]) -> Router:
             and torch.is_grad_enabled()
             and is_plain_eager()
             and not dispatch_modes()
+            and not are_saved_tensors_hooked()
+            and not torch.is_inference_mode_enabled()
             and input.is_cpu
             and input.dtype in _PREPARED_DTYPES
             and type(input) in _PLAIN_TYPES
@@ -586,17 +597,20 @@ def _with_gradient(loss: type[Loss]) -> Router:
             return apply(*inputs)
         return route(*inputs)
 
+    route_with_gradient.__name__ = route_with_gradient.__qualname__ = loss.name
+    route_with_gradient.__doc__ = route.__doc__
     return route_with_gradient
 
 
-def _is_one(grad_output: Tensor) -> bool:
-    """Whether it is a plain 1, and nothing differentiates what is made of it."""
-    if torch.is_grad_enabled() or not is_plain_eager() or dispatch_modes():
-        return False
-    try:
-        return type(grad_output) is Tensor and grad_output.item() == 1
-    except RuntimeError:  # several at a time (is_grads_batched) have no value
-        return False
+def _is_plain_number(grad_output: Tensor) -> bool:
+    """Whether it has a value, and nothing differentiates what is made of it."""
+    return (
+        type(grad_output) is Tensor
+        and not torch.is_grad_enabled()
+        and is_plain_eager()
+        and not dispatch_modes()
+        and not is_legacy_batched(grad_output)
+    )
 
 
 def _mount(loss: type[Loss]) -> Router:
@@ -605,7 +619,9 @@ def _mount(loss: type[Loss]) -> Router:
             derivative.loss = loss
             derivative.route = staticmethod(mount(derivative))
     loss.route = staticmethod(mount(loss))
-    return _with_gradient(loss)
+    # Emulated CUDA computes with the CPU's tensors, and has no such kernels.
+    emulated = _C.build_info()["cuda"] in ("emulated", "checked")
+    return loss.route if emulated else _with_gradient(loss)
 
 
 l1_loss = _mount(L1Loss)

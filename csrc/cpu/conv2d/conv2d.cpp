@@ -143,9 +143,8 @@ extern const Conv2dKernels conv2d_kernels = {
         NNOPS_BFLOAT16, PairProducts::backward_weight, PairProducts::backward_weight_workspace,
         PairProducts::backward_weight_partition),
 #endif
-    .backward_weight_plane_dots =
-        NNOPS_CONV2D_ALGORITHM(NNOPS_FLOAT_DTYPES, plane_dots_backward_weight, plane_dots_workspace,
-                               plane_dots_partition),
+    .backward_weight_plane_dots = NNOPS_CONV2D_ALGORITHM(
+        NNOPS_FLOAT_DTYPES, plane_dots_backward_weight, plane_dots_workspace, plane_dots_partition),
     .backward_weight_reference =
         NNOPS_CONV2D_ALGORITHM(NNOPS_ALL_DTYPES, reference_backward_weight, reference_workspace,
                                reference_backward_weight_partition),

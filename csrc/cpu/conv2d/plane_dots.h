@@ -66,7 +66,8 @@ struct PlaneDotsPlan : DotsPlan<A> {
     splits = smaller(divide_up(filters, kDotFilters), wanted);
   }
   static int64_t block_pixels(const Conv2dGeometry& g) {
-    const int64_t row_bytes = g.c / g.groups * g.stride_h * g.w * static_cast<int64_t>(sizeof(A));
+    const int64_t row_bytes =
+        g.c / g.groups * smaller(g.stride_h, g.kh) * g.w * static_cast<int64_t>(sizeof(A));
     const int64_t most =
         smaller(kDotGradients / (g.oc / g.groups), kDotInputBytes / larger(1, row_bytes) * g.ow);
     return larger(kLeastDotPixels, smaller(kDotPixels, most));
@@ -134,7 +135,7 @@ void add_plane_dots(A* sums, int64_t sum_stride, const PlaneDotRows<A>& part,
       }
     };
     for (const DotPlace* place = part.vectors; place < part.vectors + part.count; ++place) {
-      __builtin_prefetch(part.ahead + place->gradient, 0, 2);
+      if (p == 0) __builtin_prefetch(part.ahead + place->gradient, 0, 2);
       add(part.gradients + place->gradient + p, part.planes + place->plane + p,
           [](const A* source) NNOPS_INLINE_LAMBDA { return load_register(source); });
     }
