@@ -235,8 +235,10 @@ std::string filters_pay_one_by_one(const Conv2dGeometry& g) {
 }
 
 double weights_of_group(const Conv2dGeometry& g) {
-  return static_cast<double>(g.c / g.groups) * static_cast<double>(g.oc / g.groups) *
-         static_cast<double>(g.kh) * static_cast<double>(g.kw);
+  const int64_t channels = g.c / g.groups;
+  const int64_t filters = g.oc / g.groups;
+  return static_cast<double>(filters) * static_cast<double>(channels) *
+         static_cast<double>(g.kh * g.kw);
 }
 // Dot products of planes, with vectors along the rows of grad_output, want most lanes of these to
 // be pixels, and the sums, a vector each, to stay in the cache. They spare outer products'
