@@ -26,8 +26,9 @@
 // The bias comes last. So a result depends neither on the tile shape, the strips, the batch nor the
 // threads, and the error grows with the number of blocks.
 //
-// Parallel over (images, groups, strips) and, where those are few, over ranges of rows.
-// bfloat16 and float16 are converted while the planes are copied and accumulate in float.
+// Parallel over (images, groups, strips) and, where those are few, over ranges of rows; a thread
+// has neighbouring ones, the same at every call: what it wrote before need not come from another
+// core. bfloat16 and float16 are converted while the planes are copied and accumulate in float.
 //
 // The layout is that of implicit matrix multiplication: Chetlur et al., cuDNN, arXiv:1410.0759.
 #pragma once
@@ -580,7 +581,7 @@ void run_expanded_planes(T* written, const T* read, const acc_t<T>* packed, cons
     A* buffers = per_thread + thread_index() * plan.thread_size();
     A* staging_end = buffers + plan.planes_size + plan.staging_size;
     write(staging_end - kLanes<A>, Wide<A>{});  // read, but of no influence
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
     for (int64_t i = 0; i < strip_tasks(plan, pass, plan.row_splits); ++i) {
       const StripTask task = strip_task(plan, pass, plan.row_splits, i);
       compute_strip(pass_strip(task, written, read, packed, 0, bias, pass), pass, plan, tables,
@@ -595,7 +596,7 @@ void visit_expanded_planes(const SharingPasses& of, int threads,
   const PixelPass& pass = of.joined;
   const StripPlan<A> plan(of, threads);
   const int64_t tasks = strip_tasks(plan, pass, plan.row_splits);
-  visit_products(visitor, Schedule::kDynamic, tasks, [&](int64_t i) {
+  visit_products(visitor, Schedule::kStatic, tasks, [&](int64_t i) {
     const StripTask task = strip_task(plan, pass, plan.row_splits, i);
     const int64_t rows = plan.split_row(task.split + 1, pass) - plan.split_row(task.split, pass);
     int64_t products = 0;
