@@ -356,7 +356,7 @@ def test_plane_dots_of_any_gradient(problem, dtype: torch.dtype, isa: str) -> No
         "one": torch.randn(()).to(dtype).expand(y.shape),
     }
     exact = w.detach().double().requires_grad_()
-    expected_of = torch.nn.functional.conv2d(x.double(), exact, **parameters)
+    expected_of = torch_functional.conv2d(x.double(), exact, **parameters)
     for name, gradient in gradients.items():
         (expected,) = torch.autograd.grad(expected_of, exact, gradient.double(), retain_graph=True)
         results: list[torch.Tensor] = []

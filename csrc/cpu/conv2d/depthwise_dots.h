@@ -62,6 +62,18 @@ struct DotsPlan {
     return (r / y.period * y.shift * classes + r % y.period) * x.pitch +
            x.column_of_tap(tap % x.x.taps);
   }
+  // What `rows` rows of the grid from y0 on read of one channel.
+  template <typename T>
+  void copy_plane(A* plane, const T* channel, int64_t y0, int64_t rows,
+                  const Conv2dGeometry& g) const {
+    for (int64_t k = 0; k < y.class_length(0, rows); ++k) {
+      for (int64_t cls = 0; cls < classes; ++cls, plane += x.pitch) {
+        const int64_t h = y.position(cls, y0 + k);
+        const bool inside = h >= 0 && h < g.h;
+        x.copy(plane, inside ? channel + h * g.input.h : static_cast<const T*>(nullptr), g.input.w);
+      }
+    }
+  }
   int64_t tails_size() const { return height * kLanes<A>; }
   int64_t gradients_size() const { return copies_gradients ? height * gradients_pitch : 0; }
   int64_t thread_size() const {
@@ -215,15 +227,7 @@ void depthwise_dots_backward_weight(void* grad_weight, const void* grad_output, 
         const int64_t y0 = i % plan.vertical * plan.height;
         part.rows = smaller(plan.height, g.oh - y0);
         const T* channel = x + n * g.input.n + oc / (g.oc / g.groups) * g.input.c;
-        A* row = planes;
-        for (int64_t k = 0; k < plan.y.class_length(0, part.rows); ++k) {
-          for (int64_t cls = 0; cls < plan.classes; ++cls, row += plan.x.pitch) {
-            const int64_t h = plan.y.position(cls, y0 + k);
-            const bool inside = h >= 0 && h < g.h;
-            plan.x.copy(row, inside ? channel + h * g.input.h : static_cast<const T*>(nullptr),
-                        g.input.w);
-          }
-        }
+        plan.copy_plane(planes, channel, y0, part.rows, g);
         const T* source = gy + n * g.output.n + oc * g.output.c + y0 * g.output.h;
         for (int64_t k = 0; k < part.rows && whole < g.ow; ++k) {
           copy_positions(tails + k * kLine, source + k * g.output.h, g.output.w, whole, 1, kLine,

@@ -1,7 +1,6 @@
 // conv2d backward_weight for few input channels: dot products of planes.
 //
-//   grad_weight[oc, c, kh, kw] = sum over images and pixels of grad_output[oc, p] * input[c, p's
-//   tap]
+//   grad_weight[oc, c, kh, kw] = sum over pixels p of grad_output[oc, p] * input[c, p's tap]
 //
 // Vectors run along the pixels, as those of depthwise_dots.h, whose copies of input planes these
 // are: of row-major images nothing is transposed. A tile is some filters' rows of grad_output by
@@ -220,6 +219,8 @@ void add_chunk_dots(acc_t<T>* sums, acc_t<T>* buffers, const T* gy, const T* x, 
   part.planes = planes;
   part.planes_row = plan.step;
   part.vectors = vectors;
+  part.gradients_row = plan.gradients_row(g);
+  part.gradients_filter = plan.copies ? plan.filter_gradients() : g.output.c;
   const int64_t others = g.ow % kLine;
   part.last = others == 0 ? -1 : plan.copies ? g.ow - others : g.ow - kLine;
   for (int64_t i = 0; i < kLine; ++i) {
@@ -231,22 +232,12 @@ void add_chunk_dots(acc_t<T>* sums, acc_t<T>* buffers, const T* gy, const T* x, 
     part.rows = smaller(plan.height, g.oh - y0);
     part.first = block == first_block;
     for (int64_t c = 0; c < plan.channels; ++c) {
-      const T* channel = x + n * g.input.n + c * g.input.c;
-      A* row = planes + c * plan.plane_size;
-      for (int64_t k = 0; k < plan.y.class_length(0, part.rows); ++k) {
-        for (int64_t cls = 0; cls < plan.classes; ++cls, row += plan.x.pitch) {
-          const int64_t h = plan.y.position(cls, y0 + k);
-          const bool inside = h >= 0 && h < g.h;
-          plan.x.copy(row, inside ? channel + h * g.input.h : static_cast<const T*>(nullptr),
-                      g.input.w);
-        }
-      }
+      plan.copy_plane(planes + c * plan.plane_size, x + n * g.input.n + c * g.input.c, y0,
+                      part.rows, g);
     }
     const T* source = gy + n * g.output.n + y0 * g.output.h;
     if (plan.copies) {
       part.gradients = copied;
-      part.gradients_row = plan.gradients_row(g);
-      part.gradients_filter = plan.filter_gradients();
       for (int64_t f = 0; f < filters; ++f) {
         for (int64_t k = 0; k < part.rows; ++k) {
           copy_positions(copied + f * part.gradients_filter + k * part.gradients_row,
@@ -256,8 +247,6 @@ void add_chunk_dots(acc_t<T>* sums, acc_t<T>* buffers, const T* gy, const T* x, 
       }
     } else if constexpr (std::is_same_v<T, A>) {
       part.gradients = source;
-      part.gradients_row = plan.gradients_row(g);
-      part.gradients_filter = g.output.c;
       const int64_t next = block + 1;
       part.ahead = next < last_block && g.output.h == g.ow
                        ? gy + next / plan.vertical * g.output.n +
