@@ -326,7 +326,7 @@ void fused_run(const FusedConv2dCall& call, void* workspace, int threads) {
     for (int64_t index = 0; index < plan.pieces; ++index) runner.run(index, 0);
     return;
   }
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t index = 0; index < plan.pieces; ++index) runner.run(index, thread_index());
 }
 

@@ -248,7 +248,7 @@ void run_lanes_pass(float* written, const float* read, const float* packed, cons
   in_parallel(threads, [&] {
     float* kept = per_thread + thread_index() * plan.thread_size();
     float* sums = kept + plan.kept_size;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
     for (int64_t i = 0; i < plan.tasks(); ++i) {
       const LaneTask task = plan.task(i, pass);
       const float* source =
@@ -327,7 +327,7 @@ struct LanesOfImages {
   template <typename T>
   static void visit(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
     const LanesPlan plan(pass, true, threads);
-    visit_products(visitor, Schedule::kDynamic, plan.tasks(), [&](int64_t i) {
+    visit_products(visitor, Schedule::kStatic, plan.tasks(), [&](int64_t i) {
       const LaneTask task = plan.task(i, pass);
       const int64_t rows = plan.first_row(task.tiles.end) - plan.first_row(task.tiles.begin);
       return task.images * task.height * pass.x.grid * rows * plan.depth;

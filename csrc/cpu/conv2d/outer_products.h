@@ -541,7 +541,7 @@ void outer_products_backward_weight(void* grad_weight, const void* grad_output, 
   in_parallel(threads, [&] {
     int64_t* places = reinterpret_cast<int64_t*>(per_thread + thread_index() * plan.thread_bytes());
     A* packed = reinterpret_cast<A*>(places + plan.places_size);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
     for (int64_t i = 0; i < plan.shares(); ++i) {
       const OuterShare share = plan.share(i);
       OuterTask<T> task{};
@@ -599,7 +599,7 @@ void outer_products_partition(const Conv2dGeometry& geometry, int threads,
                               const Conv2dPhaseVisitor& visitor) {
   constexpr int64_t kLine = kLanes<acc_t<T>>;
   const OuterPlan<acc_t<T>> plan(geometry, threads, kFactorNumbers<F>);
-  visit_products(visitor, Schedule::kDynamic, plan.shares(), [&](int64_t i) {
+  visit_products(visitor, Schedule::kStatic, plan.shares(), [&](int64_t i) {
     const OuterShare share = plan.share(i);
     int64_t pixels = 0;
     for (int64_t block = share.first_block; block < share.last_block; ++block) {

@@ -597,7 +597,7 @@ void run_pixel_rows(T* written, const T* read, const F* packed, const T* bias,
 
   in_parallel(threads, [&] {
     A* buffers = per_thread + thread_index() * plan.thread_size();
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
     for (int64_t i = 0; i < strip_tasks(plan, pass, plan.panel_splits); ++i) {
       const StripTask task = strip_task(plan, pass, plan.panel_splits, i);
       const PassStrip<T, F> strip =
@@ -611,7 +611,7 @@ template <typename T, typename F>
 void visit_pixel_rows(const PixelPass& pass, int threads, const Conv2dPhaseVisitor& visitor) {
   const RowsPlan<T, F> plan(pass, threads);
   const int64_t tasks = strip_tasks(plan, pass, plan.panel_splits);
-  visit_products(visitor, Schedule::kDynamic, tasks, [&](int64_t i) {
+  visit_products(visitor, Schedule::kStatic, tasks, [&](int64_t i) {
     const StripTask task = strip_task(plan, pass, plan.panel_splits, i);
     const int64_t rows =
         plan.split_channel(task.split + 1, pass) - plan.split_channel(task.split, pass);

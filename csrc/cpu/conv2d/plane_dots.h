@@ -282,7 +282,7 @@ void plane_dots_backward_weight(void* grad_weight, const void* grad_output, cons
   in_parallel(threads, [&] {
     A* sums = per_thread + thread_index() * plan.thread_size();
     A* buffers = sums + divide_up(plan.filters, plan.splits) * plan.columns * kLine;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
     for (int64_t task = 0; task < plan.tasks(g); ++task) {
       const int64_t split = task % plan.splits;
       const int64_t group = task / plan.splits % g.groups;
@@ -325,7 +325,7 @@ int64_t plane_dots_workspace(const Conv2dGeometry& g, int threads) {
 template <typename T>
 void plane_dots_partition(const Conv2dGeometry& g, int threads, const Conv2dPhaseVisitor& visitor) {
   const PlaneDotsPlan<acc_t<T>> plan(g, !std::is_same_v<T, acc_t<T>>, threads);
-  visit_products(visitor, Schedule::kDynamic, plan.tasks(g), [&](int64_t task) {
+  visit_products(visitor, Schedule::kStatic, plan.tasks(g), [&](int64_t task) {
     const int64_t split = task % plan.splits;
     const int64_t chunk = task / plan.splits / g.groups;
     int64_t rows = 0;
