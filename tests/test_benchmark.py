@@ -55,7 +55,8 @@ from nnops.testing.samples import (
 )
 
 DTYPES = [str(dtype).removeprefix("torch.") for dtype in FLOATING]
-LIMITS = Limits(1, ((1024, 100.0), (4096, 10.0)), ((1024, 200.0), (4096, 20.0)), 50.0)
+CALLS = {"fwd": 1.0, "bwd": 10.0, "full": 20.0}
+LIMITS = Limits(1, ((1024, 100.0), (4096, 10.0)), ((1024, 200.0), (4096, 20.0)), 50.0, calls=CALLS)
 
 
 def row(ratio: float = 2.0, spread: float = 0.0, **changes: object) -> Row:
@@ -267,7 +268,18 @@ def test_summary_says_what_rows_at_their_limits_would_have() -> None:
     rows = [row(2.0, percent_of_limit=50.0), row(9.0, sample="b", percent_of_limit=225.0)]
     (line,) = goals.summary([*rows, row(sample="c", peers={}, error="wrong")])
     assert line.geomean_at_limit == pytest.approx(6.0)  # of 4 and 9, which is beyond its limit
+    assert line.worst_at_limit == pytest.approx(4.0)
     assert math.isnan(goals.summary([row(2.0, percent_of_limit=None)])[0].geomean_at_limit)
+    # With the price of a call 80 of 100 us are the least.
+    (line,) = goals.summary([row(2.0, percent_of_limit=50.0, ours_us=100.0, limit_us=80.0)])
+    assert line.geomean_at_limit == pytest.approx(2.5)
+
+
+def test_goals_say_what_is_out_of_reach() -> None:
+    rows = [row(2.0, op="mse_loss", percent_of_limit=50.0), row(1.5, op="relu")]
+    first, second = report.goals_markdown(goals.summary(rows)).splitlines()[2:]
+    assert first.endswith("| **2 of 5**, at most 4; 2 of 2 (2^12) |")
+    assert "at most" not in second
 
 
 def test_a_pattern_of_a_goal_may_be_turned_round() -> None:
@@ -305,6 +317,9 @@ def test_limits_are_those_of_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
         *(("float32", 16.0), ("float64", 8.0)),
         *(("bfloat16", 32.0), ("float16", 16.0)),
     ]
+    for each in measured:
+        assert set(each.calls) == {mode.direction for mode in Mode if mode.has_limits}
+        assert 0 < each.calls["fwd"] < each.calls["full"]
 
 
 def changed(old: Row, new: Row) -> tuple[bool, bool]:

@@ -55,6 +55,11 @@ class Mode(str, Enum):
         return self.value.removeprefix("bwd-") if self in parts else ""
 
     @property
+    def direction(self) -> str:
+        """What is timed, whoever's gradient it is: "fwd", "bwd" or "full"."""
+        return self.value.partition("-")[0]
+
+    @property
     def needs_gradients(self) -> bool:
         return self not in (Mode.FORWARD, Mode.OVERHEAD)
 

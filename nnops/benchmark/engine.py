@@ -218,12 +218,14 @@ def _with_times(
     if limits is None or not works or timed.ours_us is None:
         return timed
     seconds = timed.ours_us / 1e6
+    least = sum(map(limits.seconds, works))
     return replace(
         timed,
         gb_s=work.bytes / seconds / 1e9,
         gflop_s=work.flops / seconds / 1e9,
         bound=limits.bound(work),
-        percent_of_limit=100 * sum(map(limits.seconds, works)) / seconds,
+        percent_of_limit=100 * least / seconds,
+        limit_us=1e6 * least + limits.calls[mode.direction],
     )
 
 

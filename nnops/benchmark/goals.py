@@ -77,8 +77,9 @@ class Line:
     worst: float
     worst_sample: str
     least_percent: float
-    # The geometric mean if every row, those aside that are beyond it, took what its limit asks for.
+    # The same if every row, those aside that are beyond it, took what its limit asks for.
     geomean_at_limit: float
+    worst_at_limit: float
     # Already lowered for the ISA; None: no goal covers these rows.
     goal: Goal | None = None
     errors: int = 0
@@ -184,6 +185,7 @@ def _line(rows: list[Row], goal: Goal | None) -> Line:
     measured = [(row.ratio, row.sample) for row in rows if row.ratio is not None]
     worst, worst_sample = min(measured, default=(math.nan, ""))
     percents = [row.percent_of_limit for row in rows if row.percent_of_limit is not None]
+    at_limit = [row.ratio_at_limit for row in rows if row.ratio_at_limit is not None]
     return Line(
         op=first.op,
         mode=first.mode,
@@ -201,13 +203,8 @@ def _line(rows: list[Row], goal: Goal | None) -> Line:
         worst=worst,
         worst_sample=worst_sample,
         least_percent=min(percents, default=math.nan),
-        geomean_at_limit=geometric_mean([ratio for row in rows if (ratio := _ratio_at_limit(row))]),
+        geomean_at_limit=geometric_mean(at_limit),
+        worst_at_limit=min(at_limit, default=math.nan),
         goal=goal_on(goal, first.isa) if goal else None,
         errors=sum(bool(row.error) for row in rows),
     )
-
-
-def _ratio_at_limit(row: Row) -> float | None:
-    if row.ratio is None or row.percent_of_limit is None:
-        return None
-    return row.ratio * max(1.0, 100 / row.percent_of_limit)

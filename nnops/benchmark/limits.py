@@ -3,6 +3,9 @@
 * copy: `destination.copy_(source)` between buffers that are used again and again (warm, no page
   faults), by working set (source + destination); read and write both count.
 * read: the best of a sum, a maximum and the copy, over a warm buffer.
+* calls: what a call costs in which nothing is computed: "fwd" an operator of torch on one element,
+  "full" forward and backward of an autograd Function in Python that only allocates, "bwd" its
+  backward.
 * FMA: the better rate of torch.matmul on large square matrices and of torch.conv2d on a wide 3x3
   layer, in the dtype of the rows. That is a lower bound of the peak: MKL's matmul reaches some 80 %
   of it on CPUs that are not Intel's, oneDNN's direct convolution some 95 %. For bfloat16 and
@@ -20,11 +23,13 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from nnops.ops._operator import light_apply
 from nnops.testing.samples import Work
 
 # Bytes, from within L2 to far beyond the last level.
@@ -41,13 +46,17 @@ Curve = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True)
 class Limits:
-    """GB/s by working set in bytes, and GFLOP/s in one dtype, on one number of threads."""
+    """GB/s by working set in bytes, and GFLOP/s in one dtype, on one number of threads.
+
+    `calls`: microseconds of a call that computes nothing, "fwd", "bwd" and "full".
+    """
 
     threads: int
     copy: Curve
     read: Curve
     gflops: float
     dtype: str = "float32"
+    calls: dict[str, float] = field(default_factory=dict)
 
     def bandwidth(self, work: Work) -> float:
         """GB/s possible for this traffic: that of a copy, or of reading if little is written."""
@@ -103,7 +112,8 @@ def measure_limits(threads: int, dtype: torch.dtype = torch.float32, quick: bool
             arithmetic.append(_arithmetic_rate(dtype, tries))
         copy, read = _curve(copies), _curve([*copies, *reads])
         gflops = max(arithmetic)
-        return Limits(threads, copy, read, gflops, str(dtype).removeprefix("torch."))
+        calls = _call_prices(tries * sweeps)
+        return Limits(threads, copy, read, gflops, str(dtype).removeprefix("torch."), calls)
     finally:
         torch.set_num_threads(before)
 
@@ -139,6 +149,27 @@ def _read_rate(size: int, tries: int) -> float:
     source = torch.ones(size // 4)
     fastest = min(_fastest(source.sum, tries), _fastest(source.amax, tries))
     return size / fastest / 1e9
+
+
+def _call_prices(tries: int) -> dict[str, float]:
+    allocate = light_apply(
+        "AllocateFunction",
+        lambda ctx, input: torch.empty_like(input),
+        lambda ctx, grad_output: torch.empty_like(grad_output),
+    )
+    leaf, seed = torch.ones(1, requires_grad=True), torch.ones(1)
+    output: Tensor = allocate(leaf)
+
+    def step() -> None:
+        leaf.grad = None
+        allocate(leaf).backward(seed)
+
+    calls: dict[str, Callable[[], object]] = {
+        "fwd": lambda: torch.relu(seed),
+        "bwd": lambda: torch.autograd.grad(output, leaf, seed, retain_graph=True),
+        "full": step,
+    }
+    return {mode: 1e6 * _fastest(call, tries) for mode, call in calls.items()}
 
 
 def _arithmetic_rate(dtype: torch.dtype, tries: int) -> float:

@@ -189,17 +189,22 @@ def goals_markdown(lines: Iterable[Line]) -> str:
 
 
 def _goal_cell(line: Line) -> str:
-    """Mean, worst row and share of the limit, each of what the goal asks for; missed in bold."""
+    """Mean, worst row and share of the limit, each of what the goal asks for; missed in bold.
+
+    With what it would be at the machine's limit, where that is less than the goal.
+    """
     assert line.goal is not None
     parts = [f"**{line.errors} errors**"] if line.errors else []
-    for figure, wanted, unit, sample in (
-        (line.geomean, line.goal.geomean, "", ""),
-        (line.worst, line.goal.floor, "", f" ({line.worst_sample})"),
-        (line.least_percent, line.goal.percent, " %", ""),
+    for figure, wanted, unit, sample, at_limit in (
+        (line.geomean, line.goal.geomean, "", "", line.geomean_at_limit),
+        (line.worst, line.goal.floor, "", f" ({line.worst_sample})", line.worst_at_limit),
+        (line.least_percent, line.goal.percent, " %", "", math.nan),
     ):
-        if wanted is not None:
-            text = f"{_number(figure)} of {_number(wanted)}{unit}{sample}"
-            parts.append(text if figure >= wanted else f"**{text}**")
+        if wanted is None:
+            continue
+        text = f"{_number(figure)} of {_number(wanted)}{unit}{sample}"
+        reach = f", at most {_number(at_limit)}" if at_limit < wanted else ""
+        parts.append(text if figure >= wanted else f"**{text}**{reach}")
     return "; ".join(parts)
 
 

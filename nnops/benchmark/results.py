@@ -74,6 +74,8 @@ class Row:
     gflop_s: float | None = None
     bound: str = ""
     percent_of_limit: float | None = None
+    # The least time by the limits, with the price of a call that computes nothing.
+    limit_us: float | None = None
     peers: dict[str, Versus] = field(default_factory=dict)
     memory: dict[str, Bytes] = field(default_factory=dict)
     shape_list: str = DEFAULT_LIST
@@ -102,6 +104,19 @@ class Row:
         """Against torch eager."""
         versus = self.peers.get(EAGER)
         return versus.ratio if versus else None
+
+    @property
+    def ratio_at_limit(self) -> float | None:
+        """`ratio` if we took the least time; as it is where we take less, as Winograd may.
+
+        Older rows do not know the price of a call.
+        """
+        if self.ratio is None or self.percent_of_limit is None:
+            return None
+        factor = 100 / self.percent_of_limit
+        if self.limit_us is not None and self.ours_us is not None:
+            factor = self.ours_us / self.limit_us
+        return self.ratio * max(1.0, factor)
 
     @property
     def lost(self) -> bool:
