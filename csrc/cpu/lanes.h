@@ -197,25 +197,21 @@ NNOPS_INLINE Lanes<T, N> keep_where(Lanes<T, N> value, const uint8_t* codes, uin
 
 // --- even and odd lanes -------------------------------------------------------------------------
 
-// Lanes 0, 2, 4, ... and 1, 3, 5, ... of 2 N consecutive ones.
+template <int kGroup, typename V, int... kLane>
+NNOPS_INLINE void split_lanes(V low, V high, V& even, V& odd,
+                              std::integer_sequence<int, kLane...>) {
+  even = __builtin_shufflevector(low, high, (kLane / kGroup * kGroup + kLane)...);
+  odd = __builtin_shufflevector(low, high, (kLane / kGroup * kGroup + kGroup + kLane)...);
+}
+// Groups 0, 2, 4, ... and 1, 3, 5, ... of kGroup lanes each, of 2 N consecutive ones.
+template <int kGroup, typename V>
+NNOPS_INLINE void split_groups(V low, V high, V& even, V& odd) {
+  constexpr int kCount = sizeof(V) / sizeof(low[0]);
+  split_lanes<kGroup>(low, high, even, odd, std::make_integer_sequence<int, kCount>{});
+}
 template <typename V>
 NNOPS_INLINE void split_pairs(V low, V high, V& even, V& odd) {
-  constexpr int kCount = sizeof(V) / sizeof(low[0]);
-  if constexpr (kCount == 2) {
-    even = __builtin_shufflevector(low, high, 0, 2);
-    odd = __builtin_shufflevector(low, high, 1, 3);
-  } else if constexpr (kCount == 4) {
-    even = __builtin_shufflevector(low, high, 0, 2, 4, 6);
-    odd = __builtin_shufflevector(low, high, 1, 3, 5, 7);
-  } else if constexpr (kCount == 8) {
-    even = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14);
-    odd = __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15);
-  } else {
-    even = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28,
-                                   30);
-    odd = __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29,
-                                  31);
-  }
+  split_groups<1>(low, high, even, odd);
 }
 
 // The inverse.

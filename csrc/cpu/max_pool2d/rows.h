@@ -5,7 +5,7 @@
 // rows and of the taps in a row is kept, so ties and NaN come out as in row-major order. For stride
 // 2 two loads are split into even and odd columns, which serve two taps. No vector reads outside
 // of its windows; the few outputs whose window hangs over the left or right end are computed one by
-// one.
+// one. Of maps of 4, 8 and 16 columns that 2x2 windows tile a vector holds several rows.
 #pragma once
 
 #include "cpu/max_pool2d/best.h"
@@ -57,6 +57,45 @@ NNOPS_INLINE Best<T, N, kRecord> best_of_row(const T* x, int64_t kernel_w, int64
   }
 }
 
+// Rows of kColumns windows of 2x2 that tile the input, whose rows lie one behind the other: as many
+// of the first `rows` ones as fill vectors. Returns how many those are.
+template <typename T, Record kRecord, int kColumns>
+NNOPS_INLINE int64_t pool_narrow_rows(T* output, Recorded<kRecord>* record, const T* x,
+                                      int64_t rows) {
+  constexpr int kN = kMostLanes<T>;
+  constexpr int64_t kRows = kN / kColumns;
+  const int64_t whole = rows / kRows * kRows;
+  for (int64_t row = 0; row < whole; row += kRows) {
+    const auto low = best_of_row<T, kN, kRecord, 2, 2>(x, 2, 0, 1);
+    const auto high = best_of_row<T, kN, kRecord, 2, 2>(x + 2 * kN, 2, 0, 1);
+    auto upper = low;
+    auto lower = high;
+    split_groups<kColumns>(low.value, high.value, upper.value, lower.value);
+    split_groups<kColumns>(low.code, high.code, upper.code, lower.code);
+    upper.take(lower.value, lower.code + 2);
+    upper.write(output, record, 0, 0);
+    x += 4 * kN;
+    output += kN;
+    if constexpr (kRecord != Record::kNone) record += kN;
+  }
+  return whole;
+}
+template <typename T, Record kRecord>
+NNOPS_INLINE int64_t pool_narrow_rows(T* output, Recorded<kRecord>* record, const T* x,
+                                      int64_t rows, int64_t columns) {
+  constexpr int kN = kMostLanes<T>;
+  if constexpr (kN > 2) {
+    if (columns == 2) return pool_narrow_rows<T, kRecord, 2>(output, record, x, rows);
+  }
+  if constexpr (kN > 4) {
+    if (columns == 4) return pool_narrow_rows<T, kRecord, 4>(output, record, x, rows);
+  }
+  if constexpr (kN > 8) {
+    if (columns == 8) return pool_narrow_rows<T, kRecord, 8>(output, record, x, rows);
+  }
+  return 0;
+}
+
 // One plane: where it begins in the tensors.
 template <typename T, Record kRecord>
 struct PoolPlane {
@@ -91,6 +130,15 @@ __attribute__((noinline)) void pool_row_run(const PoolPlane<T, kRecord>& plane,
   const int64_t tap_step = g.dilation_h * g.input_strides[2];
   const int64_t columns = inner.end - inner.begin;
   const int64_t start_w = inner.begin * kStride - g.pad_w;
+  if constexpr (kKernelH == 2 && kKernelW == 2 && kStride == 2 && kRecord != Record::kIndices) {
+    const bool tiles = g.stride_h == 2 && g.dilation_h == 1 && start_w == 0 && columns == g.ow &&
+                       g.w == 2 * columns && g.input_strides[2] == g.w;
+    if (tiles) {
+      begin += pool_narrow_rows<T, kRecord>(
+          plane.output + begin * columns, plane.record_at(begin * columns),
+          plane.input + (begin * 2 - g.pad_h) * g.w, end - begin, columns);
+    }
+  }
   for (int64_t oh = begin; oh < end; ++oh) {
     const int64_t start_h = oh * g.stride_h - g.pad_h;
     const int64_t place = oh * g.ow + inner.begin;
