@@ -40,24 +40,31 @@ struct RowsQuestion {
   int64_t outer, written;  // channels of a group
   int64_t pixels;          // written
   int64_t passes;          // that share what is copied along pixels, each for its share of them
+  int64_t columns;         // of the kernel, in a pass
   bool channels_last;      // the written image
   double taps;             // of a written pixel
-  double read;             // pixels that are copied for it
+  double read;             // pixels that are copied for it, along pixels
   double seen;             // share of the kernel rows of all pixels that lie inside of the image
 };
 
 // pixel_rows and expanded_planes give the same bits: this is a matter of speed alone. Vectors along
 // `written` channels waste what is missing to a multiple of kLanes, vectors along pixels the same
 // at an image's end and kernel rows in the padding; images in channels_last order need no
-// transposition along channels, while to expand planes of them is to read a number of each pixel.
+// transposition along channels, while their planes are expanded from transposed channels or, of
+// very few, number by number.
 std::string rows_pay(const RowsQuestion& q, int64_t kernel_width, int64_t stride_w) {
-  constexpr double kCopy = 4.8;  // of a number from many channels, in products of vectors
   const int64_t vectors = whole_vectors(q.written);
   if (q.channels_last) {
-    const double empty =
-        (static_cast<double>(vectors) * q.seen - static_cast<double>(q.written)) / kLanes;
-    const bool cheaper = q.outer >= kLanes && q.taps * empty <= kCopy * q.read;
-    return q.written >= kLanes / 2 || cheaper ? "" : "too few channels to have vectors along them";
+    // Of a number, in products of vectors.
+    constexpr double kTranspose = 0.25;
+    constexpr double kCopy = 0.7;  // for each kernel column
+    constexpr double kGather = 4.8;
+    constexpr int64_t kFewest = 4;
+    const double copy =
+        q.outer >= kFewest ? kTranspose + kCopy * static_cast<double>(q.columns) : kGather;
+    const double along_channels = q.taps * static_cast<double>(vectors) * q.seen / kLanes;
+    const double along_pixels = q.taps * static_cast<double>(q.written) / kLanes + copy * q.read;
+    return along_channels <= along_pixels ? "" : "too few channels to have vectors along them";
   }
   // With one kernel column the planes are copied as they are, which is cheaper than to transpose
   // the sums; so is to copy them once for several passes. With large strides each kernel column
@@ -96,7 +103,7 @@ std::string rows_pay_in_forward(const Conv2dGeometry& g, DType dtype) {
   }
   const auto taps = static_cast<double>(g.kh * g.kw);
   const auto stride = static_cast<double>(g.stride_h * g.stride_w);
-  return rows_pay({g.c / g.groups, written, g.oh * g.ow, 1, g.output.c == 1, taps,
+  return rows_pay({g.c / g.groups, written, g.oh * g.ow, 1, g.kw, g.output.c == 1, taps,
                    std::min(stride, taps), row_pairs_inside(g) / static_cast<double>(g.oh * g.kh)},
                   g.kw, g.stride_w);
 }
@@ -108,11 +115,15 @@ std::string rows_pay_in_backward_input(const Conv2dGeometry& g, DType) {
   const auto stride = static_cast<double>(g.stride_h * g.stride_w);
   const double seen =
       row_pairs_inside(g) * static_cast<double>(g.stride_h) / static_cast<double>(g.h * g.kh);
-  const int64_t passes =
-      residues(g.stride_h, g.dilation_h, g.kh) * residues(g.stride_w, g.dilation_w, g.kw);
-  return rows_pay({g.oc / g.groups, g.c / g.groups, g.h * g.w, passes, g.input.c == 1,
-                   static_cast<double>(g.kh * g.kw) / stride, 1, std::min(seen, 1.0)},
-                  g.kw, 1);
+  const int64_t columns = residues(g.stride_w, g.dilation_w, g.kw);
+  const int64_t passes = residues(g.stride_h, g.dilation_h, g.kh) * columns;
+  // Passes share their planes unless the kernel is dilated beyond the stride.
+  const bool share = g.dilation_h <= g.stride_h && g.dilation_w <= g.stride_w;
+  return rows_pay(
+      {g.oc / g.groups, g.c / g.groups, g.h * g.w, passes, (g.kw + columns - 1) / columns,
+       g.input.c == 1, static_cast<double>(g.kh * g.kw) / stride,
+       (share ? 1.0 : static_cast<double>(passes)) / stride, std::min(seen, 1.0)},
+      g.kw, 1);
 }
 
 // Vectors of pairs cost half of what vectors of numbers do, along channels or pixels: they may be

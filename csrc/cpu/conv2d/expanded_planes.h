@@ -35,6 +35,7 @@
 
 #include "cpu/conv2d/pixel_pass.h"
 #include "cpu/conv2d/pixel_tile.h"
+#include "cpu/conv2d/transpose.h"
 
 NNOPS_BEGIN_KERNELS
 
@@ -42,6 +43,8 @@ NNOPS_BEGIN_KERNELS
 constexpr int64_t kResidentRows = 256;
 constexpr int64_t kStripPixels = 768;
 constexpr int64_t kStripBytes = int64_t{384} << 10;
+// Of what a strip reads of kLanes channels, to be transposed.
+constexpr int64_t kTransposedBytes = int64_t{256} << 10;
 
 // How many rows ahead of the copying the read image is fetched, unless there are many channels.
 constexpr int64_t kPrefetchRows = 8;
@@ -129,7 +132,9 @@ struct StripPlan : PackedTiles {
   int64_t pitch;   // of the rows of the planes and of the sums
   int64_t sequence_rows, staging_width;
   int64_t image_size, plane_size, sum_stride;
-  int64_t planes_size, staging_size, sums_size;
+  bool transposes;          // the read image, before it is copied
+  int64_t read_plane_size;  // of a channel of what is transposed
+  int64_t planes_size, staging_size, transposed_size, sums_size;
   // Sums are complete after one chain, and rows are whole vectors or more: they go straight to the
   // image.
   bool writes_direct;
@@ -188,6 +193,12 @@ struct StripPlan : PackedTiles {
     planes_size = block_channels * copies * plane_size;
     staging_size = round_up((expanded ? sequence_rows * staging_width : 0) + kLine, kLine);
     sums_size = resident_passes * resident_tiles * tile_rows * sum_stride;
+
+    read_plane_size = odd_lines<A>(most_positions(pass.y, height) * most_positions(pass.x, width));
+    transposed_size = kLine * read_plane_size;
+    transposes = pass.read.c == 1 && pass.read.w > 1 && block_channels >= kPiece<A> &&
+                 transposed_size <= kTransposedBytes / static_cast<int64_t>(sizeof(A));
+    if (!transposes) transposed_size = 0;
   }
 
   int64_t first_tile(int64_t split) const { return split * row_tiles / row_splits; }
@@ -205,7 +216,7 @@ struct StripPlan : PackedTiles {
   int64_t last_channels(const PixelPass& pass) const {
     return pass.outer - (channel_blocks - 1) * block_channels;
   }
-  int64_t thread_size() const { return planes_size + staging_size + sums_size; }
+  int64_t thread_size() const { return planes_size + staging_size + transposed_size + sums_size; }
   int64_t workspace_bytes(int threads) const {
     return table_size() * 8 + threads * thread_size() * static_cast<int64_t>(sizeof(A));
   }
@@ -319,23 +330,60 @@ void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel, const
   }
 }
 
+// Copies `channels` channels, neighbours in memory, of one image, as far as `rows` and `columns`
+// go: [channel][row][column].
+template <typename T>
+void transpose_channels(acc_t<T>* transposed, const T* image, int64_t channels, const Range& rows,
+                        const Range& columns, const PixelPass& pass,
+                        const StripPlan<acc_t<T>>& plan) {
+  const int64_t width = columns.size();
+  const bool rows_follow = pass.read.h == width * pass.read.w;
+  const int64_t run = rows_follow ? rows.size() : 1;
+  for (int64_t row = rows.begin; row < rows.end; row += run, transposed += width) {
+    const T* pixels = image + row * pass.read.h + columns.begin * pass.read.w;
+    for (int64_t i = 0; i < run * width; ++i) {
+      __builtin_prefetch(pixels + i * pass.read.w + kLanes<acc_t<T>>, 0, 2);
+    }
+    transpose(transposed, plan.read_plane_size, pixels, pass.read.w, 1, run * width, channels);
+  }
+}
+
 // Copies a block of channels of all images of a strip.
 template <typename T>
-void expand_block(acc_t<T>* planes, acc_t<T>* staging, const PassStrip<T>& strip, int64_t channel0,
-                  int64_t channels, const int64_t* column_starts, const PixelPass& pass,
+void expand_block(acc_t<T>* planes, acc_t<T>* staging, acc_t<T>* transposed,
+                  const PassStrip<T>& strip, int64_t channel0, int64_t channels,
+                  const int64_t* column_starts, const PixelPass& pass,
                   const StripPlan<acc_t<T>>& plan) {
   using A = acc_t<T>;
   const int64_t ahead = channels > kFollowedStreams || pass.groups > 1
                             ? kPrefetchChannels * pass.read.c
                             : kPrefetchRows * pass.read.h;
-  for (int64_t c = 0; c < channels; ++c, planes += plan.copies * plan.plane_size) {
-    const T* channel = strip.read + (channel0 + c) * pass.read.c;
-    for (int64_t image = 0; image < strip.images; ++image, channel += pass.read.n) {
-      expand_channel(planes + image * plan.image_size, staging, channel, channel + ahead,
-                     column_starts, strip.y0, strip.x0, pass, plan);
+  const Range rows = positions_read(plan.y, {strip.y0, strip.y0 + plan.height}, 0);
+  const Range columns = positions_read(plan.x, {strip.x0, strip.x0 + plan.width}, 0);
+  PixelPass planar = pass;
+  planar.read.h = columns.size();
+  planar.read.w = 1;
+  const int64_t together = plan.transposes ? kLanes<A> : 1;
+  const int64_t channel_size = plan.copies * plan.plane_size;
+  for (int64_t c0 = 0; c0 < channels; c0 += together, planes += together * channel_size) {
+    const int64_t count = smaller(together, channels - c0);
+    const T* image = strip.read + (channel0 + c0) * pass.read.c;
+    A* target = planes;
+    for (int64_t i = 0; i < strip.images; ++i, image += pass.read.n, target += plan.image_size) {
+      if (!plan.transposes) {
+        expand_channel(target, staging, image, image + ahead, column_starts, strip.y0, strip.x0,
+                       pass, plan);
+        continue;
+      }
+      transpose_channels(transposed, image, count, rows, columns, pass, plan);
+      const A* channel = transposed - (rows.begin * columns.size() + columns.begin);
+      for (int64_t c = 0; c < count; ++c, channel += plan.read_plane_size) {
+        expand_channel(target + c * channel_size, staging, channel, channel, column_starts,
+                       strip.y0, strip.x0, planar, plan);
+      }
     }
-    for (int64_t s = 0; s < plan.copies; ++s) {
-      write(planes + s * plan.plane_size + strip.images * plan.image_size, Wide<A>{});
+    for (int64_t copy = 0; copy < count * plan.copies; ++copy) {
+      write(planes + copy * plan.plane_size + strip.images * plan.image_size, Wide<A>{});
     }
   }
 }
@@ -460,7 +508,8 @@ void compute_strip(const PassStrip<T>& strip, const PixelPass& pass,
   const int64_t* column_starts = tables + plan.passes_size();
   A* planes = buffers;
   A* staging = planes + plan.planes_size;
-  A* sums = staging + plan.staging_size;
+  A* transposed = staging + plan.staging_size;
+  A* sums = transposed + plan.transposed_size;
   // A run is a row of the image, or several that follow each other there and in the planes; where
   // the sums are kept, all the rows of the planes.
   const bool rows_follow = strip.width == plan.pitch && strip.width == pass.written.h;
@@ -503,7 +552,8 @@ void compute_strip(const PassStrip<T>& strip, const PixelPass& pass,
         const int64_t channel0 = block * plan.block_channels;
         const int64_t channels = smaller(plan.block_channels, pass.outer - channel0);
         if (plan.channel_blocks > 1 || (pass0 == 0 && tile0 == first_tile)) {
-          expand_block(planes, staging, strip, channel0, channels, column_starts, pass, plan);
+          expand_block(planes, staging, transposed, strip, channel0, channels, column_starts, pass,
+                       plan);
         }
         part.first = block == 0;
         for (int64_t p = pass0; p < pass1; ++p) {

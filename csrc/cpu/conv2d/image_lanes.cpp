@@ -20,20 +20,6 @@ constexpr int64_t kCopyProducts = 8;
 // Farther than any position.
 constexpr int64_t kEverywhere = int64_t{1} << 40;
 
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-
-// The positions that the taps read for a range of the grid, without those that are more than
-// `margin` outside of the image.
-NNOPS_INLINE Range positions_read(const TapAxis& axis, const Range& grid, int64_t margin) {
-  const int64_t first = axis.first + grid.begin * axis.step;
-  const int64_t last = axis.first + (grid.end - 1) * axis.step + (axis.taps - 1) * axis.gap;
-  const int64_t begin = larger(first, -margin);
-  return {begin, larger(begin, smaller(last + 1, axis.limit + margin))};
-}
-
 // The taps that read a position inside of the image for some of a range of the grid.
 NNOPS_INLINE Range taps_inside(const TapAxis& axis, const Range& grid) {
   const int64_t first = axis.first + grid.begin * axis.step;

@@ -136,6 +136,25 @@ NNOPS_INLINE bool reads_no_padding(const TapAxis& axis) {
          (axis.grid - 1) * axis.step + axis.first + (axis.taps - 1) * axis.gap < axis.limit;
 }
 
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+// The positions that the taps read for a range of the grid, without those that are more than
+// `margin` outside of the image.
+NNOPS_INLINE Range positions_read(const TapAxis& axis, const Range& grid, int64_t margin) {
+  const int64_t first = axis.first + grid.begin * axis.step;
+  const int64_t last = axis.first + (grid.end - 1) * axis.step + (axis.taps - 1) * axis.gap;
+  const int64_t begin = larger(first, -margin);
+  return {begin, larger(begin, smaller(last + 1, axis.limit + margin))};
+}
+
+// How many positions inside of the image the taps read for any `n` neighbours of the grid, at most.
+NNOPS_INLINE int64_t most_positions(const TapAxis& axis, int64_t n) {
+  return larger(0, smaller(axis.limit, (n - 1) * axis.step + (axis.taps - 1) * axis.gap + 1));
+}
+
 // The elements [begin, end) of `length` whose positions, start + i step, lie inside of [0, limit).
 struct InsideSpan {
   int64_t start, step, length;
