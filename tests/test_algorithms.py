@@ -87,6 +87,19 @@ def test_groups_are_spread_out_only_where_a_strip_of_them_is_small() -> None:
         assert call.algorithm == chosen, parameters
 
 
+def test_few_channels_in_channels_last_order_are_computed_along_pixels() -> None:
+    """Half a vector of channels is empty otherwise; to transpose what is read costs less."""
+    image = torch.randn(2, 64, 20, 20).contiguous(memory_format=torch.channels_last)
+    for filters, stride, chosen in (
+        (2, 1, "expanded_planes"),
+        (5, 1, "expanded_planes"),
+        (64, 2, "pixel_rows"),
+    ):
+        weight = torch.randn(filters, 64, 3, 3)
+        (call,) = nnops.explain(F.conv2d, image, weight, stride=stride, padding=1)
+        assert call.algorithm == chosen, filters
+
+
 def test_dot_products_of_bfloat16_are_for_cpus_that_have_them(isa: str) -> None:
     layer, x = layer_and_image()
     calls = nnops.explain(train, layer.bfloat16(), x.bfloat16())

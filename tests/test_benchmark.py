@@ -600,6 +600,10 @@ def test_right_numbers_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         (2, "default", ""),
     ]
     assert all(each.ours_us and each.percent_of_limit and each.ratio for each in rows)
+    for each in rows:
+        assert each.limit_us and each.ours_us and each.percent_of_limit
+        work = each.ours_us * each.percent_of_limit / 100
+        assert each.limit_us == pytest.approx(work + CALLS["fwd"])
     assert (_C.active_isa(), torch.get_num_threads()) == (isa, threads)
 
 

@@ -215,9 +215,12 @@ def test_every_algorithm_on_awkward_shapes(algorithm: str, isa: str) -> None:
             assert_as_accurate_as_it_claims(algorithm, *each, f"{name} {index}")
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_other_dtypes_on_awkward_shapes(algorithm: str, dtype: torch.dtype) -> None:
-    for name, args, parameters in awkward_problems(algorithm, dtype):
+def test_other_dtypes_on_awkward_shapes(
+    algorithm: str, dtype: torch.dtype, channels_last: bool
+) -> None:
+    for name, args, parameters in awkward_problems(algorithm, dtype, channels_last=channels_last):
         actual = forward_and_gradients(F.conv2d, args, parameters)
         expected = forward_and_gradients(torch_functional.conv2d, args, parameters)
         if dtype == torch.float64:

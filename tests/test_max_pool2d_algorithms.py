@@ -39,7 +39,11 @@ WINDOWS = (
     ([3, 2], [1, 2], [1, 0], [2, 1]),
 )
 # Around the widths of all vectors; one and two columns; odd and even heights.
-SIZES = ((1, 5, 6), (3, 8, 9), (5, 13, 13), (4, 6, 18), (6, 7, 33), (20, 9, 36), (37, 6, 70))
+SIZES = (
+    *((1, 5, 6), (3, 8, 9), (5, 13, 13), (4, 6, 18), (6, 7, 33), (20, 9, 36), (37, 6, 70)),
+    # Several rows in a vector.
+    *((2, 35, 4), (4, 34, 4), (3, 17, 8), (5, 9, 16), (33, 8, 8)),
+)
 
 
 def image_of_ties(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:

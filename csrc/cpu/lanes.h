@@ -6,6 +6,8 @@
 // covered by for_lanes: whole vectors, and one that overlaps its predecessor.
 #pragma once
 
+#include <utility>
+
 #include "cpu/wide.h"
 
 NNOPS_BEGIN_KERNELS
@@ -209,6 +211,7 @@ NNOPS_INLINE void split_groups(V low, V high, V& even, V& odd) {
   constexpr int kCount = sizeof(V) / sizeof(low[0]);
   split_lanes<kGroup>(low, high, even, odd, std::make_integer_sequence<int, kCount>{});
 }
+// Lanes 0, 2, 4, ... and 1, 3, 5, ...
 template <typename V>
 NNOPS_INLINE void split_pairs(V low, V high, V& even, V& odd) {
   split_groups<1>(low, high, even, odd);

@@ -13,7 +13,6 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
-#include <utility>
 
 #if defined(__F16C__)
 #include <immintrin.h>

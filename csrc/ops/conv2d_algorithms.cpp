@@ -57,11 +57,16 @@ std::string rows_pay(const RowsQuestion& q, int64_t kernel_width, int64_t stride
   if (q.channels_last) {
     // Of a number, in products of vectors.
     constexpr double kTranspose = 0.25;
+    constexpr double kGather = 2.7;
     constexpr double kCopy = 0.7;  // for each kernel column
-    constexpr double kGather = 4.8;
+    // Fewer channels, or blocks of fewer in longer sums, are not transposed.
     constexpr int64_t kFewest = 4;
+    constexpr double kMostTaps = 32;
+    if (q.outer < kFewest) {
+      return q.written >= kLanes / 2 ? "" : "too few channels to have vectors along them";
+    }
     const double copy =
-        q.outer >= kFewest ? kTranspose + kCopy * static_cast<double>(q.columns) : kGather;
+        (q.taps <= kMostTaps ? kTranspose : kGather) + kCopy * static_cast<double>(q.columns);
     const double along_channels = q.taps * static_cast<double>(vectors) * q.seen / kLanes;
     const double along_pixels = q.taps * static_cast<double>(q.written) / kLanes + copy * q.read;
     return along_channels <= along_pixels ? "" : "too few channels to have vectors along them";
@@ -115,15 +120,15 @@ std::string rows_pay_in_backward_input(const Conv2dGeometry& g, DType) {
   const auto stride = static_cast<double>(g.stride_h * g.stride_w);
   const double seen =
       row_pairs_inside(g) * static_cast<double>(g.stride_h) / static_cast<double>(g.h * g.kh);
-  const int64_t columns = residues(g.stride_w, g.dilation_w, g.kw);
-  const int64_t passes = residues(g.stride_h, g.dilation_h, g.kh) * columns;
-  // Passes share their planes unless the kernel is dilated beyond the stride.
-  const bool share = g.dilation_h <= g.stride_h && g.dilation_w <= g.stride_w;
-  return rows_pay(
-      {g.oc / g.groups, g.c / g.groups, g.h * g.w, passes, (g.kw + columns - 1) / columns,
-       g.input.c == 1, static_cast<double>(g.kh * g.kw) / stride,
-       (share ? 1.0 : static_cast<double>(passes)) / stride, std::min(seen, 1.0)},
-      g.kw, 1);
+  const int64_t width_residues = residues(g.stride_w, g.dilation_w, g.kw);
+  const int64_t passes = residues(g.stride_h, g.dilation_h, g.kh) * width_residues;
+  // Passes share their planes unless the kernel is dilated far beyond the stride.
+  const bool share = g.dilation_h <= 2 * g.stride_h && g.dilation_w <= 2 * g.stride_w;
+  return rows_pay({g.oc / g.groups, g.c / g.groups, g.h * g.w, passes,
+                   (g.kw + width_residues - 1) / width_residues, g.input.c == 1,
+                   static_cast<double>(g.kh * g.kw) / stride,
+                   (share ? 1.0 : static_cast<double>(passes)) / stride, std::min(seen, 1.0)},
+                  g.kw, 1);
 }
 
 // Vectors of pairs cost half of what vectors of numbers do, along channels or pixels: they may be

@@ -77,7 +77,7 @@ class Line:
     worst: float
     worst_sample: str
     least_percent: float
-    # The same if every row, those aside that are beyond it, took what its limit asks for.
+    # Mean and worst if every row, those aside that are beyond it, took what its limit asks for.
     geomean_at_limit: float
     worst_at_limit: float
     # Already lowered for the ISA; None: no goal covers these rows.

@@ -105,15 +105,16 @@ def measure_limits(threads: int, dtype: torch.dtype = torch.float32, quick: bool
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        copies, reads, arithmetic = [], [], []
+        copies, reads, arithmetic, calls = [], [], [], []
         for _ in range(sweeps):
             copies.append([_copy_rate(size, tries) for size in WORKING_SETS])
             reads.append([_read_rate(size, tries) for size in WORKING_SETS])
             arithmetic.append(_arithmetic_rate(dtype, tries))
+            calls.append(_call_prices(tries))
         copy, read = _curve(copies), _curve([*copies, *reads])
         gflops = max(arithmetic)
-        calls = _call_prices(tries * sweeps)
-        return Limits(threads, copy, read, gflops, str(dtype).removeprefix("torch."), calls)
+        prices = {mode: min(each[mode] for each in calls) for mode in calls[0]}
+        return Limits(threads, copy, read, gflops, str(dtype).removeprefix("torch."), prices)
     finally:
         torch.set_num_threads(before)
 

@@ -28,7 +28,7 @@
 //
 // Parallel over (images, groups, strips) and, where those are few, over ranges of rows; a thread
 // has neighbouring ones, the same at every call: what it wrote before need not come from another
-// core. bfloat16 and float16 are converted while the planes are copied and accumulate in float.
+// core. bfloat16 and float16 are converted while the image is copied and accumulate in float.
 //
 // The layout is that of implicit matrix multiplication: Chetlur et al., cuDNN, arXiv:1410.0759.
 #pragma once
@@ -133,6 +133,7 @@ struct StripPlan : PackedTiles {
   int64_t sequence_rows, staging_width;
   int64_t image_size, plane_size, sum_stride;
   bool transposes;          // the read image, before it is copied
+  TapAxis held_x;           // `x` with the columns that planes hold and no tap reads
   int64_t read_plane_size;  // of a channel of what is transposed
   int64_t planes_size, staging_size, transposed_size, sums_size;
   // Sums are complete after one chain, and rows are whole vectors or more: they go straight to the
@@ -194,7 +195,10 @@ struct StripPlan : PackedTiles {
     staging_size = round_up((expanded ? sequence_rows * staging_width : 0) + kLine, kLine);
     sums_size = resident_passes * resident_tiles * tile_rows * sum_stride;
 
-    read_plane_size = odd_lines<A>(most_positions(pass.y, height) * most_positions(pass.x, width));
+    held_x = x;
+    // All classes are as wide as the first then, the longest.
+    if (!expanded) held_x.taps += x.class_count() - 1 - (x.taps - 1) % x.period;
+    read_plane_size = odd_lines<A>(most_positions(y, height) * most_positions(held_x, width));
     transposed_size = kLine * read_plane_size;
     transposes = pass.read.c == 1 && pass.read.w > 1 && block_channels >= kPiece<A> &&
                  transposed_size <= kTransposedBytes / static_cast<int64_t>(sizeof(A));
@@ -267,7 +271,7 @@ void pack_tiles(acc_t<T>* packed, const T* weight, const PixelPass& pass, int th
 }
 
 // Copies one channel of one image to planes[copy][sequence][pitch], and fetches the same rows of
-// what stands at `ahead`.
+// what stands at `ahead`, if anything does.
 template <typename T>
 void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel, const T* ahead,
                     const int64_t* column_starts, int64_t y0, int64_t x0, const PixelPass& pass,
@@ -290,7 +294,7 @@ void expand_channel(acc_t<T>* planes, acc_t<T>* staging, const T* channel, const
                                           plan.y.class_length(cls, plan.height), plan.y.limit);
       const int64_t source_step = rows.step * pass.read.h;
       const int64_t source_row = rows.start * pass.read.h;
-      if (x_cls == 0 && pass.read.w == 1) {
+      if (x_cls == 0 && pass.read.w == 1 && ahead != nullptr) {
         for (int64_t i = rows.begin; i < rows.end; ++i) {
           prefetch_span(ahead + source_row + i * source_step, plan.x.step * plan.width);
         }
@@ -340,11 +344,9 @@ void transpose_channels(acc_t<T>* transposed, const T* image, int64_t channels, 
   const bool rows_follow = pass.read.h == width * pass.read.w;
   const int64_t run = rows_follow ? rows.size() : 1;
   for (int64_t row = rows.begin; row < rows.end; row += run, transposed += width) {
-    const T* pixels = image + row * pass.read.h + columns.begin * pass.read.w;
-    for (int64_t i = 0; i < run * width; ++i) {
-      __builtin_prefetch(pixels + i * pass.read.w + kLanes<acc_t<T>>, 0, 2);
-    }
-    transpose(transposed, plan.read_plane_size, pixels, pass.read.w, 1, run * width, channels);
+    transpose(transposed, plan.read_plane_size,
+              image + row * pass.read.h + columns.begin * pass.read.w, pass.read.w, 1, run * width,
+              channels);
   }
 }
 
@@ -359,7 +361,7 @@ void expand_block(acc_t<T>* planes, acc_t<T>* staging, acc_t<T>* transposed,
                             ? kPrefetchChannels * pass.read.c
                             : kPrefetchRows * pass.read.h;
   const Range rows = positions_read(plan.y, {strip.y0, strip.y0 + plan.height}, 0);
-  const Range columns = positions_read(plan.x, {strip.x0, strip.x0 + plan.width}, 0);
+  const Range columns = positions_read(plan.held_x, {strip.x0, strip.x0 + plan.width}, 0);
   PixelPass planar = pass;
   planar.read.h = columns.size();
   planar.read.w = 1;
@@ -378,8 +380,8 @@ void expand_block(acc_t<T>* planes, acc_t<T>* staging, acc_t<T>* transposed,
       transpose_channels(transposed, image, count, rows, columns, pass, plan);
       const A* channel = transposed - (rows.begin * columns.size() + columns.begin);
       for (int64_t c = 0; c < count; ++c, channel += plan.read_plane_size) {
-        expand_channel(target + c * channel_size, staging, channel, channel, column_starts,
-                       strip.y0, strip.x0, planar, plan);
+        expand_channel<A>(target + c * channel_size, staging, channel, nullptr, column_starts,
+                          strip.y0, strip.x0, planar, plan);
       }
     }
     for (int64_t copy = 0; copy < count * plan.copies; ++copy) {

@@ -124,7 +124,9 @@ NNOPS_INLINE void fill_offsets(int64_t* offsets, int64_t channels, int64_t chann
 }
 
 // One task of a pass whose grid a plan cuts into strips: some rows of one image, or several small
-// images, of one group, for one of `splits` parts of the written channels.
+// images, of one group, for one of `splits` parts of the written channels. Threads have the same
+// neighbouring strips at every call: a core then writes what it wrote in the call before, and need
+// not fetch it from another one. (But not Winograd's, which compute for longer.)
 struct StripTask {
   int64_t image0, images, group;
   int64_t y0, height, x0, width;
@@ -188,7 +190,7 @@ NNOPS_INLINE SharedStrips share_strips(const PixelPass& pass, SharedStrips most,
                                        int64_t parts, StripCosts costs, int threads) {
   constexpr int64_t kLeastPixels = 8;
   constexpr int64_t kWeightPixels = 8;  // what a task's weights cost to load
-  // Of any task, 2 us: what one thread wrote in the call before another one may write now.
+  // Of any task, 2 us.
   constexpr int64_t kTaskCost = 24000;
   const int64_t beside = pass.groups * divide_up(pass.x.grid, width);
   // Images at first: as many strips as they ask for, and what is missing to a multiple of the

@@ -5,7 +5,8 @@
 // rows and of the taps in a row is kept, so ties and NaN come out as in row-major order. For stride
 // 2 two loads are split into even and odd columns, which serve two taps. No vector reads outside
 // of its windows; the few outputs whose window hangs over the left or right end are computed one by
-// one. Of maps of 4, 8 and 16 columns that 2x2 windows tile a vector holds several rows.
+// one. Where rows of two, four or eight 2x2 windows tile the input, a vector holds several of them;
+// not with indices, which count from another base in each row.
 #pragma once
 
 #include "cpu/max_pool2d/best.h"
