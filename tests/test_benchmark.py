@@ -280,6 +280,8 @@ def test_goals_say_what_is_out_of_reach() -> None:
     first, second = report.goals_markdown(goals.summary(rows)).splitlines()[2:]
     assert first.endswith("| **2 of 5**, at most 4; 2 of 2 (2^12) |")
     assert "at most" not in second
+    beyond = row(2.0, op="mse_loss", sample="b", percent_of_limit=150.0)
+    assert "at most" not in report.goals_markdown(goals.summary([rows[0], beyond]))
 
 
 def test_a_pattern_of_a_goal_may_be_turned_round() -> None:

@@ -80,6 +80,8 @@ class Line:
     # Mean and worst if every row, those aside that are beyond it, took what its limit asks for.
     geomean_at_limit: float
     worst_at_limit: float
+    # Of the limit; far above 100 where it is none, as for Winograd.
+    most_percent: float
     # Already lowered for the ISA; None: no goal covers these rows.
     goal: Goal | None = None
     errors: int = 0
@@ -205,6 +207,7 @@ def _line(rows: list[Row], goal: Goal | None) -> Line:
         least_percent=min(percents, default=math.nan),
         geomean_at_limit=geometric_mean(at_limit),
         worst_at_limit=min(at_limit, default=math.nan),
+        most_percent=max(percents, default=math.nan),
         goal=goal_on(goal, first.isa) if goal else None,
         errors=sum(bool(row.error) for row in rows),
     )
