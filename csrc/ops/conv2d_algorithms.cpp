@@ -47,30 +47,34 @@ struct RowsQuestion {
   double seen;             // share of the kernel rows of all pixels that lie inside of the image
 };
 
+// Of images in channels_last order: vectors along channels need no transposition, while planes are
+// expanded from transposed channels or, of very few, number by number. Products of vectors, of a
+// written pixel and a read channel.
+bool channels_pay(const RowsQuestion& q) {
+  // Fewer channels, or blocks of fewer in longer sums, are not transposed.
+  constexpr int64_t kFewest = 4;
+  constexpr double kMostTaps = 32;
+  // Of a number.
+  constexpr double kTranspose = 0.25;
+  constexpr double kGather = 2.7;
+  constexpr double kCopy = 0.7;  // for each kernel column
+  if (q.outer < kFewest) return q.written >= kLanes / 2;
+  const double copy =
+      (q.taps <= kMostTaps ? kTranspose : kGather) + kCopy * static_cast<double>(q.columns);
+  const double along_channels =
+      q.taps * static_cast<double>(whole_vectors(q.written)) * q.seen / kLanes;
+  const double along_pixels = q.taps * static_cast<double>(q.written) / kLanes + copy * q.read;
+  return along_channels <= along_pixels;
+}
+
 // pixel_rows and expanded_planes give the same bits: this is a matter of speed alone. Vectors along
 // `written` channels waste what is missing to a multiple of kLanes, vectors along pixels the same
-// at an image's end and kernel rows in the padding; images in channels_last order need no
-// transposition along channels, while their planes are expanded from transposed channels or, of
-// very few, number by number.
+// at an image's end and kernel rows in the padding.
 std::string rows_pay(const RowsQuestion& q, int64_t kernel_width, int64_t stride_w) {
-  const int64_t vectors = whole_vectors(q.written);
   if (q.channels_last) {
-    // Of a number, in products of vectors.
-    constexpr double kTranspose = 0.25;
-    constexpr double kGather = 2.7;
-    constexpr double kCopy = 0.7;  // for each kernel column
-    // Fewer channels, or blocks of fewer in longer sums, are not transposed.
-    constexpr int64_t kFewest = 4;
-    constexpr double kMostTaps = 32;
-    if (q.outer < kFewest) {
-      return q.written >= kLanes / 2 ? "" : "too few channels to have vectors along them";
-    }
-    const double copy =
-        (q.taps <= kMostTaps ? kTranspose : kGather) + kCopy * static_cast<double>(q.columns);
-    const double along_channels = q.taps * static_cast<double>(vectors) * q.seen / kLanes;
-    const double along_pixels = q.taps * static_cast<double>(q.written) / kLanes + copy * q.read;
-    return along_channels <= along_pixels ? "" : "too few channels to have vectors along them";
+    return channels_pay(q) ? "" : "too few channels to have vectors along them";
   }
+  const int64_t vectors = whole_vectors(q.written);
   // With one kernel column the planes are copied as they are, which is cheaper than to transpose
   // the sums; so is to copy them once for several passes. With large strides each kernel column
   // gathers them anew.
