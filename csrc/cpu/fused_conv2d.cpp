@@ -29,15 +29,6 @@ constexpr int64_t kMostUnpackedBytes = 16 << 20;
 // Rows of the output that Winograd's largest form computes together; a multiple of the others'.
 constexpr int64_t kTileRows = 4;
 
-NNOPS_INLINE int64_t round_up(int64_t value, int64_t unit) {
-  return (value + unit - 1) / unit * unit;
-}
-
-// Rows [begin, end) of the convolution's output.
-struct RowRange {
-  int64_t begin, end;
-};
-
 // How a call is cut. `rows` counts rows of what is written: of the pool's output, or of the
 // convolution's.
 struct PiecePlan {
@@ -77,8 +68,8 @@ struct PiecePlan {
     const int64_t all_rows = written_rows(g);
     // As large as fits, and as many for every sharer.
     const int64_t most = larger(1, bytes / (row_bytes * conv.oh));
-    const int64_t groups = round_up((conv.n + most - 1) / most, sharers);
-    images = (conv.n + groups - 1) / groups;
+    const int64_t groups = round_up(divide_up(conv.n, most), sharers);
+    images = divide_up(conv.n, groups);
     const int64_t nearest = (images + call.together / 2) / call.together * call.together;
     if (nearest > 0) images = smaller(nearest, conv.n);
     rows = all_rows;
@@ -86,8 +77,8 @@ struct PiecePlan {
     if (images == 1 && fitting < conv.oh && can_be_cut(g)) {
       rows = smaller(all_rows, larger(least_rows(g), band_rows(g, fitting)));
     }
-    bands = (all_rows + rows - 1) / rows;
-    pieces = (conv.n + images - 1) / images * bands;
+    bands = divide_up(all_rows, rows);
+    pieces = divide_up(conv.n, images) * bands;
   }
 
   // Windows of many rows would compute most of them twice; beyond the input's last row a band would
@@ -132,10 +123,11 @@ NNOPS_INLINE Piece piece_of(const FusedConv2dGeometry& g, const PiecePlan& plan,
           smaller(begin + plan.rows, PiecePlan::written_rows(g))};
 }
 
-// The rows that a piece's windows cover, widened to whole tiles. Together the bands of an image
-// cover it, so an algorithm that looks for numbers it cannot work on sees all of them.
-NNOPS_INLINE RowRange conv_rows(const FusedConv2dGeometry& g, const Piece& piece) {
-  RowRange rows{piece.begin, piece.end};
+// The rows of the convolution's output that a piece's windows cover, widened to whole tiles.
+// Together the bands of an image cover it, so an algorithm that looks for numbers it cannot work on
+// sees all of them.
+NNOPS_INLINE Range conv_rows(const FusedConv2dGeometry& g, const Piece& piece) {
+  Range rows{piece.begin, piece.end};
   if (g.pools) {
     const Pool2dGeometry& p = g.pool;
     const int64_t last = (piece.end - 1) * p.stride_h - p.pad_h;
@@ -151,7 +143,7 @@ NNOPS_INLINE RowRange conv_rows(const FusedConv2dGeometry& g, const Piece& piece
 // The convolution of `rows` of `images`, whose output has `strides`; `skipped` are rows of the
 // input above the first that it reads.
 NNOPS_INLINE Conv2dGeometry piece_geometry(const Conv2dGeometry& whole, int64_t images,
-                                           const RowRange& rows, const Strides4& strides,
+                                           const Range& rows, const Strides4& strides,
                                            int64_t* skipped) {
   Conv2dGeometry g = whole;
   const int64_t first = rows.begin * g.stride_h - g.pad_top;
@@ -188,7 +180,7 @@ NNOPS_INLINE WorkerBytes worker_bytes(const FusedConv2dCall& call, const PiecePl
   WorkerBytes most;
   const auto see = [&](int64_t index) {
     const Piece piece = piece_of(g, plan, index);
-    const RowRange rows = conv_rows(g, piece);
+    const Range rows = conv_rows(g, piece);
     const int64_t height = rows.end - rows.begin;
     int64_t skipped = 0;
     const Conv2dGeometry conv =
@@ -234,7 +226,7 @@ class PieceRunner {
   void run(int64_t index, int64_t worker) const {
     const FusedConv2dGeometry& g = call_.g;
     const Piece piece = piece_of(g, plan_, index);
-    const RowRange rows = conv_rows(g, piece);
+    const Range rows = conv_rows(g, piece);
     const int64_t height = rows.end - rows.begin;
     char* own = static_cast<char*>(workspace_) + worker * bytes_.total();
     void* conv_workspace = own + bytes_.scratch;
@@ -276,8 +268,7 @@ class PieceRunner {
     }
   }
 
-  void pool(const T* map, const Conv2dGeometry& conv, const Piece& piece,
-            const RowRange& rows) const {
+  void pool(const T* map, const Conv2dGeometry& conv, const Piece& piece, const Range& rows) const {
     Pool2dGeometry p = call_.g.pool;
     // The first row that the piece's windows may cover.
     const int64_t window = piece.begin * p.stride_h - p.pad_h;

@@ -217,25 +217,18 @@ NNOPS_INLINE void split_pairs(V low, V high, V& even, V& odd) {
   split_groups<1>(low, high, even, odd);
 }
 
-// The inverse.
+template <int kFirst, typename V, int... kLane>
+NNOPS_INLINE V alternate_lanes(V even, V odd, std::integer_sequence<int, kLane...>) {
+  constexpr int kCount = sizeof...(kLane);
+  return __builtin_shufflevector(even, odd, (kFirst + kLane / 2 + kLane % 2 * kCount)...);
+}
+// The inverse of split_pairs.
 template <typename V>
 NNOPS_INLINE void merge_pairs(V even, V odd, V& low, V& high) {
   constexpr int kCount = sizeof(V) / sizeof(even[0]);
-  if constexpr (kCount == 2) {
-    low = __builtin_shufflevector(even, odd, 0, 2);
-    high = __builtin_shufflevector(even, odd, 1, 3);
-  } else if constexpr (kCount == 4) {
-    low = __builtin_shufflevector(even, odd, 0, 4, 1, 5);
-    high = __builtin_shufflevector(even, odd, 2, 6, 3, 7);
-  } else if constexpr (kCount == 8) {
-    low = __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11);
-    high = __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15);
-  } else {
-    low =
-        __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    high = __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
-                                   15, 31);
-  }
+  constexpr auto kLanesInOrder = std::make_integer_sequence<int, kCount>{};
+  low = alternate_lanes<0>(even, odd, kLanesInOrder);
+  high = alternate_lanes<kCount / 2>(even, odd, kLanesInOrder);
 }
 
 // --- runs ---------------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ void linear_backward_input(void* grad_input, const void* grad_output, const void
   const T* w = static_cast<const T*>(weight);
   // Of few images the sums of more columns fit: long runs of memory are read faster.
   const int64_t most = g.n < kTogether ? kTogether * kColumns : kColumns;
-  const int64_t share = (g.in + threads - 1) / threads;
+  const int64_t share = divide_up(g.in, threads);
   const int64_t width = smaller(most, share / kLanes<A> * kLanes<A> + kLanes<A>);
   parallel_chunks(g.in, width, threads, [&](int64_t begin, int64_t end) {
     const int64_t columns = end - begin;

@@ -26,14 +26,14 @@ struct ChannelGroup {
 };
 
 NNOPS_INLINE int64_t channel_group_count(int64_t n, int64_t c, int64_t block) {
-  return n * ((c + block - 1) / block);
+  return n * divide_up(c, block);
 }
 NNOPS_INLINE ChannelGroup channel_group(int64_t index, int64_t c, int64_t block) {
   if (block == 1) {
     const int64_t image = index / c;
     return {image, index - image * c, 1};
   }
-  const int64_t groups = (c + block - 1) / block;
+  const int64_t groups = divide_up(c, block);
   const int64_t channel = index % groups * block;
   return {index / groups, channel, smaller(block, c - channel)};
 }

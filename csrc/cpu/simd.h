@@ -100,6 +100,15 @@ inline __attribute__((always_inline)) bfloat16 from_acc<bfloat16>(float value) {
 
 NNOPS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 NNOPS_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+NNOPS_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+NNOPS_INLINE int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+// [begin, end)
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+  bool empty() const { return begin == end; }
+};
 
 // --- loops --------------------------------------------------------------------------------------
 
@@ -131,7 +140,7 @@ NNOPS_INLINE void prefetch_written_span(const T* target, int64_t n) {
 // Splits [0, n) into chunks of fixed size and runs body(begin, end) on each, on `threads` threads.
 template <typename Body>
 NNOPS_INLINE void parallel_chunks(int64_t n, int64_t chunk, int threads, Body body) {
-  const int64_t chunks = (n + chunk - 1) / chunk;
+  const int64_t chunks = divide_up(n, chunk);
   const auto run = [&](int64_t i) __attribute__((always_inline)) {
     const int64_t begin = i * chunk;
     body(begin, begin + chunk < n ? begin + chunk : n);

@@ -10,7 +10,7 @@
 #pragma once
 
 #include "cpu/conv2d/depthwise_channels.h"
-#include "cpu/conv2d/transpose.h"
+#include "cpu/transpose.h"
 
 NNOPS_BEGIN_KERNELS
 

@@ -35,7 +35,7 @@
 
 #include "cpu/conv2d/pixel_pass.h"
 #include "cpu/conv2d/pixel_tile.h"
-#include "cpu/conv2d/transpose.h"
+#include "cpu/transpose.h"
 
 NNOPS_BEGIN_KERNELS
 

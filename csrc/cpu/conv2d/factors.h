@@ -7,7 +7,7 @@
 #pragma once
 
 #include "cpu/conv2d/pixel_tile.h"
-#include "cpu/conv2d/transpose.h"
+#include "cpu/conv2d/tap_axis.h"
 
 NNOPS_BEGIN_KERNELS
 

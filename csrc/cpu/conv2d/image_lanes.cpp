@@ -3,7 +3,7 @@
 
 #include "cpu/conv2d/expanded_planes.h"
 #include "cpu/conv2d/lane_tile.h"
-#include "cpu/conv2d/transpose.h"
+#include "cpu/transpose.h"
 
 NNOPS_BEGIN_KERNELS
 

@@ -22,7 +22,7 @@
 #pragma once
 
 #include "cpu/conv2d/outer_plan.h"
-#include "cpu/conv2d/transpose.h"
+#include "cpu/transpose.h"
 
 NNOPS_BEGIN_KERNELS
 

@@ -23,7 +23,7 @@
 
 #include "cpu/conv2d/channel_tile.h"
 #include "cpu/conv2d/pixel_pass.h"
-#include "cpu/conv2d/transpose.h"
+#include "cpu/transpose.h"
 
 NNOPS_BEGIN_KERNELS
 

@@ -14,13 +14,10 @@
 // (a large dilation) nothing would be shared, and every tap gets a sequence of its own.
 #pragma once
 
-#include "cpu/lanes.h"
+#include "cpu/transpose.h"
 #include "ops/conv2d.h"
 
 NNOPS_BEGIN_KERNELS
-
-NNOPS_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-NNOPS_INLINE int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 // The least odd number of cache lines that holds `count` numbers: what stands so far apart does not
 // share the cache's sets.
@@ -136,11 +133,6 @@ NNOPS_INLINE bool reads_no_padding(const TapAxis& axis) {
          (axis.grid - 1) * axis.step + axis.first + (axis.taps - 1) * axis.gap < axis.limit;
 }
 
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-
 // The positions that the taps read for a range of the grid, without those that are more than
 // `margin` outside of the image.
 NNOPS_INLINE Range positions_read(const TapAxis& axis, const Range& grid, int64_t margin) {
@@ -184,6 +176,28 @@ template <typename T>
 NNOPS_INLINE void copy_positions(acc_t<T>* target, const T* source, int64_t stride, int64_t start,
                                  int64_t step, int64_t length, int64_t limit) {
   copy_inside(target, source, stride, inside_span(start, step, length, limit));
+}
+
+// rows[i][channel] = the input at positions first + i step of one row, zero outside of [0, limit).
+template <typename T>
+NNOPS_INLINE void transpose_positions(acc_t<T>* rows, int64_t pixel_size, const T* source,
+                                      int64_t channel_stride, int64_t pixel_stride, int64_t first,
+                                      int64_t step, int64_t length, int64_t limit, int64_t channels,
+                                      int64_t padded_channels) {
+  const InsideSpan inside = inside_span(first, step, length, limit);
+  const int64_t begin = inside.begin;
+  const int64_t end = inside.end;
+  for (int64_t i = 0; i < begin; ++i) {
+    for (int64_t c = 0; c < padded_channels; ++c) rows[i * pixel_size + c] = 0;
+  }
+  transpose(rows + begin * pixel_size, pixel_size, source + (first + begin * step) * pixel_stride,
+            channel_stride, step * pixel_stride, channels, end - begin);
+  for (int64_t c = channels; c < padded_channels; ++c) {
+    for (int64_t i = begin; i < end; ++i) rows[i * pixel_size + c] = 0;
+  }
+  for (int64_t i = end; i < length; ++i) {
+    for (int64_t c = 0; c < padded_channels; ++c) rows[i * pixel_size + c] = 0;
+  }
 }
 
 NNOPS_END_KERNELS

@@ -30,8 +30,8 @@
 #include "cpu/conv2d/channel_tile.h"
 #include "cpu/conv2d/pixel_pass.h"
 #include "cpu/conv2d/pixel_rows.h"
-#include "cpu/conv2d/transpose.h"
 #include "cpu/conv2d/winograd_transforms.h"
+#include "cpu/transpose.h"
 
 NNOPS_BEGIN_KERNELS
 

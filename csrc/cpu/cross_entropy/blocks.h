@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/class_rows.h"
-#include "cpu/conv2d/transpose.h"
+#include "cpu/transpose.h"
 #include "cpu/wide_math.h"
 
 NNOPS_BEGIN_KERNELS

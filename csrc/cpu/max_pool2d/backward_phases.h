@@ -123,7 +123,7 @@ class OffsetRows {
 
   static uint8_t taps_outside(int64_t index, int64_t stride, int64_t pad, int64_t size,
                               int first_tap) {
-    const TapRange inside = taps_inside(index * stride - pad, 3, 1, size);
+    const Range inside = taps_inside(index * stride - pad, 3, 1, size);
     int bits = 0;
     for (int tap = 0; tap < 3; ++tap) {
       if (tap < inside.begin || tap >= inside.end) bits |= first_tap << tap;

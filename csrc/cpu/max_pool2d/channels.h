@@ -61,7 +61,7 @@ NNOPS_INLINE void pool_channels(void* output, void* record, const void* input,
   for_output_rows(g, threads, [=, &g](int64_t image, int64_t, int64_t begin, int64_t end) {
     for (int64_t oh = begin; oh < end; ++oh) {
       const int64_t start_h = oh * g.stride_h - g.pad_h;
-      const TapRange rows = taps_inside(start_h, g.kernel_h, g.dilation_h, g.h);
+      const Range rows = taps_inside(start_h, g.kernel_h, g.dilation_h, g.h);
       const T* row = x + image * g.input_strides[0] + start_h * g.input_strides[2];
       const int64_t place = (image * g.oh + oh) * g.ow;
       for (int64_t ow = 0; ow < g.ow; ++ow) {
@@ -78,7 +78,7 @@ NNOPS_INLINE void pool_channels(void* output, void* record, const void* input,
           ow += pixels - 1;
           continue;
         }
-        const TapRange columns = taps_inside(start_w, g.kernel_w, g.dilation_w, g.w);
+        const Range columns = taps_inside(start_w, g.kernel_w, g.dilation_w, g.w);
         if (!rows.empty() && !columns.empty()) {
           pool_pixels<T, kRecord, 0, 0>(
               output_pixel, record_pixel,

@@ -195,9 +195,8 @@ class OffsetCheck {
   // The same of columns [begin, end) of one row, whose windows have the same columns of taps
   // inside.
   bool run_is_inside(int64_t oh, int64_t begin, int64_t end, int64_t place, int64_t width) const {
-    const TapRange rows =
-        taps_inside(oh * g_.stride_h - g_.pad_h, g_.kernel_h, g_.dilation_h, g_.h);
-    const TapRange columns =
+    const Range rows = taps_inside(oh * g_.stride_h - g_.pad_h, g_.kernel_h, g_.dilation_h, g_.h);
+    const Range columns =
         taps_inside(begin * g_.stride_w - g_.pad_w, g_.kernel_w, g_.dilation_w, g_.w);
     bool inside = true;
     const auto visit = [&](auto bytes) __attribute__((always_inline)) {

@@ -123,7 +123,7 @@ NNOPS_INLINE void pool_edge(const PoolPlane<T, kRecord>& plane, const Pool2dGeom
 template <typename T, Record kRecord, int kKernelH, int kKernelW, int kStride>
 __attribute__((noinline)) void pool_row_run(const PoolPlane<T, kRecord>& plane,
                                             const Pool2dGeometry& g, int64_t begin, int64_t end,
-                                            const TapRange& taps, const InnerWindows& inner) {
+                                            const Range& taps, const InnerWindows& inner) {
   const TapCodes<kRecord> codes(g);
   const int64_t kernel_w = g.kernel_w;
   const int64_t tap_begin = taps.begin;
@@ -191,7 +191,7 @@ NNOPS_INLINE void pool_rows(void* output, void* record, const void* input, const
         oh = whole_end - 1;
         continue;
       }
-      const TapRange taps = taps_inside(oh * g.stride_h - g.pad_h, g.kernel_h, g.dilation_h, g.h);
+      const Range taps = taps_inside(oh * g.stride_h - g.pad_h, g.kernel_h, g.dilation_h, g.h);
       if (taps.empty()) {
         pool_edge(plane, g, oh, inner.begin, inner.end);
       } else {

@@ -110,7 +110,7 @@ template <typename T, Record kRecord>
 NNOPS_INLINE void pool_column_tile(void* output, void* record, const T* x, const Pool2dGeometry& g,
                                    int64_t oh, int64_t from, int64_t to, int64_t place) {
   const int64_t start_h = oh * g.stride_h - g.pad_h;
-  const TapRange rows = taps_inside(start_h, g.kernel_h, g.dilation_h, g.h);
+  const Range rows = taps_inside(start_h, g.kernel_h, g.dilation_h, g.h);
   const int64_t first_w = from * g.stride_w - g.pad_w;
   const int64_t last_w = (to - 1) * g.stride_w - g.pad_w;
   // Taps that any column of the tile has inside the input: a huge kernel costs no more than w.
@@ -141,7 +141,7 @@ NNOPS_INLINE void pool_column_tile(void* output, void* record, const T* x, const
   }
   tile.write(output, record, place + from, to - from, [&](int64_t j) -> int64_t {
     const int64_t start_w = (from + j) * g.stride_w - g.pad_w;
-    const TapRange columns = taps_inside(start_w, g.kernel_w, g.dilation_w, g.w);
+    const Range columns = taps_inside(start_w, g.kernel_w, g.dilation_w, g.w);
     if (rows.begin == rows.end || columns.begin == columns.end) {
       return Tile<T, kRecord>::kNoCode;
     }
@@ -156,8 +156,8 @@ NNOPS_INLINE void pool_channel_tiles(void* output, void* record, const T* x,
                                      int64_t place) {
   const int64_t start_h = oh * g.stride_h - g.pad_h;
   const int64_t start_w = ow * g.stride_w - g.pad_w;
-  const TapRange rows = taps_inside(start_h, g.kernel_h, g.dilation_h, g.h);
-  const TapRange columns = taps_inside(start_w, g.kernel_w, g.dilation_w, g.w);
+  const Range rows = taps_inside(start_h, g.kernel_h, g.dilation_h, g.h);
+  const Range columns = taps_inside(start_w, g.kernel_w, g.dilation_w, g.w);
   const bool empty = rows.begin == rows.end || columns.begin == columns.end;
   const int64_t first_code = empty
                                  ? int64_t{Tile<T, kRecord>::kNoCode}

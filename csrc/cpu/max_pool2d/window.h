@@ -28,11 +28,7 @@ NNOPS_INLINE acc_t<T> lowest_value() {
 }
 
 // Taps [begin, end) of a window along one axis that lie inside [0, size).
-struct TapRange {
-  int64_t begin, end;
-  bool empty() const { return begin == end; }
-};
-NNOPS_INLINE TapRange taps_inside(int64_t start, int64_t kernel, int64_t dilation, int64_t size) {
+NNOPS_INLINE Range taps_inside(int64_t start, int64_t kernel, int64_t dilation, int64_t size) {
   const int64_t last = start + (kernel - 1) * dilation;
   if (start >= 0 && last < size) return {0, kernel};
   const int64_t begin = start < 0 ? (dilation - 1 - start) / dilation : 0;
@@ -83,8 +79,8 @@ __attribute__((noinline)) void pool_element(T* output, Recorded<kRecord>* record
                                             const Pool2dGeometry& g, int64_t oh, int64_t ow) {
   const int64_t start_h = oh * g.stride_h - g.pad_h;
   const int64_t start_w = ow * g.stride_w - g.pad_w;
-  const TapRange rows = taps_inside(start_h, g.kernel_h, g.dilation_h, g.h);
-  const TapRange columns = taps_inside(start_w, g.kernel_w, g.dilation_w, g.w);
+  const Range rows = taps_inside(start_h, g.kernel_h, g.dilation_h, g.h);
+  const Range columns = taps_inside(start_w, g.kernel_w, g.dilation_w, g.w);
   if (rows.empty() || columns.empty()) {
     *output = from_acc<T>(lowest_value<T>());
     if constexpr (kRecord != Record::kNone) *record = kNothingRecorded<kRecord>;

@@ -7,7 +7,6 @@
 
 #include <utility>
 
-#include "cpu/conv2d/tap_axis.h"
 #include "cpu/lanes.h"
 
 NNOPS_BEGIN_KERNELS
@@ -198,28 +197,6 @@ NNOPS_INLINE void write_planes(T* planes, int64_t plane_stride, const acc_t<T>* 
               from_acc<T>(pixels[pixel * pixel_stride + i] + shift(i));
         }
       });
-}
-
-// rows[i][channel] = the input at positions first + i step of one row, zero outside of [0, limit).
-template <typename T>
-NNOPS_INLINE void transpose_positions(acc_t<T>* rows, int64_t pixel_size, const T* source,
-                                      int64_t channel_stride, int64_t pixel_stride, int64_t first,
-                                      int64_t step, int64_t length, int64_t limit, int64_t channels,
-                                      int64_t padded_channels) {
-  const InsideSpan inside = inside_span(first, step, length, limit);
-  const int64_t begin = inside.begin;
-  const int64_t end = inside.end;
-  for (int64_t i = 0; i < begin; ++i) {
-    for (int64_t c = 0; c < padded_channels; ++c) rows[i * pixel_size + c] = 0;
-  }
-  transpose(rows + begin * pixel_size, pixel_size, source + (first + begin * step) * pixel_stride,
-            channel_stride, step * pixel_stride, channels, end - begin);
-  for (int64_t c = channels; c < padded_channels; ++c) {
-    for (int64_t i = begin; i < end; ++i) rows[i * pixel_size + c] = 0;
-  }
-  for (int64_t i = end; i < length; ++i) {
-    for (int64_t c = 0; c < padded_channels; ++c) rows[i * pixel_size + c] = 0;
-  }
 }
 
 NNOPS_END_KERNELS
