@@ -68,14 +68,22 @@ NNOPS_INLINE double total_of(const LaneSums<double>& sums) {
   return lane_sum(sums.total + select(known, sums.lost, Wide<double>{}));
 }
 
+// Negative where a number is none of [0, 1], whose bits are the integers from 0 to those of 1; a
+// NaN is none.
 template <typename V>
-NNOPS_INLINE auto outside_unit_interval(V value) {
-  // Written so that a NaN is outside.
-  return ~((value >= splat<V>(0)) & (value <= splat<V>(1)));
+NNOPS_INLINE MaskOf<V> outside_unit_interval(V value) {
+  if constexpr (kIsPair<V>) {
+    return {outside_unit_interval(value.lo), outside_unit_interval(value.hi)};
+  } else {
+    using Bits = RawVector<std::make_unsigned_t<LaneOf<MaskOf<V>>>, sizeof(V)>;
+    // Adding 0 makes 0 of -0.
+    const Bits bits = reinterpret_cast<Bits>(value + 0);
+    return reinterpret_cast<MaskOf<V>>(bits | (reinterpret_cast<Bits>(splat<V>(1)) - bits));
+  }
 }
 template <typename M>
-NNOPS_INLINE bool any(M mask) {
-  return fold_lanes(mask, [](auto a, auto b) NNOPS_INLINE_LAMBDA { return a | b; }) != 0;
+NNOPS_INLINE bool any_negative(M lanes) {
+  return fold_lanes(lanes, [](auto a, auto b) NNOPS_INLINE_LAMBDA { return a | b; }) < 0;
 }
 
 // How to read the operands of a vector of elements: all lanes, or the first ones of the last
@@ -132,7 +140,8 @@ struct Elements {
 
   // Bits kInputOutside and kTargetOutside.
   NNOPS_INLINE_MEMBER int outside() const {
-    return (any(input_outside) ? kInputOutside : 0) | (any(target_outside) ? kTargetOutside : 0);
+    return (any_negative(input_outside) ? kInputOutside : 0) |
+           (any_negative(target_outside) ? kTargetOutside : 0);
   }
 };
 

@@ -122,7 +122,7 @@ NNOPS_WIDE_FUNCTION(vexp_nonpositive, exp_of_nonpositive_floats, std::exp)
 NNOPS_WIDE_FUNCTION(vexpm1_nonpositive, expm1_of_nonpositive_floats, std::expm1)
 
 // 2^e (1 + f) = x for a finite x >= 0, with 1 + f in [3/4, 3/2). At 0 e is some number below -149,
-// at infinity one above 127.
+// at infinity one above 127; either may be infinite.
 template <typename V>
 struct LogParts {
   V e;
@@ -134,10 +134,7 @@ NNOPS_INLINE LogParts<V> log_parts(V x) {
   const auto value = reinterpret_cast<__m512>(x);
   const __m512 significand = _mm512_getmant_ps(value, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_zero);
   const __m512 e = _mm512_sub_ps(_mm512_getexp_ps(value), _mm512_getexp_ps(significand));
-  // Four bits for each kind of x: at 0 the lowest float, at infinity the largest, else e.
-  const __m512i by_kind = _mm512_set1_epi32(0x00e00f00);
-  return {reinterpret_cast<V>(_mm512_fixupimm_ps(e, value, by_kind, 0)),
-          reinterpret_cast<V>(significand) - 1.0f};
+  return {reinterpret_cast<V>(e), reinterpret_cast<V>(significand) - 1.0f};
 #else
   using Bits = MaskOf<V>;
   const auto subnormal = x < std::numeric_limits<float>::min();
@@ -163,10 +160,15 @@ NNOPS_INLINE V log1p_rest(V f) {
   return s * (z * p - f);
 }
 
-// log(1 + f) + e ln2, ln2 in two parts.
+// log(1 + f) + e ln2. Where the product is rounded, ln2 has two parts, of which the first times e
+// is exact.
 template <typename V>
 NNOPS_INLINE V add_exponent(V f, V rest, V e) {
+#if defined(__FMA__)
+  return e * 0.693147180559945309f + (f + rest);
+#else
   return e * 0.693359375f + (f + (rest + e * -2.12194440054690583e-4f));
+#endif
 }
 
 template <typename V>
@@ -178,7 +180,7 @@ template <typename V>
 NNOPS_INLINE V log_of_floats(V x) {
   const V result = log_of_finite_floats(x);
 #if defined(__AVX512F__)
-  // As above: NaN, -infinity at 0, NaN below, infinity, else the result.
+  // Four bits for each kind of x: NaN, -infinity at 0, NaN below, infinity, else the result.
   const __m512i by_kind = _mm512_set1_epi32(0x03530422);
   return reinterpret_cast<V>(_mm512_fixupimm_ps(reinterpret_cast<__m512>(result),
                                                 reinterpret_cast<__m512>(x), by_kind, 0));

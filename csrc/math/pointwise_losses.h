@@ -230,9 +230,10 @@ struct BceLogitsLoss : LogitsLoss<A> {
            (slope * x + BceLogitsLoss::softplus(x) + BceLogitsLoss::nan_at_minus_infinity(x));
   }
   NNOPS_MATH V by_input(Element e) {
-    const V tail = BceLogitsLoss::tail(e.input);
-    return e.weight * A::select(e.input < A::constant(0.0), tail - e.target,
-                                (A::constant(1.0) - e.target) - tail);
+    const V x = BceLogitsLoss::bounded(e.input, e.parameter);
+    const V tail = BceLogitsLoss::tail(x);
+    return e.weight *
+           A::select(x < A::constant(0.0), tail - e.target, (A::constant(1.0) - e.target) - tail);
   }
   NNOPS_MATH V by_target(Element e) {
     return e.weight * -BceLogitsLoss::bounded(e.input, e.parameter);
@@ -257,12 +258,13 @@ struct BceLogitsPosWeightLoss : LogitsLoss<A> {
   NNOPS_MATH V by_input(Element e) {
     const V one = A::constant(1.0);
     const V zero = A::constant(0.0);
+    const V x = BceLogitsPosWeightLoss::bounded(e.input, e.parameter);
     const V positive = e.pos_weight * e.target;
     const V log_weight = (e.pos_weight - one) * e.target + one;
-    const V tail = BceLogitsPosWeightLoss::tail(e.input);
+    const V tail = BceLogitsPosWeightLoss::tail(x);
     // One product to a sum: of two, a compiler would round the one here and the other there.
-    const V slope = A::select(e.input < zero, -positive, one - e.target);
-    return e.weight * (log_weight * A::select(e.input < zero, tail, -tail) + slope);
+    const V slope = A::select(x < zero, -positive, one - e.target);
+    return e.weight * (log_weight * A::select(x < zero, tail, -tail) + slope);
   }
   // log sigmoid(-x) - p log sigmoid(x)
   NNOPS_MATH V by_target(Element e) {
