@@ -115,6 +115,15 @@ NNOPS_INLINE void store_lanes(T* pointer, Lanes<acc_t<T>, N> value) {
   }
 }
 
+// Keeps a vector that several products read in a register: GCC would load it again for each, which
+// where vectors lie across cache lines costs more than the products.
+template <typename V>
+NNOPS_INLINE void load_once([[maybe_unused]] V& vector) {
+#if defined(__x86_64__)
+  if constexpr (sizeof(V) >= 16 && sizeof(V) <= kRegisterBytes) asm("" : "+v"(vector));
+#endif
+}
+
 // N bytes as integers of T's width, and back: codes between 0 and 255. (GCC 12 converts vectors of
 // bytes element by element, hence the intrinsics.)
 template <typename T, int N>

@@ -93,7 +93,8 @@ void add_channels_tile(const ChannelsTask<T, Read>& task) {
       const Read* pixels = row;
 #pragma GCC unroll 32
       for (int i = 0; i < kReadPixels; ++i, pixels += pixel) {
-        const Lanes<A, kCount> value = load_lanes<kCount>(pixels);
+        Lanes<A, kCount> value = load_lanes<kCount>(pixels);
+        load_once(value);
 #pragma GCC unroll 8
         for (int p = 0; p < kPixels; ++p) {
           const int s = i - p * kStep;

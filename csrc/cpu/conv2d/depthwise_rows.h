@@ -70,6 +70,10 @@ struct DepthwiseRows {
   const acc_t<T>* weights;   // [kh][kw]
   int64_t y_taps, x_taps;
   acc_t<T> bias;
+  // What the next band reads: for each grid row of this one so many numbers. Fetched while the sums
+  // keep memory idle.
+  const T* ahead;
+  int64_t ahead_numbers;
 };
 
 // All lanes, of which those from `end` on are not written.
@@ -114,6 +118,7 @@ int64_t add_square_taps(const DepthwiseRows<T>& task, int64_t first, int64_t las
   for (; y + kRows <= last; y += kRows) {
     const A* rows = task.rows + y * kStep * pitch;
     T* written = task.written + y * task.written_pitch;
+    prefetch_span(task.ahead + y * task.ahead_numbers, kRows * task.ahead_numbers);
     for_row_vectors<kCount>(width, [&](int64_t x) __attribute__((always_inline)) {
       Lanes<A, kCount> total[kRows] = {};
       const A* row = rows + x;
@@ -121,7 +126,8 @@ int64_t add_square_taps(const DepthwiseRows<T>& task, int64_t first, int64_t las
       for (int i = 0; i < kReadRows; ++i, row += pitch) {
 #pragma GCC unroll 7
         for (int s = 0; s < kTaps; ++s) {
-          const Lanes<A, kCount> pixels = load_lanes<kCount>(row + columns[s]);
+          Lanes<A, kCount> pixels = load_lanes<kCount>(row + columns[s]);
+          load_once(pixels);
 #pragma GCC unroll 4
           for (int r = 0; r < kRows; ++r) {
             const int tap = i - r * kStep;
@@ -156,6 +162,7 @@ void add_any_taps(const DepthwiseRows<T>& task, int64_t rows) {
   for (int64_t y = 0; y < rows; ++y) {
     T* written = task.written + y * task.written_pitch;
     const A* first_row = task.rows + y * task.step * task.pitch;
+    prefetch_span(task.ahead + y * task.ahead_numbers, task.ahead_numbers);
     const auto add = [&](auto count, int64_t x) __attribute__((always_inline)) {
       constexpr int kMany = decltype(count)::kCount;
       Lanes<A, kCount> total[kMany] = {};
@@ -260,12 +267,16 @@ void run_depthwise_rows(T* written, const T* read, const T* weight, const T* bia
     for (int64_t run = 0; run < bands.runs; ++run) {
       A* const buffer = static_cast<A*>(workspace) + thread_index() * plan.thread_size();
       const auto [first, last, y0, count] = bands.band(run);
+      const auto read_plane = [&](int64_t plane) {
+        return read + plane / pass.groups * pass.read.n + plane % pass.groups * pass.read.c;
+      };
       for (int64_t plane = first; plane < last; ++plane) {
-        copy_band(buffer + (plane - first) * plan.plane_size,
-                  read + plane / pass.groups * pass.read.n + plane % pass.groups * pass.read.c,
+        copy_band(buffer + (plane - first) * plan.plane_size, read_plane(plane),
                   y0 * pass.y.step + pass.y.first, plan.read_rows(pass, count), pass.y.limit,
                   pass.read, plan.padded);
       }
+      const Band next = bands.band(smaller(run + 1, bands.runs - 1));
+      const int64_t next_row = larger(0, next.y0 * pass.y.step + pass.y.first);
       // Whole planes are written in ascending order: each may spill into the next.
       const auto band_of = [&](int64_t plane, int64_t row) {
         return written + plane / pass.groups * pass.written.n +
@@ -287,7 +298,10 @@ void run_depthwise_rows(T* written, const T* read, const T* weight, const T* bia
       for (int64_t plane = first; plane < last; ++plane) {
         const int64_t group = plane % pass.groups;
         task.rows = buffer + (plane - first) * plan.plane_size;
+        task.ahead =
+            read_plane(smaller(next.first + plane - first, next.last - 1)) + next_row * pass.read.h;
         for (int64_t row = 0; row < pass.rows; ++row) {
+          task.ahead_numbers = row == 0 && pass.read.w == 1 ? pass.y.step * pass.read.h : 0;
           gather_taps(taps, weight + group * pass.weight_group + row * pass.weight_row, pass.y,
                       pass.x, pass.weight_h, pass.weight_w);
           task.bias = bias != nullptr ? to_acc(bias[group * pass.rows + row]) : A{0};
