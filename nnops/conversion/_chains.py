@@ -22,7 +22,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from nnops.nn import Conv2d, MaxPool2d, ReLU, functional as F
 from nnops.nn.conv import convolution_arguments
-from nnops.ops._operator import is_plain_eager
+from nnops.ops._operator import PLAIN_TENSORS, is_plain_eager
 from nnops.ops.max_pool2d import has_offsets
 
 # What may stand behind a convolution, to the class of its module.
@@ -163,7 +163,7 @@ def _state(sources: tuple[Any, ...], eps: float) -> tuple[Any, ...] | None:
     for tensor in sources:
         if tensor is None:
             continue
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_inference():
+        if type(tensor) not in PLAIN_TENSORS or tensor.is_inference():
             return None
         state += [tensor._version, tensor.data_ptr()]
     return tuple(state)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import has_static_value
-from torch.nn import Dropout, Flatten, Identity, Linear as TorchLinear, Parameter
+from torch.nn import Dropout, Flatten, Identity, Linear as TorchLinear
 from torch.nn.modules.module import _has_any_global_hook
 
 from nnops._library import _C
@@ -28,7 +28,7 @@ from nnops.conversion._chains import Chain
 from nnops.nn import Conv2d, Linear, MaxPool2d, ReLU, _autocast, functional as F
 from nnops.nn.conv import convolution_arguments
 from nnops.nn.functional import _convolution, _window
-from nnops.ops._operator import dispatch_modes, is_plain_graph, is_transformed
+from nnops.ops._operator import PLAIN_TENSORS, dispatch_modes, is_plain_graph, is_transformed
 from nnops.ops.conv2d import sizes_behind
 from nnops.ops.layer_chain import convolution, layer_chain, linear
 from nnops.ops.max_pool2d import pooled_size
@@ -55,7 +55,6 @@ _ATTRIBUTES: dict[type, tuple[str, ...]] = {
     Dropout: ("training",),
 }
 _WITH_WEIGHTS = (Conv2d, Linear, TorchLinear)
-_PLAIN_TENSORS = (Parameter, Tensor)
 
 
 class Step(NamedTuple):
@@ -200,7 +199,7 @@ class LayerRun:
 
     def _read(self, modules: tuple[Any, ...]) -> tuple[list[Tensor], list[Any]] | None:
         """The parameters in order, and what the numbers depend on; None if a layer changed."""
-        return _C.read_layers(modules, self._classes, _ATTRIBUTES, _WITH_WEIGHTS, _PLAIN_TENSORS)
+        return _C.read_layers(modules, self._classes, _ATTRIBUTES, _WITH_WEIGHTS, PLAIN_TENSORS)
 
     def _numbers(self, input: Tensor, modules: tuple[Any, ...]) -> tuple[list[int], int] | None:
         """The layers as the operator takes them, and the precision; None for what it has not."""

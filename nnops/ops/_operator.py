@@ -42,6 +42,9 @@ is_tracing: Callable[[], bool] = torch._C._is_tracing  # torch.jit.trace
 is_legacy_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 _saved_tensors_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
 
+# Nobody else computes with tensors of these types.
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+
 # Holds the kernels in Python, for as long as it lives.
 library_fragment = torch.library.Library("nnops", "FRAGMENT")
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nnops import _C
 from nnops.ops._operator import (
+    PLAIN_TENSORS,
     Formulas,
     Router,
     are_saved_tensors_hooked,
@@ -538,8 +539,6 @@ class BinaryCrossEntropyWithLogits(TwoDerivativesLoss):
 
 # Of other dtypes small gradients must be scaled before they are rounded.
 _PREPARED_DTYPES = frozenset((torch.float32, torch.float64))
-# Nobody else computes with tensors of these types.
-_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
 
 
 def _with_gradient(loss: type[Loss]) -> Router:
@@ -591,8 +590,8 @@ def _with_gradient(loss: type[Loss]) -> Router:
             and not torch.is_inference_mode_enabled()
             and input.is_cpu
             and input.dtype in _PREPARED_DTYPES
-            and type(input) in _PLAIN_TYPES
-            and type(target) in _PLAIN_TYPES
+            and type(input) in PLAIN_TENSORS
+            and type(target) in PLAIN_TENSORS
         ):
             return apply(*inputs)
         return route(*inputs)
