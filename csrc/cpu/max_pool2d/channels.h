@@ -6,6 +6,17 @@
 
 NNOPS_BEGIN_KERNELS
 
+// An input of more bytes lies beyond the caches, and is asked for some pixels ahead: a window is
+// several streams of memory, which the hardware alone follows too late. Not where windows overlap,
+// which meet what others have brought.
+constexpr int64_t kFarBytes = int64_t{16} << 20;
+constexpr int64_t kPixelsAhead = 4;
+template <typename T>
+NNOPS_INLINE int64_t pixels_ahead(const Pool2dGeometry& g) {
+  const int64_t bytes = g.n * g.c * g.h * g.w * static_cast<int64_t>(sizeof(T));
+  return bytes >= kFarBytes && g.kernel_h <= g.stride_h ? kPixelsAhead : 0;
+}
+
 // `pixels` neighbouring outputs, whose windows have the tap rows and columns [0, tap_rows) x
 // [0, tap_columns) from `first` on; the codes of the taps begin with `first_code`, those of indices
 // count from `base` for the first pixel.
@@ -13,7 +24,7 @@ template <typename T, Record kRecord, int kKernelH, int kKernelW>
 __attribute__((noinline)) void pool_pixels(T* output, Recorded<kRecord>* record, const T* first,
                                            const Pool2dGeometry& g, int64_t pixels,
                                            int64_t tap_rows, int64_t tap_columns,
-                                           int64_t first_code, int64_t base) {
+                                           int64_t first_code, int64_t base, int64_t ahead) {
   const int64_t row_count = kKernelH > 0 ? kKernelH : tap_rows;
   const int64_t column_count = kKernelW > 0 ? kKernelW : tap_columns;
   const int64_t row_step = g.dilation_h * g.input_strides[2];
@@ -38,6 +49,14 @@ __attribute__((noinline)) void pool_pixels(T* output, Recorded<kRecord>* record,
         }
       }
       best.write(output + channel, kRecord == Record::kNone ? nullptr : record + channel, base, 0);
+      if (ahead == 0) return;
+      // The columns that the window so many outputs further on sees first.
+      const T* next = first + channel + ahead * pixel_step;
+      for (int64_t kh = 0; kh < row_count; ++kh, next += row_step) {
+        for (int64_t w = 0; w < g.stride_w; ++w) {
+          __builtin_prefetch(next + w * g.input_strides[3], 0, 2);
+        }
+      }
     };
     for_lanes<acc_t<T>>(0, channels, pool, [&](int64_t channel) __attribute__((always_inline)) {
       pool(LaneCount<1>{}, channel);
@@ -58,6 +77,7 @@ NNOPS_INLINE void pool_channels(void* output, void* record, const void* input,
   const InnerWindows inner = inner_columns(g);
   const InnerWindows whole_rows = inner_rows(g);
   const TapCodes<kRecord> codes(g);
+  const int64_t ahead = pixels_ahead<T>(g);
   for_output_rows(g, threads, [=, &g](int64_t image, int64_t, int64_t begin, int64_t end) {
     for (int64_t oh = begin; oh < end; ++oh) {
       const int64_t start_h = oh * g.stride_h - g.pad_h;
@@ -74,7 +94,7 @@ NNOPS_INLINE void pool_channels(void* output, void* record, const void* input,
         if (ow == inner.begin && inner.end > ow && whole_rows.contains(oh)) {
           const int64_t pixels = inner.end - inner.begin;
           pool_pixels<T, kRecord, kKernelH, kKernelW>(output_pixel, record_pixel, window, g, pixels,
-                                                      g.kernel_h, g.kernel_w, 0, base);
+                                                      g.kernel_h, g.kernel_w, 0, base, ahead);
           ow += pixels - 1;
           continue;
         }
@@ -85,7 +105,7 @@ NNOPS_INLINE void pool_channels(void* output, void* record, const void* input,
               window + rows.begin * g.dilation_h * g.input_strides[2] +
                   columns.begin * g.dilation_w * g.input_strides[3],
               g, 1, rows.end - rows.begin, columns.end - columns.begin,
-              rows.begin * codes.row_step + columns.begin * codes.column_step, base);
+              rows.begin * codes.row_step + columns.begin * codes.column_step, base, 0);
           continue;
         }
         for (int64_t channel = 0; channel < g.c; ++channel) {
