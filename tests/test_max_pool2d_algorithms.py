@@ -103,6 +103,32 @@ def test_forward_is_the_same_by_every_algorithm(
 
 
 @about_the_cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inputs_beyond_the_caches(dtype: torch.dtype, isa: str) -> None:
+    """They are asked for ahead, as far as there are windows: whatever the windows are like."""
+    side = 128 if dtype == torch.float32 else 184
+    image = awkward_image((128, side, side), dtype, channels_last=True)
+    assert image.nbytes >= 16 << 20
+    windows = (
+        window(2, 2),
+        window(2, 2, 1),
+        window(2, 3, 0, 2),
+        window(side, side),
+        ([1, 2], [1, 100], [0, 0], [1, 1]),
+        ([2, 2], [2**31 - 1] * 2, [0, 0], [1, 1]),
+    )
+    for arguments in windows:
+        is_large = arguments[0][0] * arguments[0][1] > 255  # for offsets of one byte
+        for form in FORMS[::2] if is_large else FORMS:
+            results = outputs(form, image, arguments, False)
+            assert _C.last_choice()[1] == "channels"
+            with forced_algorithm("max_pool2d", "tiles"):
+                expected = outputs(form, image, arguments, False)
+            for result, other in zip(results, expected, strict=True):
+                assert same_bits(result, other), (arguments, form)
+
+
+@about_the_cpu
 @pytest.mark.parametrize("channels_last", [False, True], ids=["row-major", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_backward_is_the_same_by_every_algorithm(

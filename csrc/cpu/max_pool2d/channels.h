@@ -6,15 +6,15 @@
 
 NNOPS_BEGIN_KERNELS
 
-// An input of more bytes lies beyond the caches, and is asked for some pixels ahead: a window is
-// several streams of memory, which the hardware alone follows too late. Not where windows overlap,
-// which meet what others have brought.
+// An input of more bytes lies beyond the caches, and is asked for some outputs ahead: a window is
+// several streams of memory, which the hardware alone follows too late. Not where rows of windows
+// overlap: they meet what others have brought.
 constexpr int64_t kFarBytes = int64_t{16} << 20;
-constexpr int64_t kPixelsAhead = 4;
+constexpr int64_t kOutputsAhead = 4;
 template <typename T>
-NNOPS_INLINE int64_t pixels_ahead(const Pool2dGeometry& g) {
+NNOPS_INLINE int64_t outputs_ahead(const Pool2dGeometry& g) {
   const int64_t bytes = g.n * g.c * g.h * g.w * static_cast<int64_t>(sizeof(T));
-  return bytes >= kFarBytes && g.kernel_h <= g.stride_h ? kPixelsAhead : 0;
+  return bytes >= kFarBytes && (g.kernel_h - 1) * g.dilation_h < g.stride_h ? kOutputsAhead : 0;
 }
 
 // `pixels` neighbouring outputs, whose windows have the tap rows and columns [0, tap_rows) x
@@ -32,6 +32,8 @@ __attribute__((noinline)) void pool_pixels(T* output, Recorded<kRecord>* record,
   const int64_t pixel_step = g.stride_w * g.input_strides[3];
   const int64_t channels = g.c;
   const TapCodes<kRecord> codes(g);
+  // Columns of a window before those of the next one.
+  const int64_t new_columns = smaller(g.stride_w, (column_count - 1) * g.dilation_w + 1);
   for (int64_t pixel = 0; pixel < pixels; ++pixel) {
     const auto pool = [&](auto lanes, int64_t channel) __attribute__((always_inline)) {
       constexpr int kN = decltype(lanes)::kCount;
@@ -49,11 +51,10 @@ __attribute__((noinline)) void pool_pixels(T* output, Recorded<kRecord>* record,
         }
       }
       best.write(output + channel, kRecord == Record::kNone ? nullptr : record + channel, base, 0);
-      if (ahead == 0) return;
-      // The columns that the window so many outputs further on sees first.
+      if (kN == 1 || ahead == 0 || pixel + ahead >= pixels) return;
       const T* next = first + channel + ahead * pixel_step;
       for (int64_t kh = 0; kh < row_count; ++kh, next += row_step) {
-        for (int64_t w = 0; w < g.stride_w; ++w) {
+        for (int64_t w = 0; w < new_columns; ++w) {
           __builtin_prefetch(next + w * g.input_strides[3], 0, 2);
         }
       }
@@ -77,7 +78,7 @@ NNOPS_INLINE void pool_channels(void* output, void* record, const void* input,
   const InnerWindows inner = inner_columns(g);
   const InnerWindows whole_rows = inner_rows(g);
   const TapCodes<kRecord> codes(g);
-  const int64_t ahead = pixels_ahead<T>(g);
+  const int64_t ahead = outputs_ahead<T>(g);
   for_output_rows(g, threads, [=, &g](int64_t image, int64_t, int64_t begin, int64_t end) {
     for (int64_t oh = begin; oh < end; ++oh) {
       const int64_t start_h = oh * g.stride_h - g.pad_h;
