@@ -284,6 +284,25 @@ def test_every_algorithm_computes_an_image_as_in_any_batch(algorithm: str) -> No
             assert torch.equal(part_grad, grad[part]), name
 
 
+@pytest.mark.skipif("cuda" in _C.available_isas(), reason="an algorithm of the CPU")
+def test_depthwise_rows_of_images_whose_rows_lie_apart(isa: str) -> None:
+    wide = torch.randn(2, 6, 70, 900)
+    crops = [wide[..., 100:240], torch.randn(2, 70, 6, 140).transpose(1, 2)]
+    w = torch.randn(6, 1, 3, 3)
+    parameters = {"padding": 1, "groups": 6}
+    for image, seed in itertools.product(crops, crops):
+        with forced_algorithm("conv2d", "depthwise_rows"):
+            output = F.conv2d(image, w, **parameters)
+            expected = F.conv2d(image.contiguous(), w, **parameters)
+        assert torch.equal(output, expected)
+        leaf = torch.randn(2, 6, 70, 140, requires_grad=True)
+        output = F.conv2d(leaf, w, **parameters)
+        with forced_algorithm("conv2d_backward_input", "depthwise_rows"):
+            (grad,) = torch.autograd.grad(output, leaf, seed, retain_graph=True)
+            (expected,) = torch.autograd.grad(output, leaf, seed.contiguous())
+        assert torch.equal(grad, expected)
+
+
 def test_infinities_stay_where_they_are_multiplied(algorithm: str, isa: str) -> None:
     """Padding of the kernels' own (partial vectors, row ends) never meets an infinity."""
     computed = 0

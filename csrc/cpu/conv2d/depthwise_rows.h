@@ -8,7 +8,7 @@
 // rows of a plane, a band, are copied with their padding (padded_rows.h); then kRows rows of sums
 // at a time stay in registers while the rows that they have in common pass by. Square kernels of 3,
 // 5 and 7 are unrolled. Rows shorter than a vector are written whole in ascending order: what one
-// spills is overwritten by the next, up to the band's end.
+// spills is overwritten by the next, up to the band's end. Meanwhile the next band is fetched.
 //
 // backward_input at stride 2: the input positions of one parity meet one half of the taps. A row of
 // the gradient is the sums of both parities, interleaved in registers and written once.
@@ -70,8 +70,8 @@ struct DepthwiseRows {
   const acc_t<T>* weights;   // [kh][kw]
   int64_t y_taps, x_taps;
   acc_t<T> bias;
-  // What the next band reads: for each grid row of this one so many numbers. Fetched while the sums
-  // keep memory idle.
+  // Where the rows that the next band reads begin, and how many numbers of them to fetch with each
+  // grid row of this one, while the sums keep memory idle.
   const T* ahead;
   int64_t ahead_numbers;
 };
@@ -275,6 +275,8 @@ void run_depthwise_rows(T* written, const T* read, const T* weight, const T* bia
                   y0 * pass.y.step + pass.y.first, plan.read_rows(pass, count), pass.y.limit,
                   pass.read, plan.padded);
       }
+      // Not of rows that lie apart: a piece of a wide image, or channels between the pixels.
+      const bool rows_follow = pass.read.w == 1 && pass.read.h <= 2 * pass.x.limit;
       const Band next = bands.band(smaller(run + 1, bands.runs - 1));
       const int64_t next_row = larger(0, next.y0 * pass.y.step + pass.y.first);
       // Whole planes are written in ascending order: each may spill into the next.
@@ -301,7 +303,7 @@ void run_depthwise_rows(T* written, const T* read, const T* weight, const T* bia
         task.ahead =
             read_plane(smaller(next.first + plane - first, next.last - 1)) + next_row * pass.read.h;
         for (int64_t row = 0; row < pass.rows; ++row) {
-          task.ahead_numbers = row == 0 && pass.read.w == 1 ? pass.y.step * pass.read.h : 0;
+          task.ahead_numbers = row == 0 && rows_follow ? pass.y.step * pass.read.h : 0;
           gather_taps(taps, weight + group * pass.weight_group + row * pass.weight_row, pass.y,
                       pass.x, pass.weight_h, pass.weight_w);
           task.bias = bias != nullptr ? to_acc(bias[group * pass.rows + row]) : A{0};
