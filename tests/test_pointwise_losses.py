@@ -65,6 +65,26 @@ def assert_alike(ours: Any, torchs: Any, what: str, *operands: torch.dtype) -> N
     )
 
 
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_numbers_outside_of_the_unit_interval_are_refused(dtype: torch.dtype, isa: str) -> None:
+    finfo = torch.finfo(dtype)
+    inside = torch.tensor([0.0, -0.0, 1.0, finfo.tiny, finfo.smallest_normal / 2], dtype=dtype)
+    inside = inside.repeat(11)  # some vectors and a part of one, on every ISA
+    one = torch.tensor(1.0, dtype=dtype)
+    outside = [float("nan"), -float("nan"), float("inf"), -float("inf"), -finfo.tiny]
+    outside += [float(torch.nextafter(one, one + 1)), -1.0, -finfo.smallest_normal / 2]
+    for reduction in ("none", "mean"):
+        assert F.binary_cross_entropy(inside, inside, reduction=reduction).isfinite().all()
+    for value, place in itertools.product(outside, range(0, len(inside), 3)):
+        wrong = inside.clone()
+        wrong[place] = value
+        for reduction in ("none", "mean"):
+            with pytest.raises(RuntimeError, match="of input should be between 0 and 1"):
+                F.binary_cross_entropy(wrong, inside, reduction=reduction)
+            with pytest.raises(RuntimeError, match="of target should be between 0 and 1"):
+                F.binary_cross_entropy(inside, wrong, reduction=reduction)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_promotion_and_errors_of_every_pair_of_dtypes(name: str) -> None:
     for first, second in itertools.product(DTYPES, repeat=2):

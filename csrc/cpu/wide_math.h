@@ -3,7 +3,8 @@
 // float: stated errors are the largest seen over a dense sweep (tests/test_simd_math.py). The
 // polynomials are minimax fits. double: the C library's functions, lane by lane. AVX-512 has
 // instructions that scale by 2^n, split a float and mend special cases, half of a logarithm's
-// instructions otherwise; they give the same bits.
+// instructions otherwise; they give the same bits, but where a result is only said to be some
+// number.
 //
 // NNOPS_WIDE_FUNCTION(name, on_floats, on_double) defines name(V): on_floats takes raw vectors.
 #pragma once
@@ -160,11 +161,11 @@ NNOPS_INLINE V log1p_rest(V f) {
   return s * (z * p - f);
 }
 
-// log(1 + f) + e ln2. Where the product is rounded, ln2 has two parts, of which the first times e
-// is exact.
+// log(1 + f) + e ln2. Where a product is rounded before it is added, ln2 has two parts, of which
+// the first times e is exact; else one constant will do, which is 3e-9 of ln2 off.
 template <typename V>
 NNOPS_INLINE V add_exponent(V f, V rest, V e) {
-#if defined(__FMA__)
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   return e * 0.693147180559945309f + (f + rest);
 #else
   return e * 0.693359375f + (f + (rest + e * -2.12194440054690583e-4f));

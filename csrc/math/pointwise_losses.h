@@ -229,6 +229,7 @@ struct BceLogitsLoss : LogitsLoss<A> {
     return e.weight *
            (slope * x + BceLogitsLoss::softplus(x) + BceLogitsLoss::nan_at_minus_infinity(x));
   }
+  // Bounded as in value(), which changes nothing here, so that both have one exponential.
   NNOPS_MATH V by_input(Element e) {
     const V x = BceLogitsLoss::bounded(e.input, e.parameter);
     const V tail = BceLogitsLoss::tail(x);
@@ -255,6 +256,7 @@ struct BceLogitsPosWeightLoss : LogitsLoss<A> {
     return e.weight * (slope * x + log_weight * BceLogitsPosWeightLoss::softplus(x) +
                        BceLogitsPosWeightLoss::nan_at_minus_infinity(x));
   }
+  // Bounded as in value(), as above.
   NNOPS_MATH V by_input(Element e) {
     const V one = A::constant(1.0);
     const V zero = A::constant(0.0);
