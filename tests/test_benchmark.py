@@ -25,7 +25,7 @@ from nnops.benchmark.machine import OthersLoad
 from nnops.benchmark.memory import measure_in_fresh_process, saved_bytes
 from nnops.benchmark.results import Bytes
 from nnops.benchmark.timing import MINIMUM_ROUNDS, Contestant, alternate, calmest, ratios, spread
-from nnops.testing.opdb import CASES, FAMILIES, case as case_named
+from nnops.testing.opdb import case as case_named
 from nnops.testing.samples import OVERHEAD, BenchmarkSample, Maker, OpCase, Sample
 
 ANY = ((1024, 100.0),)
@@ -298,7 +298,3 @@ def test_bench_refuses_what_it_does_not_know() -> None:
     run("bench", "--shapes", "no such net", code=2)
     run("bench", "--layout", "NHCW", code=2)
     run("bench", "--op", "relu", "--shapes", "resnet50", code=2)
-
-
-def test_families_have_the_cases() -> None:
-    assert [case for cases in FAMILIES.values() for case in cases] == list(CASES)

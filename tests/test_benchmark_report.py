@@ -21,7 +21,8 @@ from nnops.testing.opdb import case as case_named
 from nnops.testing.samples import FLOATING, Work
 
 DTYPES = [str(dtype).removeprefix("torch.") for dtype in FLOATING]
-LIMITS = Limits(1, ((1024, 100.0), (4096, 10.0)), ((1024, 200.0), (4096, 20.0)), 50.0)
+CALLS = {"fwd": 1.0, "bwd": 10.0, "full": 20.0}
+LIMITS = Limits(1, ((1024, 100.0), (4096, 10.0)), ((1024, 200.0), (4096, 20.0)), 50.0, calls=CALLS)
 
 
 def row(ratio: float = 2.0, spread: float = 0.0, **changes: object) -> Row:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnops.benchmark import engine
 from nnops.benchmark.calls import Mode, phases, sample_for
-from nnops.testing.opdb import CASES, case as case_named
+from nnops.testing.opdb import CASES, FAMILIES, case as case_named
 from nnops.testing.opdb.conv2d_grid import CHANNELS, GRID, SIZES
 from nnops.testing.opdb.conv2d_layers import Layer
 from nnops.testing.opdb.conv2d_nets import NETS
@@ -157,3 +157,7 @@ def test_lists_of_shapes_and_layouts_are_chosen() -> None:
     assert set(found(layouts=("NCHW",))) == {(DEFAULT_LIST, "NCHW"), (DEFAULT_LIST, "")}
     lists = ("lenet", "grid")
     assert len(found(shape_lists=lists, layouts=("channels_last",))) == len(NETS["lenet"]) + 200
+
+
+def test_families_have_the_cases() -> None:
+    assert [case for cases in FAMILIES.values() for case in cases] == list(CASES)

@@ -235,6 +235,7 @@ NNOPS_INLINE V alternate_lanes(V even, V odd, std::integer_sequence<int, kLane..
 template <typename V>
 NNOPS_INLINE void merge_pairs(V even, V odd, V& low, V& high) {
   constexpr int kCount = sizeof(V) / sizeof(even[0]);
+  static_assert(kCount > 1);
   constexpr auto kLanesInOrder = std::make_integer_sequence<int, kCount>{};
   low = alternate_lanes<0>(even, odd, kLanesInOrder);
   high = alternate_lanes<kCount / 2>(even, odd, kLanesInOrder);

@@ -241,7 +241,7 @@ struct Kernels {
       if (found != 0) __atomic_fetch_or(&outside, found, __ATOMIC_RELAXED);
       sums[begin / kLossBlock] = total_of(lanes);
     });
-    const int64_t blocks = (arguments.n + kLossBlock - 1) / kLossBlock;
+    const int64_t blocks = divide_up(arguments.n, kLossBlock);
     double total = 0;
     double lost = 0;
     for (int64_t i = 0; i < blocks; ++i) add_compensated(total, lost, sums[i]);
@@ -260,7 +260,7 @@ struct Kernels {
       return reduce_elements<T>(output, block_sums, arguments, divisor, threads,
                                 [](const auto&, int64_t, int64_t) NNOPS_INLINE_LAMBDA {});
     } else {
-      const int64_t blocks = (arguments.n + kLossBlock - 1) / kLossBlock;
+      const int64_t blocks = divide_up(arguments.n, kLossBlock);
       uint64_t* sums = static_cast<uint64_t*>(block_sums);
       parallel_chunks(arguments.n, kLossBlock, threads, [=](int64_t begin, int64_t end) {
         uint64_t sum = 0;

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from nnops.ops._operator import (
+    PLAIN_TENSORS,
     _apply_of,
     _old_style_function,
     _one_device,
@@ -34,7 +34,6 @@ MOST_ROWS = 32
 # With fewer weights than these the caches hold them, and calls cost more than is to be gained.
 LEAST_WEIGHTS = 2**18
 
-_TENSORS = (Tensor, Parameter)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _forward = function_of(torch.ops.nnops._linear.default)
@@ -47,9 +46,9 @@ def applies(input: Any, weight: Any, bias: Any) -> bool:
     return (
         _is_ordinary_call()
         and not is_tracing()
-        and type(weight) in _TENSORS
+        and type(weight) in PLAIN_TENSORS
         and weight.numel() >= LEAST_WEIGHTS
-        and type(input) in _TENSORS
+        and type(input) in PLAIN_TENSORS
         and _are_alike(input, weight)
         and weight.is_contiguous()  # else a copy of it would cost what is gained
         and input.dim() == 2
@@ -59,7 +58,7 @@ def applies(input: Any, weight: Any, bias: Any) -> bool:
         and (
             bias is None
             or (
-                type(bias) in _TENSORS
+                type(bias) in PLAIN_TENSORS
                 and bias.shape == weight.shape[:1]
                 and _are_alike(input, bias)
             )

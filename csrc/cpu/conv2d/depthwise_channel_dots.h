@@ -81,7 +81,7 @@ struct ChannelDots {
 // kTaps taps that follow each other, `x.first` is the position of the first for element 0.
 template <typename T, int kTaps, int kStep, int kVectors, int kCount>
 NNOPS_INLINE void add_channel_dots(const ChannelDots<T>& task, int64_t channel, const TapAxis& x,
-                                   GridRange inside) {
+                                   Range inside) {
   using A = acc_t<T>;
   constexpr int kPixels = 4;
   constexpr int kReadPixels = (kPixels - 1) * kStep + kTaps;
@@ -166,7 +166,7 @@ NNOPS_INLINE void add_channel_dots(const ChannelDots<T>& task, int64_t channel, 
 // The channels from `channel` on, in the widest vectors that fit: none may be added twice.
 template <typename T, int kTaps, int kStep, int kCount = kMostLanes<T>>
 NNOPS_INLINE void add_channel_dots_from(int64_t channel, const ChannelDots<T>& task,
-                                        const TapAxis& x, GridRange inside) {
+                                        const TapAxis& x, Range inside) {
   for (; channel + kCount <= task.channels; channel += kCount) {
     add_channel_dots<T, kTaps, kStep, 1, kCount>(task, channel, x, inside);
   }
@@ -177,7 +177,7 @@ NNOPS_INLINE void add_channel_dots_from(int64_t channel, const ChannelDots<T>& t
   }
 }
 template <typename T, int kTaps, int kStep>
-void add_all_channel_dots(const ChannelDots<T>& task, const TapAxis& x, GridRange inside) {
+void add_all_channel_dots(const ChannelDots<T>& task, const TapAxis& x, Range inside) {
   constexpr int kCount = kMostLanes<T>;
   int64_t channel = 0;
   // Two vectors are as many chains again, which hides what an addition takes.
@@ -189,7 +189,7 @@ void add_all_channel_dots(const ChannelDots<T>& task, const TapAxis& x, GridRang
 
 template <typename T>
 struct ChannelDotsFunction {
-  void (*add)(const ChannelDots<T>& task, const TapAxis& x, GridRange inside);
+  void (*add)(const ChannelDots<T>& task, const TapAxis& x, Range inside);
   int64_t taps;  // at a time
 };
 template <typename T>
@@ -217,7 +217,7 @@ void add_channel_chain(ChannelDots<T> task, const T* gradients, const T* input, 
     TapAxis tap = pass.y;
     tap.first += r * pass.y.gap;
     tap.taps = 1;
-    const GridRange seen = elements_that_see_all(tap);
+    const Range seen = elements_that_see_all(tap);
     const int64_t begin = larger(y0, seen.begin);
     task.rows = larger(0, smaller(y1, seen.end) - begin);
     if (task.rows == 0 && !task.set) continue;

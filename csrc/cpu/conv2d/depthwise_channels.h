@@ -42,10 +42,7 @@ NNOPS_INLINE SeenTaps seen_taps(const TapAxis& axis, int64_t element) {
   const int64_t begin = smaller(axis.taps, first);
   return {begin, larger(begin, smaller(axis.taps, last))};
 }
-struct GridRange {
-  int64_t begin, end;
-};
-NNOPS_INLINE GridRange elements_that_see_all(const TapAxis& axis) {
+NNOPS_INLINE Range elements_that_see_all(const TapAxis& axis) {
   const int64_t reach = axis.first + (axis.taps - 1) * axis.gap;  // of element 0
   const int64_t begin = axis.first < 0 ? divide_up(-axis.first, axis.step) : 0;
   const int64_t end = reach < axis.limit ? divide_up(axis.limit - reach, axis.step) : 0;
@@ -207,7 +204,7 @@ ChannelsFunctions<T, Read> channels_functions_of(const TapAxis& x) {
 // Every pixel of one row of one pass, for some channels. The task is changed on the way: a copy of
 // what has just been written would wait for all stores before it.
 template <typename T, typename Read>
-void add_channels_row(ChannelsTask<T, Read>& task, const TapAxis& x, GridRange inside,
+void add_channels_row(ChannelsTask<T, Read>& task, const TapAxis& x, Range inside,
                       const ChannelsFunctions<T, Read>& functions) {
   const Read* read = task.read;
   const acc_t<T>* weights = task.weights;
@@ -242,7 +239,7 @@ void add_channels_row(ChannelsTask<T, Read>& task, const TapAxis& x, GridRange i
     const int64_t whole = count / kTilePixels * kTilePixels;
     const int64_t rest = count - whole;
     const bool halves = count < kTilePixels || (rest > 0 && rest <= kTilePixels / 2);
-    const GridRange all = inside;
+    const Range all = inside;
     if (count >= kTilePixels) {
       if (halves) inside.end = inside.begin + whole;
       tiles(inside.begin, kTilePixels, functions.tile);
@@ -309,7 +306,7 @@ struct ChannelsRows {
   const ChannelsPasses& passes;
   const A* packed;
   int64_t kernel_width, all_channels, taps;
-  GridRange inside[2];
+  Range inside[2];
   ChannelsFunctions<T> functions[2];
 
   ChannelsRows(const ChannelsPasses& all, const A* weights, const Conv2dGeometry& g)

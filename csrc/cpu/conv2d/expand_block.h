@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/conv2d/expanded_plan.h"
+#include "cpu/transpose.h"
 
 NNOPS_BEGIN_KERNELS
 

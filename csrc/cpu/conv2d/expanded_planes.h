@@ -9,6 +9,8 @@
 // planes, which are copied once for all of them, unless the kernel is dilated far beyond the
 // stride.
 //
+// How passes are cut stands in expanded_plan.h, how planes are copied in expand_block.h.
+//
 // Layout. The grid is cut into strips: some rows of one image, or several small images. For a
 // strip and a block of channels the planes are copied to
 //   planes[channel][kw][image][sequence of read rows][strip width]
